@@ -1,1 +1,35 @@
+//! gatun: a layer-4 load balancer and NAT gateway in user space on Linux TUN/TAP devices.
+//!
+//! ```text
+//!   device ──► parse ──► flow table ──hit──► action ──► device
+//! (tun, tap,              │ miss                ▲
+//!  pcap, memory)          └► service ─► scheduler ─► plan the action, admit the flow
+//! ```
+//!
+//! # Modules, and who may import whom
+//!
+//! ```text
+//! cli ─► control ─► io ─► engine ─► forward ─► { flow, service } ─► wire
+//! ```
+//!
+//! `wire` imports no sibling; `flow` and `service` do not import each other; `io` never imports `control`: between them go
+//! only [`command`]s and events. [`time`], [`timeouts`], [`verdict`], [`command`] and [`stats`] are plain types that all may
+//! use. `tests/layering.rs` checks these arrows.
+//!
+//! Without the feature `gateway` the library is the pure engine: no clock, no file descriptor, no thread, no async.
 
+#[cfg(feature = "gateway")]
+pub mod cli;
+pub mod command;
+#[cfg(feature = "gateway")]
+pub mod control;
+pub mod engine;
+pub mod flow;
+#[cfg(feature = "gateway")]
+pub mod io;
+pub mod service;
+pub mod stats;
+pub mod time;
+pub mod timeouts;
+pub mod verdict;
+pub mod wire;

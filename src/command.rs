@@ -1,0 +1,139 @@
+//! What the control plane asks of an engine, and what the engine tells it: plain data.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::flow::TcpState;
+use crate::service::{Method, ServerId, ServiceId, Snapshot};
+use crate::wire::{Addr, Protocol, Tuple};
+
+/// A request to one shard's engine.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Forward by this snapshot from now on.
+    Swap(Arc<Snapshot>),
+    /// End the flows that match.
+    Delete(FlowFilter),
+    /// End every flow.
+    Flush,
+    /// Record events for [`crate::engine::Engine::poll_event`], or stop doing so.
+    Watch(bool),
+}
+
+/// How a command went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// So many flows were ended.
+    Deleted(u64),
+}
+
+/// Packets and bytes (IP length, headers included) one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+impl Volume {
+    pub fn add(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+/// A flow as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowRecord {
+    pub shard: u16,
+    /// From the client to the VIP.
+    pub original: Tuple,
+    /// From the server back, before translation.
+    pub reply: Tuple,
+    /// `None` for protocols without states.
+    pub tcp_state: Option<TcpState>,
+    /// Until it expires, if no packet comes.
+    pub remaining: Duration,
+    pub age: Duration,
+    /// A packet of the reply direction has been seen.
+    pub replied: bool,
+    /// Established for good: not evicted when the table is full.
+    pub assured: bool,
+    pub service: ServiceId,
+    pub server: ServerId,
+    pub method: Method,
+    pub to_server: Volume,
+    pub to_client: Volume,
+}
+
+impl FlowRecord {
+    /// The state as conntrack-tools names it; `None` for protocols without states. A client's unanswered SYN is
+    /// SYN_SENT there, where the table of IPVS already calls it SYN_RECV.
+    pub fn state_word(&self) -> Option<&'static str> {
+        match self.tcp_state? {
+            TcpState::SynRecv if !self.replied => Some(TcpState::SynSent.word()),
+            state => Some(state.word()),
+        }
+    }
+}
+
+/// What happened to a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowChange {
+    New,
+    /// Its state, or one of the marks replied and assured, changed.
+    Update,
+    Destroy,
+}
+
+/// What an engine has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub change: FlowChange,
+    pub flow: FlowRecord,
+}
+
+/// Which flows. Every field that is set must match; all unset matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowFilter {
+    pub protocol: Option<Protocol>,
+    /// Source of the original direction, as a prefix length on an address.
+    pub src: Option<(Addr, u8)>,
+    /// Destination of the original direction.
+    pub dst: Option<(Addr, u8)>,
+    pub sport: Option<u16>,
+    pub dport: Option<u16>,
+    /// As [`FlowRecord::state_word`] has it.
+    pub state: Option<String>,
+    pub service: Option<ServiceId>,
+    /// Any of these.
+    pub server: Option<Vec<ServerId>>,
+    pub method: Option<Method>,
+}
+
+impl FlowFilter {
+    pub fn matches(&self, flow: &FlowRecord) -> bool {
+        let is = |want: Option<u16>, have: u16| want.is_none_or(|want| want == have);
+        let within = |want: Option<(Addr, u8)>, have: Addr| want.is_none_or(|(net, len)| in_prefix(have, net, len));
+        self.protocol.is_none_or(|p| p == flow.original.protocol)
+            && within(self.src, flow.original.src)
+            && within(self.dst, flow.original.dst)
+            && is(self.sport, flow.original.sport)
+            && is(self.dport, flow.original.dport)
+            && self.state.as_deref().is_none_or(|s| flow.state_word() == Some(s))
+            && self.service.is_none_or(|s| s == flow.service)
+            && self.server.as_ref().is_none_or(|list| list.contains(&flow.server))
+            && self.method.is_none_or(|m| m == flow.method)
+    }
+}
+
+/// Whether `addr` is in `net`/`len`; `len` counts from the family's first bit, 0 to 32 or 0 to 128.
+fn in_prefix(addr: Addr, net: Addr, len: u8) -> bool {
+    if addr.is_v4() != net.is_v4() {
+        return false;
+    }
+    let (addr, net) = (addr.wire(), net.wire());
+    let whole = usize::from(len / 8).min(net.len());
+    let rest = if whole == net.len() { 0 } else { len % 8 };
+    addr[..whole] == net[..whole] && (rest == 0 || (addr[whole] ^ net[whole]) >> (8 - rest) == 0)
+}

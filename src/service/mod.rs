@@ -1,0 +1,134 @@
+//! Services and their servers: what the operator configured, compiled for lookup.
+//!
+//! # Theory of operation
+//!
+//! A [`Snapshot`] is immutable. A reload builds a new one with [`Snapshot::build`], handing in the old one, and every
+//! shard swaps its `Arc`. What must outlive a snapshot is carried from the old to the new:
+//!
+//! * A service whose [`ServiceSpec`] did not change keeps its [`Service`], and with it the state of its scheduler.
+//! * A server that stays under the same service (by name, address and port) keeps its [`ServerId`] and its [`ServerLoad`].
+//! * A server or service that is gone stays in the snapshot's registry as *retired* while flows still refer to it, so
+//!   that an id in a flow always resolves. A later build gives the id away once its load is zero.
+//! * The VIP of a gone service stays a VIP (without a service) while its flows live: which shard a packet belongs to
+//!   depends on whether its destination is a VIP, and that answer must not change under a live flow.
+
+pub mod scheduler;
+mod snapshot;
+mod spec;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+pub use scheduler::{Kind as SchedulerKind, Scheduler};
+pub use snapshot::{Snapshot, SnapshotError};
+pub use spec::{Limits, Method, PortRange, Protocols, ServerSpec, ServiceSpec, SnapshotSpec};
+
+use crate::wire::Addr;
+
+/// Names a service for as long as a flow refers to it. An index into [`Snapshot::services`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceId(pub u32);
+
+/// Names a server of one service for as long as a flow refers to it. An index into [`Snapshot::servers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServerId(pub u32);
+
+/// A virtual service: where it listens, how it forwards, who serves.
+#[derive(Debug)]
+pub struct Service {
+    pub id: ServiceId,
+    pub spec: ServiceSpec,
+    /// In the order of the configuration; parallel to `spec.servers`.
+    pub servers: Vec<Arc<Server>>,
+    pub scheduler: Box<dyn Scheduler>,
+}
+
+impl Service {
+    pub fn vip(&self) -> Addr {
+        self.spec.vip
+    }
+
+    /// The port at which `server` expects what clients send to `port`: the same one, the server's own, or with a port
+    /// range the one at the same distance from the range's start.
+    pub fn server_port(&self, server: &Server, port: u16) -> u16 {
+        match server.port {
+            None => port,
+            Some(base) => base.wrapping_add(port.wrapping_sub(self.spec.ports.first)),
+        }
+    }
+}
+
+/// A real server behind one service.
+#[derive(Debug)]
+pub struct Server {
+    pub id: ServerId,
+    pub service: ServiceId,
+    pub name: String,
+    pub address: Addr,
+    /// `None`: the port the client asked for.
+    pub port: Option<u16>,
+    /// 0 takes no new flow; flows it has go on.
+    pub weight: u32,
+    pub load: Arc<ServerLoad>,
+}
+
+impl Server {
+    /// Whether it may take a new flow.
+    #[inline]
+    pub fn is_available(&self) -> bool {
+        self.weight > 0
+    }
+}
+
+/// How many flows a server has, over all shards. Changes when a flow starts, ends, or changes between active and not.
+#[derive(Debug, Default)]
+pub struct ServerLoad {
+    active: AtomicI64,
+    inactive: AtomicI64,
+    admitted: AtomicU64,
+}
+
+impl ServerLoad {
+    /// Flows in TCP state ESTABLISHED, and UDP flows with a reply (IPVS: ActiveConn).
+    pub fn active(&self) -> u64 {
+        self.active.load(Ordering::Relaxed).max(0) as u64
+    }
+
+    /// All other flows (IPVS: InActConn).
+    pub fn inactive(&self) -> u64 {
+        self.inactive.load(Ordering::Relaxed).max(0) as u64
+    }
+
+    /// Flows admitted since the server was configured.
+    pub fn admitted(&self) -> u64 {
+        self.admitted.load(Ordering::Relaxed)
+    }
+
+    /// Active flows count 256 times as much as inactive ones (Linux, `include/net/ip_vs.h`, `ip_vs_dest_conn_overhead`).
+    pub fn overhead(&self) -> u64 {
+        self.active() * 256 + self.inactive()
+    }
+
+    /// Whether any flow still refers to the server.
+    pub fn is_idle(&self) -> bool {
+        self.active() + self.inactive() == 0
+    }
+
+    pub(crate) fn start(&self, active: bool) {
+        self.admitted.fetch_add(1, Ordering::Relaxed);
+        self.side(active).fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self, active: bool) {
+        self.side(active).fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn shift(&self, to_active: bool) {
+        self.side(to_active).fetch_add(1, Ordering::Relaxed);
+        self.side(!to_active).fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn side(&self, active: bool) -> &AtomicI64 {
+        if active { &self.active } else { &self.inactive }
+    }
+}

@@ -1,0 +1,68 @@
+//! How a server is chosen for a new flow. One file a scheduler; each is registered in [`Kind`] and [`build`], nowhere else.
+//!
+//! A scheduler belongs to one service and is shared by all shards, so its state sits behind `&self`; it is asked only
+//! when a flow is admitted, never for a packet of a known flow.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::Server;
+use crate::wire::Addr;
+
+/// What a scheduler may look at besides the servers.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub client: Addr,
+    pub client_port: u16,
+    pub vip: Addr,
+    pub port: u16,
+}
+
+/// A way of choosing a server.
+pub trait Scheduler: fmt::Debug + Send + Sync {
+    /// The index in `servers` of the server for a new flow, or `None` when none is available.
+    /// Never the index of a server whose [`Server::is_available`] is false.
+    fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize>;
+
+    /// A copy with the same state, so that `gatun explain` can pick without moving the original.
+    fn fork(&self) -> Box<dyn Scheduler>;
+
+    /// The state in a few words for `gatun explain`; empty when there is none.
+    fn state(&self) -> String {
+        String::new()
+    }
+}
+
+/// The schedulers by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Rr,
+    Wrr,
+    Lc,
+    #[default]
+    Wlc,
+    Sh,
+    Mh,
+}
+
+impl Kind {
+    pub const ALL: &'static [Kind] = &[Kind::Rr, Kind::Wrr, Kind::Lc, Kind::Wlc, Kind::Sh, Kind::Mh];
+
+    /// The word in config and outputs; the same as in ipvsadm.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Kind::Rr => "rr",
+            Kind::Wrr => "wrr",
+            Kind::Lc => "lc",
+            Kind::Wlc => "wlc",
+            Kind::Sh => "sh",
+            Kind::Mh => "mh",
+        }
+    }
+}
+
+/// Makes the scheduler of a service. `seed` moves what the hashing schedulers choose.
+pub fn build(kind: Kind, servers: &[Arc<Server>], seed: u64) -> Box<dyn Scheduler> {
+    let _ = (servers, seed);
+    todo!("{kind:?}")
+}

@@ -1,0 +1,269 @@
+//! The immutable snapshot that the engine forwards by, and how one follows another.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+
+use siphasher::sip::SipHasher13;
+use thiserror::Error;
+
+use super::{
+    PortRange, Server, ServerId, ServerLoad, ServerSpec, Service, ServiceId, ServiceSpec, SnapshotSpec, scheduler,
+};
+use crate::wire::{Addr, Protocol};
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<SipHasher13>>;
+
+/// Services compiled for lookup. See the module docs for what carries over from one snapshot to the next.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    pub generation: u64,
+    pub spec: SnapshotSpec,
+    /// Live services in the order of the configuration.
+    pub live: Vec<Arc<Service>>,
+    /// By [`ServiceId`]; `None` where an id is free.
+    services: Vec<Option<Arc<Service>>>,
+    /// By [`ServerId`]; `None` where an id is free.
+    servers: Vec<Option<Arc<Server>>>,
+    vips: Map<Addr, Vip>,
+    exact: Map<(Addr, Protocol, u16), Arc<Service>>,
+}
+
+/// What listens at one address besides single ports.
+#[derive(Debug, Default)]
+struct Vip {
+    /// No configured service has this address any more; old flows do.
+    retired: bool,
+    ranges: Vec<(Protocol, PortRange, Arc<Service>)>,
+}
+
+/// Why a specification makes no snapshot.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SnapshotError {
+    #[error("two services are named {0:?}; names must differ")]
+    DuplicateService(String),
+    #[error("services {first:?} and {second:?} both listen on {protocol:?} {vip} port {ports}")]
+    Overlap { first: String, second: String, protocol: Protocol, vip: Addr, ports: PortRange },
+    #[error("service {service:?}: two servers are named {server:?}; names must differ")]
+    DuplicateServer { service: String, server: String },
+    #[error("service {service:?}: server {server:?} is of another address family than the VIP {vip}")]
+    FamilyMismatch { service: String, server: String, vip: Addr },
+    #[error("service {service:?}: server {server:?} has the address of the VIP; packets would loop")]
+    ServerIsVip { service: String, server: String },
+    #[error("service {service:?}: the port range {ports} does not fit from port {base} on at server {server:?}")]
+    PortsDoNotFit { service: String, server: String, ports: PortRange, base: u16 },
+}
+
+impl Snapshot {
+    /// Compiles `spec`. `previous` is the snapshot now in use, if any; flows that it admitted keep working.
+    pub fn build(spec: SnapshotSpec, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
+        validate(&spec)?;
+        let mut snapshot = Snapshot {
+            generation: previous.map_or(1, |p| p.generation + 1),
+            spec,
+            live: Vec::new(),
+            services: Vec::new(),
+            servers: Vec::new(),
+            vips: Map::default(),
+            exact: Map::default(),
+        };
+        if let Some(previous) = previous {
+            snapshot.services.clone_from(&previous.services);
+            snapshot.servers.clone_from(&previous.servers);
+        }
+        snapshot.release_idle();
+        for index in 0..snapshot.spec.services.len() {
+            let service = snapshot.admit_service(index, previous);
+            snapshot.listen(&service);
+            snapshot.live.push(service);
+        }
+        for service in snapshot.services.iter().flatten() {
+            if !snapshot.live.iter().any(|live| live.id == service.id) {
+                snapshot.vips.entry(service.vip()).or_insert(Vip { retired: true, ranges: Vec::new() });
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// The service that listens for this packet.
+    #[inline]
+    pub fn service_for(&self, vip: Addr, protocol: Protocol, port: u16) -> Option<&Arc<Service>> {
+        if let Some(service) = self.exact.get(&(vip, protocol, port)) {
+            return Some(service);
+        }
+        let ranges = &self.vips.get(&vip)?.ranges;
+        // The narrowest range wins, so that one port can be taken out of an all-ports service; ranges stand narrowest first.
+        ranges.iter().find(|(p, range, _)| *p == protocol && range.contains(port)).map(|(_, _, service)| service)
+    }
+
+    /// Whether `addr` is a VIP, of a live service or of one that still has flows.
+    #[inline]
+    pub fn is_vip(&self, addr: Addr) -> bool {
+        self.vips.contains_key(&addr)
+    }
+
+    /// Every VIP and whether it is only kept for old flows.
+    pub fn vips(&self) -> impl Iterator<Item = (Addr, bool)> + '_ {
+        self.vips.iter().map(|(addr, vip)| (*addr, vip.retired))
+    }
+
+    pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(id.0 as usize)?.as_ref()
+    }
+
+    pub fn server(&self, id: ServerId) -> Option<&Arc<Server>> {
+        self.servers.get(id.0 as usize)?.as_ref()
+    }
+
+    /// One past the highest [`ServerId`] in use.
+    pub fn server_ids(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// Frees the ids that no live service and no flow uses. Ids of live services survive because `admit_service` takes
+    /// them from `previous` again.
+    fn release_idle(&mut self) {
+        let live: Vec<ServiceSpec> = self.spec.services.clone();
+        for slot in &mut self.services {
+            let idle = |service: &Service| service.servers.iter().all(|server| server.load.is_idle());
+            if slot.as_ref().is_some_and(|s| idle(s) && !live.iter().any(|spec| spec.name == s.spec.name)) {
+                *slot = None;
+            }
+        }
+        for slot in &mut self.servers {
+            let stays = |server: &Server| {
+                self.services.get(server.service.0 as usize).and_then(Option::as_ref).is_some_and(|service| {
+                    live.iter().any(|spec| {
+                        spec.name == service.spec.name && spec.servers.iter().any(|s| is_same_server(s, server))
+                    })
+                })
+            };
+            if slot.as_ref().is_some_and(|server| server.load.is_idle() && !stays(server)) {
+                *slot = None;
+            }
+        }
+    }
+
+    fn admit_service(&mut self, index: usize, previous: Option<&Snapshot>) -> Arc<Service> {
+        let spec = self.spec.services[index].clone();
+        let old = previous.and_then(|p| p.live.iter().find(|service| service.spec.name == spec.name));
+        if let (Some(old), Some(previous)) = (old, previous)
+            && old.spec == spec
+            && previous.spec.seed == self.spec.seed
+        {
+            return old.clone();
+        }
+        // A service that moved to another address is a new one: the old flows' VIP must stay known.
+        let reused = old.filter(|old| old.spec.vip == spec.vip);
+        let id = reused.map_or_else(|| ServiceId(free_slot(&mut self.services)), |old| old.id);
+        let servers: Vec<Arc<Server>> =
+            spec.servers.iter().map(|server| self.admit_server(id, server, reused)).collect();
+        let scheduler = scheduler::build(spec.scheduler, &servers, self.spec.seed);
+        let service = Arc::new(Service { id, spec, servers, scheduler });
+        self.services[id.0 as usize] = Some(service.clone());
+        service
+    }
+
+    fn admit_server(&mut self, service: ServiceId, spec: &ServerSpec, old: Option<&Arc<Service>>) -> Arc<Server> {
+        let kept = old.and_then(|old| old.servers.iter().find(|server| is_same_server(spec, server)));
+        let (id, load) = match kept {
+            Some(server) => (server.id, server.load.clone()),
+            None => (ServerId(free_slot(&mut self.servers)), Arc::new(ServerLoad::default())),
+        };
+        let server = Arc::new(Server {
+            id,
+            service,
+            name: spec.name.clone(),
+            address: spec.address,
+            port: spec.port,
+            weight: spec.weight,
+            load,
+        });
+        self.servers[id.0 as usize] = Some(server.clone());
+        server
+    }
+
+    fn listen(&mut self, service: &Arc<Service>) {
+        let spec = &service.spec;
+        let vip = self.vips.entry(spec.vip).or_default();
+        for &protocol in spec.protocols.list() {
+            if spec.ports.is_single() {
+                self.exact.insert((spec.vip, protocol, spec.ports.first), service.clone());
+            } else {
+                vip.ranges.push((protocol, spec.ports, service.clone()));
+            }
+        }
+        vip.ranges.sort_by_key(|(_, range, _)| range.last - range.first);
+    }
+}
+
+/// Puts a placeholder into the first free slot, so that the next search passes it, and returns its index.
+fn free_slot<T>(slots: &mut Vec<Option<T>>) -> u32 {
+    let index = slots.iter().position(Option::is_none).unwrap_or_else(|| {
+        slots.push(None);
+        slots.len() - 1
+    });
+    u32::try_from(index).expect("the configuration that names them fits in memory")
+}
+
+fn is_same_server(spec: &ServerSpec, server: &Server) -> bool {
+    spec.name == server.name && spec.address == server.address && spec.port == server.port
+}
+
+fn validate(spec: &SnapshotSpec) -> Result<(), SnapshotError> {
+    let mut names = Map::default();
+    let mut listeners: Map<(Addr, Protocol), Vec<&ServiceSpec>> = Map::default();
+    for service in &spec.services {
+        if names.insert(service.name.as_str(), ()).is_some() {
+            return Err(SnapshotError::DuplicateService(service.name.clone()));
+        }
+        for &protocol in service.protocols.list() {
+            let others = listeners.entry((service.vip, protocol)).or_default();
+            // A narrower range may stand inside a wider one; two equal or partly overlapping ones are a mistake.
+            if let Some(first) = others.iter().find(|other| conflicts(other.ports, service.ports)) {
+                return Err(SnapshotError::Overlap {
+                    first: first.name.clone(),
+                    second: service.name.clone(),
+                    protocol,
+                    vip: service.vip,
+                    ports: service.ports,
+                });
+            }
+            others.push(service);
+        }
+        validate_servers(service)?;
+    }
+    Ok(())
+}
+
+fn conflicts(a: PortRange, b: PortRange) -> bool {
+    let inside = |inner: PortRange, outer: PortRange| outer.contains(inner.first) && outer.contains(inner.last);
+    a.overlaps(b) && (a == b || !(inside(a, b) || inside(b, a)))
+}
+
+fn validate_servers(service: &ServiceSpec) -> Result<(), SnapshotError> {
+    let mut names = Map::default();
+    for server in &service.servers {
+        let (name, vip) = (service.name.clone(), service.vip);
+        match names.entry(server.name.as_str()) {
+            Entry::Occupied(_) => {
+                return Err(SnapshotError::DuplicateServer { service: name, server: server.name.clone() });
+            }
+            Entry::Vacant(entry) => entry.insert(()),
+        };
+        if server.address.is_v4() != vip.is_v4() {
+            return Err(SnapshotError::FamilyMismatch { service: name, server: server.name.clone(), vip });
+        }
+        if server.address == vip {
+            return Err(SnapshotError::ServerIsVip { service: name, server: server.name.clone() });
+        }
+        if let Some(base) = server.port
+            && u32::from(base) + u32::from(service.ports.last - service.ports.first) > u32::from(u16::MAX)
+        {
+            let ports = service.ports;
+            return Err(SnapshotError::PortsDoNotFit { service: name, server: server.name.clone(), ports, base });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! What a snapshot is built from: the configuration in the engine's own terms. Plain data, comparable, so that a reload
+//! can say what changes.
+
+use std::fmt;
+
+use super::SchedulerKind;
+use crate::timeouts::Timeouts;
+use crate::wire::{Addr, Protocol};
+
+/// How packets reach the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// Destination address and port are rewritten; replies come back through the gateway.
+    Nat,
+}
+
+impl Method {
+    pub const ALL: &'static [Method] = &[Method::Nat];
+
+    /// The word in config and outputs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Method::Nat => "nat",
+        }
+    }
+}
+
+/// A range of ports, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Every port: 1 to 65535.
+    pub const ALL: PortRange = PortRange { first: 1, last: u16::MAX };
+
+    pub const fn single(port: u16) -> PortRange {
+        PortRange { first: port, last: port }
+    }
+
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+
+    pub const fn is_single(self) -> bool {
+        self.first == self.last
+    }
+
+    /// Whether some port is in both.
+    pub const fn overlaps(self, other: PortRange) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    /// `80`, `8000-8099` or `*`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            PortRange::ALL => f.write_str("*"),
+            PortRange { first, last } if first == last => write!(f, "{first}"),
+            PortRange { first, last } => write!(f, "{first}-{last}"),
+        }
+    }
+}
+
+/// The transport protocols that one service listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocols {
+    Tcp,
+    Udp,
+    TcpAndUdp,
+}
+
+impl Protocols {
+    /// The word in the config.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Protocols::Tcp => "tcp",
+            Protocols::Udp => "udp",
+            Protocols::TcpAndUdp => "tcp+udp",
+        }
+    }
+
+    pub const fn list(self) -> &'static [Protocol] {
+        match self {
+            Protocols::Tcp => &[Protocol::TCP],
+            Protocols::Udp => &[Protocol::UDP],
+            Protocols::TcpAndUdp => &[Protocol::TCP, Protocol::UDP],
+        }
+    }
+}
+
+/// A real server as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerSpec {
+    /// Unique within the service. Default: `address:port`.
+    pub name: String,
+    pub address: Addr,
+    /// `None`: the port the client asked for. With a port range: where the range starts on the server.
+    pub port: Option<u16>,
+    /// 0 to 65535; 0 drains.
+    pub weight: u32,
+}
+
+/// A service as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Unique.
+    pub name: String,
+    pub vip: Addr,
+    pub ports: PortRange,
+    pub protocols: Protocols,
+    pub method: Method,
+    pub scheduler: SchedulerKind,
+    pub servers: Vec<ServerSpec>,
+}
+
+/// Bounds that the engine observes besides the size of its flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// RSTs and ICMP errors that one shard sends, per second (Linux: `net.ipv4.icmp_msgs_per_sec`, 1000 in all).
+    pub replies_per_second: u32,
+    /// Fragmented packets followed at a time, per shard.
+    pub fragmented_packets: usize,
+    /// Bytes of fragments held until their first one comes, per shard.
+    pub held_fragment_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { replies_per_second: 1000, fragmented_packets: 4096, held_fragment_bytes: 1 << 20 }
+    }
+}
+
+/// Everything a snapshot is built from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotSpec {
+    pub services: Vec<ServiceSpec>,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    /// MTU of the device, 1280 to 65535: TCP MSS options are clamped to it.
+    pub mtu: u16,
+    /// Seed of the hashing schedulers; equal on gateways that must choose alike.
+    pub seed: u64,
+}
+
+impl Default for SnapshotSpec {
+    fn default() -> SnapshotSpec {
+        SnapshotSpec {
+            services: Vec::new(),
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+            mtu: 1500,
+            seed: 0,
+        }
+    }
+}

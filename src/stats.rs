@@ -1,0 +1,95 @@
+//! Counters of one engine. Plain numbers: a shard's engine is the only writer.
+
+use crate::command::Volume;
+use crate::verdict::DropReason;
+
+/// What happened since the engine was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Packets by verdict.
+    pub forwarded: u64,
+    pub passed: u64,
+    pub replied: u64,
+    /// By [`DropReason`], in the order of [`DropReason::ALL`]; refusals are counted here as well.
+    pub drops: [u64; DropReason::COUNT],
+    /// Dropped packets that were answered with a RST or an ICMP error.
+    pub refused: u64,
+    pub flows_created: u64,
+    pub flows_expired: u64,
+    /// Half-open flows that made room for new ones.
+    pub flows_evicted: u64,
+    /// Flows ended by a command.
+    pub flows_deleted: u64,
+    /// Flows ended because a SYN started a new connection over the same ports.
+    pub flows_reused: u64,
+    /// RSTs that did not fit the flow's sequence numbers and so did not end it.
+    pub rst_ignored: u64,
+    /// ICMP errors translated, both ways.
+    pub icmp_errors: u64,
+    pub fragments_held: u64,
+    /// Events lost because nobody took them in time.
+    pub events_lost: u64,
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats {
+            forwarded: 0,
+            passed: 0,
+            replied: 0,
+            drops: [0; DropReason::COUNT],
+            refused: 0,
+            flows_created: 0,
+            flows_expired: 0,
+            flows_evicted: 0,
+            flows_deleted: 0,
+            flows_reused: 0,
+            rst_ignored: 0,
+            icmp_errors: 0,
+            fragments_held: 0,
+            events_lost: 0,
+        }
+    }
+}
+
+impl Stats {
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// Adds another engine's counters.
+    pub fn merge(&mut self, other: &Stats) {
+        for (sum, n) in self.drops.iter_mut().zip(other.drops) {
+            *sum += n;
+        }
+        for ((_, sum), (_, n)) in self.counters_mut().into_iter().zip(other.clone().counters_mut()) {
+            *sum += *n;
+        }
+    }
+
+    /// The counters besides drops, by name.
+    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 13] {
+        [
+            ("forwarded", &mut self.forwarded),
+            ("passed", &mut self.passed),
+            ("replied", &mut self.replied),
+            ("refused", &mut self.refused),
+            ("flows_created", &mut self.flows_created),
+            ("flows_expired", &mut self.flows_expired),
+            ("flows_evicted", &mut self.flows_evicted),
+            ("flows_deleted", &mut self.flows_deleted),
+            ("flows_reused", &mut self.flows_reused),
+            ("rst_ignored", &mut self.rst_ignored),
+            ("icmp_errors", &mut self.icmp_errors),
+            ("fragments_held", &mut self.fragments_held),
+            ("events_lost", &mut self.events_lost),
+        ]
+    }
+}
+
+/// What one server moved, in one shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub to_server: Volume,
+    pub to_client: Volume,
+}

@@ -1,0 +1,100 @@
+//! What the engine answers for a packet, and every reason it may have to drop one.
+
+/// What is to be done with the packet buffer after [`crate::engine::Engine::handle_packet`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Translated: send it.
+    Forward,
+    /// Not part of any service or flow: send it on as it came; the host's routing knows better.
+    Pass,
+    /// The buffer now holds an answer to the sender (an echo reply): send it.
+    Reply,
+    /// The packet was refused for this reason, and the buffer now holds the RST or ICMP error for its sender: send it.
+    Refuse(DropReason),
+    /// The engine keeps a copy (a fragment that waits for its first one); the buffer is free again.
+    Held,
+    /// Nothing is to be sent.
+    Drop(DropReason),
+}
+
+impl Verdict {
+    /// Whether the buffer is to be written to the device.
+    pub const fn sends(self) -> bool {
+        !matches!(self, Verdict::Held | Verdict::Drop(_))
+    }
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+) => {
+        /// Why a packet was not forwarded. Each is a counter, a metric label and a word in `gatun explain`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)+];
+
+            /// The stable word for metrics and outputs.
+            pub const fn word(self) -> &'static str {
+                match self { $(DropReason::$variant => $word,)+ }
+            }
+
+            /// One sentence for an operator.
+            pub const fn sentence(self) -> &'static str {
+                match self { $(DropReason::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The packet ends before its headers do.
+    Truncated = "truncated",
+    /// The version nibble is neither 4 nor 6.
+    NotIp = "not_ip",
+    /// An IP header field contradicts the packet (header length, total length, an IPv4-mapped address on the wire).
+    BadIpHeader = "bad_ip_header",
+    /// The IPv4 header checksum is wrong.
+    BadIpChecksum = "bad_ip_checksum",
+    /// A TCP, UDP or ICMP header field contradicts the packet (data offset, UDP length, SYN together with FIN or RST).
+    BadTransportHeader = "bad_transport_header",
+    /// More IPv6 extension headers than the engine walks.
+    TooManyExtensionHeaders = "too_many_extension_headers",
+    /// The checksum of an ICMP message, or of the IP header it quotes, is wrong (RFC 5508 REQ-3).
+    BadIcmpChecksum = "bad_icmp_checksum",
+    /// The source address cannot be one (multicast, loopback, unspecified), or source equals destination.
+    Martian = "martian",
+    /// The VIP is ours, but no service listens on this port.
+    NoService = "no_service",
+    /// The service has no server that may take a new flow (none configured, all weight 0 or down).
+    NoServer = "no_server",
+    /// A TCP packet that is no SYN and belongs to no flow.
+    NoFlow = "no_flow",
+    /// The transport protocol is none that gatun forwards to a VIP.
+    UnsupportedProtocol = "unsupported_protocol",
+    /// An ICMP message to a VIP that is neither an echo request nor an error about a flow.
+    UnsupportedIcmp = "unsupported_icmp",
+    /// An ICMP error for a VIP quotes a packet that belongs to no flow.
+    IcmpNoFlow = "icmp_no_flow",
+    /// The flow table is full, and nothing in it may be evicted.
+    TableFull = "table_full",
+    /// No free source port was found for a tuple that another flow to the same server holds.
+    PortCollision = "port_collision",
+    /// The packet's TTL or hop limit ended at the gateway.
+    TtlExceeded = "ttl_exceeded",
+    /// The first fragment is too short for its transport header, or a later one would overwrite it (RFC 1858, RFC 7112).
+    BadFragment = "bad_fragment",
+    /// The fragment's first one did not come in time.
+    FragmentTimeout = "fragment_timeout",
+    /// The table of fragmented packets, or the room for held fragments, is full.
+    FragmentTableFull = "fragment_table_full",
+    /// The answer to a refused packet was held back by the rate limit.
+    RateLimited = "rate_limited",
+}
+
+impl DropReason {
+    pub const COUNT: usize = DropReason::ALL.len();
+}
