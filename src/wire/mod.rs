@@ -1,7 +1,23 @@
 //! What stands in packets: addresses, tuples, headers, checksums.
+//!
+//! [`View::parse`] validates a packet once; [`Rewrite`] changes it in place. Nothing here knows of flows or services.
 
 mod addr;
+pub mod checksum;
+pub mod icmp;
+pub mod ipv4;
+pub mod ipv6;
+mod packet_buf;
+mod rewrite;
+pub mod tcp;
 mod tuple;
+pub mod udp;
+mod view;
+pub mod vnet;
 
 pub use addr::Addr;
+pub use packet_buf::{HEADROOM, MAX_PACKET, PacketBuf};
+pub use rewrite::{Rewrite, ipv4_id};
 pub use tuple::{Protocol, Tuple};
+pub use view::{Fragment, Transport, View};
+pub use vnet::VnetHdr;

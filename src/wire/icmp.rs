@@ -1,0 +1,58 @@
+//! ICMP (RFC 792, RFC 1191) and ICMPv6 (RFC 4443): which messages are what.
+
+use super::Protocol;
+use crate::verdict::DropReason;
+
+/// Header of echo messages and errors alike; in errors the quoted packet follows.
+pub const LEN: usize = 8;
+pub const CHECKSUM: usize = 2;
+pub const ID: usize = 4;
+
+pub const V4_ECHO_REPLY: u8 = 0;
+pub const V4_UNREACHABLE: u8 = 3;
+pub const V4_ECHO_REQUEST: u8 = 8;
+pub const V4_TIME_EXCEEDED: u8 = 11;
+pub const V4_PARAMETER_PROBLEM: u8 = 12;
+/// Code of [`V4_UNREACHABLE`].
+pub const V4_PORT_UNREACHABLE: u8 = 3;
+
+pub const V6_UNREACHABLE: u8 = 1;
+pub const V6_PACKET_TOO_BIG: u8 = 2;
+pub const V6_TIME_EXCEEDED: u8 = 3;
+pub const V6_PARAMETER_PROBLEM: u8 = 4;
+pub const V6_ECHO_REQUEST: u8 = 128;
+pub const V6_ECHO_REPLY: u8 = 129;
+/// Code of [`V6_UNREACHABLE`].
+pub const V6_PORT_UNREACHABLE: u8 = 4;
+
+/// What a message is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    EchoRequest {
+        id: u16,
+    },
+    EchoReply {
+        id: u16,
+    },
+    /// Quotes the packet that it is about (RFC 5508 section 7 has the list of types).
+    Error,
+    Other,
+}
+
+/// Reads the header of a message of `protocol`.
+pub fn parse(bytes: &[u8], protocol: Protocol) -> Result<Kind, DropReason> {
+    let header: &[u8; LEN] = bytes.first_chunk().ok_or(DropReason::Truncated)?;
+    let id = u16::from_be_bytes([header[ID], header[ID + 1]]);
+    Ok(match (protocol, header[0]) {
+        (Protocol::ICMP, V4_ECHO_REQUEST) | (Protocol::ICMPV6, V6_ECHO_REQUEST) => Kind::EchoRequest { id },
+        (Protocol::ICMP, V4_ECHO_REPLY) | (Protocol::ICMPV6, V6_ECHO_REPLY) => Kind::EchoReply { id },
+        (Protocol::ICMP, V4_UNREACHABLE | V4_TIME_EXCEEDED | V4_PARAMETER_PROBLEM)
+        | (Protocol::ICMPV6, V6_UNREACHABLE..=V6_PARAMETER_PROBLEM) => Kind::Error,
+        _ => Kind::Other,
+    })
+}
+
+/// The type of an echo reply.
+pub fn echo_reply_type(protocol: Protocol) -> u8 {
+    if protocol == Protocol::ICMP { V4_ECHO_REPLY } else { V6_ECHO_REPLY }
+}

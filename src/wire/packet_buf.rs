@@ -1,0 +1,94 @@
+//! The buffer that a packet lives in from read to write.
+
+use super::vnet::{VNET_HDR_LEN, VnetHdr};
+
+/// Room in front of a packet: for the device's own header, and for headers that an encapsulation or an ICMP error puts
+/// in front, so that nothing is ever moved.
+pub const HEADROOM: usize = 128;
+
+/// The largest packet that a device hands over (a super-packet included).
+pub const MAX_PACKET: usize = 65_535;
+
+/// One packet, from its IP header on, with room in front and what the device said of its offloads.
+#[derive(Clone, Debug)]
+pub struct PacketBuf {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+    pub vnet: VnetHdr,
+}
+
+impl PacketBuf {
+    /// An empty buffer for packets of up to `capacity` bytes.
+    pub fn with_capacity(capacity: usize) -> PacketBuf {
+        PacketBuf {
+            bytes: vec![0; HEADROOM + capacity].into_boxed_slice(),
+            start: HEADROOM,
+            end: HEADROOM,
+            vnet: VnetHdr::default(),
+        }
+    }
+
+    /// A buffer that holds `packet`, without offloads.
+    pub fn from_packet(packet: &[u8]) -> PacketBuf {
+        let mut buf = PacketBuf::with_capacity(packet.len());
+        buf.bytes[HEADROOM..].copy_from_slice(packet);
+        buf.end = buf.bytes.len();
+        buf
+    }
+
+    #[inline]
+    pub fn packet(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    #[inline]
+    pub fn packet_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.end]
+    }
+
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Cuts the packet to its first `len` bytes; does nothing when it is shorter.
+    pub fn truncate(&mut self, len: usize) {
+        self.end = self.end.min(self.start + len);
+    }
+
+    /// Opens `len` bytes in front of the packet and returns them, not cleared. `None` when the headroom is too small.
+    pub fn prepend(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.start = self.start.checked_sub(len)?;
+        Some(&mut self.bytes[self.start..self.start + len])
+    }
+
+    /// The area for a device to read into: a virtio header, then the packet. Forgets what was in the buffer.
+    pub fn read_area(&mut self) -> &mut [u8] {
+        self.start = HEADROOM;
+        self.end = HEADROOM;
+        &mut self.bytes[HEADROOM - VNET_HDR_LEN..]
+    }
+
+    /// After a read of `len` bytes into [`PacketBuf::read_area`]: decodes the virtio header. `false` when it is not whole.
+    #[must_use]
+    pub fn read_done(&mut self, len: usize) -> bool {
+        let Some(packet) = len.checked_sub(VNET_HDR_LEN) else { return false };
+        let Some(header) = self.bytes[HEADROOM - VNET_HDR_LEN..].first_chunk::<VNET_HDR_LEN>() else { return false };
+        self.vnet = VnetHdr::decode(header);
+        self.start = HEADROOM;
+        self.end = (HEADROOM + packet).min(self.bytes.len());
+        true
+    }
+
+    /// The bytes for a device to write: the virtio header, then the packet. Packets start at least the header's length
+    /// into the buffer, or this would have to move them: `None` when an encapsulation used up that room.
+    pub fn write_area(&mut self) -> Option<&[u8]> {
+        let from = self.start.checked_sub(VNET_HDR_LEN)?;
+        self.bytes[from..self.start].copy_from_slice(&self.vnet.encode());
+        Some(&self.bytes[from..self.end])
+    }
+}
