@@ -3,6 +3,18 @@
 //! A scheduler belongs to one service and is shared by all shards, so its state sits behind `&self`; it is asked only
 //! when a flow is admitted, never for a packet of a known flow.
 
+#[cfg(test)]
+mod fixture;
+mod hash;
+mod lc;
+mod mh;
+mod rr;
+mod sh;
+#[cfg(test)]
+mod tests;
+mod wlc;
+mod wrr;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -61,8 +73,20 @@ impl Kind {
     }
 }
 
-/// Makes the scheduler of a service. `seed` moves what the hashing schedulers choose.
+/// Makes the scheduler of a service. `seed` moves what the hashing schedulers choose. `servers` are those that `pick`
+/// will be given, in the same order.
 pub fn build(kind: Kind, servers: &[Arc<Server>], seed: u64) -> Box<dyn Scheduler> {
-    let _ = (servers, seed);
-    todo!("{kind:?}")
+    match kind {
+        Kind::Rr => Box::new(rr::RoundRobin::default()),
+        Kind::Wrr => Box::new(wrr::WeightedRoundRobin::new(servers)),
+        Kind::Lc => Box::new(lc::LeastConnections),
+        Kind::Wlc => Box::new(wlc::WeightedLeastConnections),
+        Kind::Sh => Box::new(sh::SourceHash::new(servers, seed)),
+        Kind::Mh => Box::new(mh::Maglev::new(servers, seed)),
+    }
+}
+
+/// The greatest common divisor; of zero and a number that number.
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
