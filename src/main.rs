@@ -1,1 +1,5 @@
-fn main() {}
+//! The gatun program.
+
+fn main() -> std::process::ExitCode {
+    gatun::cli::main()
+}

@@ -1,1 +1,107 @@
 //! The command line: one file a command.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod client;
+mod completions;
+mod conntrack;
+pub mod format;
+mod man;
+mod output;
+mod ping;
+mod reload;
+mod server;
+mod service;
+mod status;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use client::Client;
+use output::Output;
+
+/// Where a gateway listens unless its configuration says otherwise.
+pub const DEFAULT_CONTROL: &str = "/run/gatun/control.sock";
+
+/// A layer-4 load balancer and NAT gateway in user space.
+#[derive(Debug, Parser)]
+#[command(name = "gatun", version, disable_help_subcommand = true, max_term_width = 100)]
+pub struct Cli {
+    /// The control socket of the gateway [default: /run/gatun/control.sock]
+    #[arg(long, global = true, env = "GATUN_CONTROL", value_name = "PATH", hide_env_values = true)]
+    control: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Status(status::Args),
+    #[command(subcommand)]
+    Conntrack(conntrack::Command),
+    #[command(subcommand)]
+    Service(service::Command),
+    #[command(subcommand)]
+    Server(server::Command),
+    Reload(reload::ReloadArgs),
+    Diff(reload::DiffArgs),
+    Ping(ping::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// What every command may use.
+struct Context {
+    control: Option<PathBuf>,
+    output: Output,
+}
+
+impl Context {
+    fn connect(&self) -> Result<Client> {
+        let default = || PathBuf::from(DEFAULT_CONTROL);
+        Client::connect(&self.control.clone().unwrap_or_else(default))
+    }
+}
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let Cli { control, command } = Cli::parse();
+    let mut context = Context { control, output: Output::stdout() };
+    let done = run(command, &mut context).and_then(|code| {
+        context.output.flush()?;
+        Ok(code)
+    });
+    match done {
+        Ok(code) => code,
+        // Who reads has seen enough (`gatun conntrack list | head`).
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(&format!("gatun: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
+    match command {
+        Command::Status(args) => status::run(&args, context),
+        Command::Conntrack(command) => conntrack::run(command, context),
+        Command::Service(command) => service::run(&command, context),
+        Command::Server(command) => server::run(&command, context),
+        Command::Reload(args) => reload::reload(&args, context),
+        Command::Diff(args) => reload::diff(&args, context),
+        Command::Ping(args) => ping::run(&args, context),
+        Command::Completions(args) => completions::run(&args, context),
+        Command::Man(args) => man::run(&args, context),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(broken)
+}

@@ -1,1 +1,6 @@
-//! The control plane: configuration, control socket, metrics.
+//! The control plane: configuration, control socket, metrics, the daemon.
+
+pub mod api;
+pub mod context;
+pub mod socket;
+mod view;

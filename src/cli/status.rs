@@ -1,0 +1,181 @@
+//! `gatun status`: one screen.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::Context;
+use super::format::number::{bits, duration, short};
+use super::format::table::{Align, Table};
+use crate::control::api::{self, Request};
+
+/// Reasons for dropping that are worth a line on the screen.
+const TOP_DROPS: usize = 5;
+
+/// Show services, servers, flows and rates on one screen
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
+    let status: api::Status = context.connect()?.call(&Request::Status {})?;
+    let output = &mut context.output;
+    if args.json {
+        return Ok(output.json(&status)?);
+    }
+    for (heading, lines) in screen(&status) {
+        output.heading(&heading)?;
+        for line in lines {
+            output.line(&line)?;
+        }
+    }
+    Ok(())
+}
+
+/// Headings, and what stands under each.
+fn screen(status: &api::Status) -> Vec<(String, Vec<String>)> {
+    let mut screen = vec![gateway(status)];
+    for service in &status.services {
+        screen.push((String::new(), Vec::new()));
+        screen.push(one_service(service));
+    }
+    if !status.drops.is_empty() || status.device_drops.is_some_and(|drops| drops > 0) {
+        screen.push((String::new(), Vec::new()));
+        screen.push(drops(status));
+    }
+    screen
+}
+
+fn gateway(status: &api::Status) -> (String, Vec<String>) {
+    let device = status.device.as_deref().map(|device| format!(" on {device}")).unwrap_or_default();
+    let up = duration(Duration::from_secs(status.uptime));
+    let heading = format!("gatun {}{device}, process {}, up {up}", status.version, status.pid);
+    let full = 100.0 * status.flows as f64 / status.flows_limit.max(1) as f64;
+    let rates = &status.rates;
+    let config = status.config.as_deref().unwrap_or("none");
+    let lines = vec![
+        format!(
+            "config   {config}, generation {}, reloads {} ok, {} failed",
+            status.generation, status.reloads_ok, status.reloads_failed
+        ),
+        format!("flows    {} of {} ({full:.1} %), {} new/s", status.flows, status.flows_limit, short(rates.flows)),
+        format!(
+            "traffic  to servers {} packets/s, {}; to clients {} packets/s, {}",
+            short(rates.packets_to_server),
+            bits(rates.bytes_to_server),
+            short(rates.packets_to_client),
+            bits(rates.bytes_to_client)
+        ),
+    ];
+    (heading, lines)
+}
+
+fn one_service(service: &api::Service) -> (String, Vec<String>) {
+    let api::Service { name, listen, protocol, method, scheduler, servers } = service;
+    let heading = format!("{name}  {protocol} {listen}  {method}  {scheduler}");
+    let columns = [
+        ("  SERVER", Align::Left),
+        ("WEIGHT", Align::Right),
+        ("ACTIVE", Align::Right),
+        ("INACTIVE", Align::Right),
+        ("ADMITTED", Align::Right),
+        ("NEW/S", Align::Right),
+        ("TO SERVER", Align::Right),
+        ("TO CLIENT", Align::Right),
+    ];
+    let mut table = Table::new(&columns);
+    for server in servers {
+        table.row([
+            format!("  {}", server.name),
+            server.weight.to_string(),
+            server.active.to_string(),
+            server.inactive.to_string(),
+            server.admitted.to_string(),
+            short(server.rates.flows),
+            bits(server.rates.bytes_to_server),
+            bits(server.rates.bytes_to_client),
+        ]);
+    }
+    (heading, if servers.is_empty() { vec!["  no servers".to_owned()] } else { table.lines() })
+}
+
+fn drops(status: &api::Status) -> (String, Vec<String>) {
+    let mut table = Table::new(&[("  PACKETS", Align::Right), ("REASON", Align::Left), ("MEANING", Align::Left)]);
+    for drops in status.drops.iter().take(TOP_DROPS) {
+        table.row([drops.packets.to_string(), drops.reason.clone(), drops.meaning.clone()]);
+    }
+    if let Some(packets) = status.device_drops.filter(|&packets| packets > 0) {
+        let meaning = "The kernel found the device's queue full.".to_owned();
+        table.row([packets.to_string(), "(device)".to_owned(), meaning]);
+    }
+    ("dropped".to_owned(), table.lines())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> api::Status {
+        let rates = api::Rates { flows: 3.2, bytes_to_server: 12_500.0, ..api::Rates::default() };
+        let server = api::Server {
+            service: "web".to_owned(),
+            name: "10.20.0.11:8080".to_owned(),
+            address: "10.20.0.11".parse().unwrap(),
+            port: Some(8080),
+            weight: 1,
+            active: 2,
+            inactive: 10,
+            admitted: 4711,
+            to_server: api::Volume::default(),
+            to_client: api::Volume::default(),
+            rates,
+        };
+        api::Status {
+            version: "1.2.3".to_owned(),
+            pid: 42,
+            uptime: 187,
+            device: Some("gatun0".to_owned()),
+            config: Some("/etc/gatun/gatun.toml".to_owned()),
+            generation: 2,
+            reloads_ok: 1,
+            reloads_failed: 0,
+            shards: 2,
+            flows: 12,
+            flows_limit: 1000,
+            rates,
+            services: vec![api::Service {
+                name: "web".to_owned(),
+                listen: "203.0.113.10:80".to_owned(),
+                protocol: "tcp".to_owned(),
+                method: "nat".to_owned(),
+                scheduler: "wlc".to_owned(),
+                servers: vec![server],
+            }],
+            drops: vec![api::Drops { reason: "no_flow".to_owned(), packets: 9, meaning: "A TCP packet.".to_owned() }],
+            device_drops: Some(0),
+        }
+    }
+
+    #[test]
+    fn the_screen() {
+        let lines: Vec<String> =
+            screen(&status()).into_iter().flat_map(|(heading, lines)| [vec![heading], lines].concat()).collect();
+        let expected = "\
+gatun 1.2.3 on gatun0, process 42, up 3m07s
+config   /etc/gatun/gatun.toml, generation 2, reloads 1 ok, 0 failed
+flows    12 of 1000 (1.2 %), 3.2 new/s
+traffic  to servers 0 packets/s, 100kbit/s; to clients 0 packets/s, 0bit/s
+
+web  tcp 203.0.113.10:80  nat  wlc
+  SERVER           WEIGHT  ACTIVE  INACTIVE  ADMITTED  NEW/S  TO SERVER  TO CLIENT
+  10.20.0.11:8080       1       2        10      4711    3.2  100kbit/s     0bit/s
+
+dropped
+  PACKETS  REASON   MEANING
+        9  no_flow  A TCP packet.";
+        assert_eq!(lines.join("\n"), expected);
+    }
+}

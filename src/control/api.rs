@@ -1,0 +1,383 @@
+//! What is said over the control socket: one JSON object a line, in both directions. `docs/CONTROL-API.md` is the
+//! contract for others; these types are what the daemon and the command line share of it.
+//!
+//! A request is `{"v":1,"op":"…", …}`. An answer is a line with `ok` (the result), or with `error`; an operation that
+//! streams sends lines with `item` (and `lost`, when a watcher was too slow) before.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the protocol. Fields and operations may be added without changing it; clients ignore what they do not
+/// know.
+pub const VERSION: u64 = 1;
+
+/// What is asked, besides the version. The tag is the operation's name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "op", deny_unknown_fields)]
+pub enum Request {
+    #[serde(rename = "ping")]
+    Ping {},
+    #[serde(rename = "status")]
+    Status {},
+    #[serde(rename = "stats")]
+    Stats {},
+    #[serde(rename = "service.list")]
+    ServiceList {},
+    #[serde(rename = "server.list")]
+    ServerList {
+        /// Only this service's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
+    },
+    #[serde(rename = "conntrack.list")]
+    ConntrackList {
+        #[serde(default)]
+        filter: Filter,
+    },
+    #[serde(rename = "conntrack.watch")]
+    ConntrackWatch {
+        #[serde(default)]
+        filter: Filter,
+    },
+    #[serde(rename = "conntrack.count")]
+    ConntrackCount {},
+    #[serde(rename = "conntrack.delete")]
+    ConntrackDelete { filter: Filter },
+    #[serde(rename = "conntrack.flush")]
+    ConntrackFlush {},
+    #[serde(rename = "explain")]
+    Explain {
+        proto: String,
+        src: IpAddr,
+        dst: IpAddr,
+        #[serde(default)]
+        sport: u16,
+        #[serde(default)]
+        dport: u16,
+        /// Letters of `FSRPAU`; a SYN by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tcp_flags: Option<String>,
+    },
+    #[serde(rename = "reload")]
+    Reload {
+        /// An absolute path on the daemon's host; the file it was started with by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        config: Option<PathBuf>,
+    },
+    #[serde(rename = "diff")]
+    Diff {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// The operations that this version does.
+pub const OPS: &[&str] = &[
+    "ping",
+    "status",
+    "stats",
+    "service.list",
+    "server.list",
+    "conntrack.list",
+    "conntrack.watch",
+    "conntrack.count",
+    "conntrack.delete",
+    "conntrack.flush",
+    "explain",
+    "reload",
+    "diff",
+];
+
+/// Operations whose names are taken, for changes to a running gateway.
+pub const RESERVED_OPS: &[&str] =
+    &["service.add", "service.set", "service.remove", "server.add", "server.set", "server.drain", "server.remove"];
+
+/// What a line from the daemon holds.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Answer {
+    pub v: u64,
+    /// The first line of a watch: what happens from now on will be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<bool>,
+    /// The result; for a stream, its last line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ok: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item: Option<serde_json::Value>,
+    /// So many items of the stream were left out here, because the client or the daemon was too slow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Fault>,
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Fault {
+    pub code: FaultCode,
+    /// For a human: one sentence, or for a configuration several lines.
+    pub message: String,
+}
+
+impl Fault {
+    pub fn new(code: FaultCode, message: impl Into<String>) -> Fault {
+        Fault { code, message: message.into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// The kinds of [`Fault`], for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultCode {
+    /// No JSON object, or a field that is missing, unknown or wrong.
+    BadRequest,
+    UnsupportedVersion,
+    UnknownOp,
+    /// A known operation that this version does not do yet.
+    NotSupported,
+    /// A service or server of that name does not exist.
+    NotFound,
+    /// The line is longer than the daemon reads.
+    TooLong,
+    /// Too many clients.
+    Busy,
+    /// The operation was tried and failed; nothing was changed.
+    Failed,
+    #[serde(other)]
+    Other,
+}
+
+/// Selects flows; every field that is set must match. The fields of `FlowFilter`, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Filter {
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, or a number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proto: Option<String>,
+    /// An address or a prefix (`10.0.0.0/8`): the client's end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub src: Option<String>,
+    /// An address or a prefix: the VIP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dst: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sport: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dport: Option<u16>,
+    /// As conntrack-tools writes it, in any case: `ESTABLISHED`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// A server's name, address, or address and port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+}
+
+/// A flow, as `conntrack.list` and `watch` tell it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Flow {
+    pub proto: String,
+    pub protonum: u8,
+    /// Seconds until it expires, if no packet comes.
+    pub timeout: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    pub original: Side,
+    pub reply: Side,
+    pub replied: bool,
+    pub assured: bool,
+    pub service: String,
+    pub server: String,
+    pub method: String,
+    pub shard: u16,
+    /// Seconds since it was admitted.
+    pub age: u64,
+}
+
+/// One direction of a flow. For ICMP both ports hold the identifier.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Side {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub sport: u16,
+    pub dport: u16,
+    pub packets: u64,
+    /// IP bytes, headers included.
+    pub bytes: u64,
+}
+
+/// What `watch` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct FlowEvent {
+    pub change: Change,
+    /// Microseconds since 1970 at which the daemon took the event from its shard (up to 50 ms after it happened).
+    pub time: u64,
+    pub flow: Flow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    New,
+    Update,
+    Destroy,
+}
+
+/// Packets and bytes one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Volume {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Per second, over the last sampling interval (about two seconds).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct Rates {
+    /// Flows admitted.
+    pub flows: f64,
+    pub packets_to_server: f64,
+    pub bytes_to_server: f64,
+    pub packets_to_client: f64,
+    pub bytes_to_client: f64,
+}
+
+impl Rates {
+    pub fn add(&mut self, other: &Rates) {
+        self.flows += other.flows;
+        self.packets_to_server += other.packets_to_server;
+        self.bytes_to_server += other.bytes_to_server;
+        self.packets_to_client += other.packets_to_client;
+        self.bytes_to_client += other.bytes_to_client;
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Server {
+    pub service: String,
+    pub name: String,
+    pub address: IpAddr,
+    /// `null`: the port the client asked for.
+    pub port: Option<u16>,
+    pub weight: u32,
+    pub active: u64,
+    pub inactive: u64,
+    /// Flows admitted since the server was configured.
+    pub admitted: u64,
+    pub to_server: Volume,
+    pub to_client: Volume,
+    pub rates: Rates,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Service {
+    pub name: String,
+    /// `203.0.113.10:80`, `[2001:db8::1]:8000-8099`, `203.0.113.10:*`.
+    pub listen: String,
+    pub protocol: String,
+    pub method: String,
+    pub scheduler: String,
+    pub servers: Vec<Server>,
+}
+
+/// A drop reason and its count.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Drops {
+    pub reason: String,
+    pub packets: u64,
+    /// What the reason means, in a sentence.
+    pub meaning: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    /// Seconds.
+    pub uptime: u64,
+    pub device: Option<String>,
+    pub config: Option<String>,
+    /// Of the configuration in use; 1 at start, one more with each reload.
+    pub generation: u64,
+    pub reloads_ok: u64,
+    pub reloads_failed: u64,
+    pub shards: usize,
+    pub flows: usize,
+    pub flows_limit: usize,
+    pub rates: Rates,
+    pub services: Vec<Service>,
+    /// Only reasons that occurred, most frequent first.
+    pub drops: Vec<Drops>,
+    /// Packets that the kernel dropped because the device's queue was full.
+    pub device_drops: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Counter {
+    pub name: String,
+    pub value: u64,
+}
+
+/// One shard, or all of them together.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ShardStats {
+    /// `null` in the total.
+    pub shard: Option<u16>,
+    pub flows: usize,
+    pub flows_limit: usize,
+    pub counters: Vec<Counter>,
+    /// Every reason, also those that never occurred.
+    pub drops: Vec<Drops>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Stats {
+    pub total: ShardStats,
+    pub shards: Vec<ShardStats>,
+    pub device_drops: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Count {
+    pub count: u64,
+    pub limit: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Shown {
+    pub shown: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Deleted {
+    pub deleted: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Pong {
+    pub version: String,
+    pub protocol: u64,
+    pub pid: u32,
+}
+
+/// The result of `reload` and `diff`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Difference {
+    /// One line each, as `gatun diff` prints them; empty when nothing changes.
+    pub changes: Vec<String>,
+    /// Of the configuration in use afterwards.
+    pub generation: u64,
+}

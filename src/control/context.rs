@@ -1,0 +1,293 @@
+//! What the control plane knows besides the engines: who we are, rates, who watches, and how to reach the daemon.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::api::{self, Fault, FaultCode};
+use super::view;
+use crate::command::{Command, Event};
+use crate::io::Gateway;
+use crate::service::ServerId;
+use crate::stats::Traffic;
+
+/// Events kept for watchers that are behind; one that is further behind is told how many it lost.
+const EVENTS_KEPT: usize = 8192;
+/// Events taken from a shard per lock hold.
+const EVENTS_PER_LOCK: usize = 256;
+/// Events taken from a shard per call, so that a flood of flows cannot hold the control plane: what is left stays in
+/// the engine's queue, which is bounded and counts what it loses.
+const EVENTS_PER_TURN: usize = 16_384;
+
+/// One per daemon, shared by the control socket, the metrics page and the daemon's own tasks.
+pub struct Control {
+    gateway: Arc<Gateway>,
+    about: About,
+    started: Instant,
+    pub reloads: Reloads,
+    rates: Mutex<Sampled>,
+    events: broadcast::Sender<Arc<Told>>,
+    /// Locked while the engines are told, so that a watcher that comes and one that goes cannot overtake each other.
+    watchers: Mutex<usize>,
+    events_lost: AtomicU64,
+    orders: Option<mpsc::Sender<Order>>,
+    device_drops: DeviceDrops,
+}
+
+/// Reads the kernel's drop counter of the device; `None` where there is no device.
+pub type DeviceDrops = Box<dyn Fn() -> Option<u64> + Send + Sync>;
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    pub device: Option<String>,
+    pub config: Option<PathBuf>,
+}
+
+/// How often the configuration was reloaded.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    pub ok: AtomicU64,
+    pub failed: AtomicU64,
+}
+
+/// What a control client may ask of the daemon itself.
+#[derive(Debug)]
+pub struct Order {
+    /// Only say what would change.
+    pub dry_run: bool,
+    /// `None`: the file that the daemon was started with.
+    pub config: Option<PathBuf>,
+    pub done: oneshot::Sender<Result<api::Difference, Fault>>,
+}
+
+/// What watchers are told.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it stands behind an Arc")]
+pub enum Told {
+    Event {
+        event: Event,
+        shown: api::FlowEvent,
+    },
+    /// The engines lost so many because they were not taken in time.
+    Lost(u64),
+}
+
+#[derive(Default)]
+struct Sampled {
+    at: Option<Instant>,
+    /// By server id: flows admitted, and traffic.
+    last: Vec<(u64, Traffic)>,
+    rates: Vec<api::Rates>,
+}
+
+impl Control {
+    /// `orders` reaches the daemon's main loop; without it `reload` and `diff` are refused.
+    pub fn new(
+        gateway: Arc<Gateway>,
+        about: About,
+        orders: Option<mpsc::Sender<Order>>,
+        device_drops: DeviceDrops,
+    ) -> Control {
+        Control {
+            gateway,
+            about,
+            started: Instant::now(),
+            reloads: Reloads::default(),
+            rates: Mutex::default(),
+            events: broadcast::channel(EVENTS_KEPT).0,
+            watchers: Mutex::new(0),
+            events_lost: AtomicU64::new(0),
+            orders,
+            device_drops,
+        }
+    }
+
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Packets that the kernel dropped because the device's queue was full.
+    pub fn device_drops(&self) -> Option<u64> {
+        (self.device_drops)()
+    }
+
+    pub fn status(&self) -> api::Status {
+        let snapshot = self.gateway.snapshot();
+        let (shards, traffic) = view::count(&self.gateway, &snapshot);
+        let total = view::total(&shards);
+        let sampled = self.rates.lock();
+        let services = view::services(&snapshot, &traffic, &sampled.rates);
+        let mut rates = api::Rates::default();
+        for server in services.iter().flat_map(|service| &service.servers) {
+            rates.add(&server.rates);
+        }
+        api::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime: self.uptime().as_secs(),
+            device: self.about.device.clone(),
+            config: self.about.config.as_ref().map(|path| path.display().to_string()),
+            generation: snapshot.generation,
+            reloads_ok: self.reloads.ok.load(Ordering::Relaxed),
+            reloads_failed: self.reloads.failed.load(Ordering::Relaxed),
+            shards: shards.len(),
+            flows: total.flows,
+            flows_limit: total.limit,
+            rates,
+            services,
+            drops: view::top_drops(&total.stats),
+            device_drops: self.device_drops(),
+        }
+    }
+
+    pub fn services(&self) -> Vec<api::Service> {
+        self.status().services
+    }
+
+    pub fn stats(&self) -> api::Stats {
+        let (shards, _) = view::count(&self.gateway, &self.gateway.snapshot());
+        api::Stats {
+            total: view::shard_stats(&view::total(&shards), None),
+            shards: shards.iter().map(|counted| view::shard_stats(counted, Some(counted.shard))).collect(),
+            device_drops: self.device_drops(),
+        }
+    }
+
+    pub fn count(&self) -> api::Count {
+        let occupancy = self.gateway.shards().iter().map(|engine| engine.lock().occupancy());
+        let (flows, limit) = occupancy.fold((0, 0), |sum, more| (sum.0 + more.0, sum.1 + more.1));
+        api::Count { count: flows as u64, limit: limit as u64 }
+    }
+
+    /// Measures the rates since the last call. To be called every two seconds or so.
+    pub fn sample(&self) {
+        let snapshot = self.gateway.snapshot();
+        let (_, traffic) = view::count(&self.gateway, &snapshot);
+        let admitted = |id: usize| {
+            let server = snapshot.server(ServerId(u32::try_from(id).ok()?));
+            server.map(|server| server.load.admitted())
+        };
+        let now: Vec<(u64, Traffic)> =
+            traffic.into_iter().enumerate().map(|(id, traffic)| (admitted(id).unwrap_or(0), traffic)).collect();
+        let mut sampled = self.rates.lock();
+        let at = Instant::now();
+        if let Some(before) = sampled.at {
+            let seconds = at.duration_since(before).as_secs_f64().max(0.001);
+            sampled.rates = now.iter().enumerate().map(|(id, now)| rates(sampled.last.get(id), now, seconds)).collect();
+        }
+        sampled.at = Some(at);
+        sampled.last = now;
+    }
+
+    /// Sends the order to the daemon's main loop and waits for its answer.
+    pub async fn order(&self, dry_run: bool, config: Option<PathBuf>) -> Result<api::Difference, Fault> {
+        let gone = || Fault::new(FaultCode::Failed, "the daemon is stopping");
+        let orders = self.orders.as_ref().ok_or_else(|| {
+            Fault::new(FaultCode::NotSupported, "this gateway was not started from a configuration file")
+        })?;
+        let (done, answer) = oneshot::channel();
+        orders.send(Order { dry_run, config, done }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Starts to listen to flow events; the engines record them from now on.
+    pub fn watch(self: &Arc<Control>) -> Watcher {
+        let events = self.events.subscribe();
+        let mut watchers = self.watchers.lock();
+        if *watchers == 0 {
+            self.events_lost.store(self.lost_in_engines(), Ordering::Relaxed);
+            self.record_events(true);
+        }
+        *watchers += 1;
+        Watcher { events, control: self.clone() }
+    }
+
+    /// Hands what the engines recorded to the watchers. To be called every 50 ms or so.
+    pub fn pump_events(&self) {
+        if *self.watchers.lock() == 0 {
+            return;
+        }
+        let snapshot = self.gateway.snapshot();
+        for engine in self.gateway.shards() {
+            for _ in 0..EVENTS_PER_TURN / EVENTS_PER_LOCK {
+                let taken: Vec<Event> = {
+                    let mut engine = engine.lock();
+                    std::iter::from_fn(|| engine.poll_event()).take(EVENTS_PER_LOCK).collect()
+                };
+                let last = taken.len() < EVENTS_PER_LOCK;
+                let time = microseconds_since_1970();
+                for event in taken {
+                    let shown = view::event(&snapshot, &event, time);
+                    // Nobody listening any more is no error: the last watcher has just gone.
+                    let _ = self.events.send(Arc::new(Told::Event { event, shown }));
+                }
+                if last {
+                    break;
+                }
+            }
+        }
+        let lost = self.lost_in_engines();
+        let before = self.events_lost.swap(lost, Ordering::Relaxed);
+        if lost > before {
+            let _ = self.events.send(Arc::new(Told::Lost(lost - before)));
+        }
+    }
+
+    fn lost_in_engines(&self) -> u64 {
+        self.gateway.shards().iter().map(|engine| engine.lock().stats().events_lost).sum()
+    }
+
+    fn record_events(&self, on: bool) {
+        let now = self.gateway.now();
+        for engine in self.gateway.shards() {
+            engine.lock().apply(now, Command::Watch(on));
+        }
+    }
+}
+
+/// A subscription to flow events; the engines stop recording when the last one is dropped.
+pub struct Watcher {
+    pub events: broadcast::Receiver<Arc<Told>>,
+    control: Arc<Control>,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let mut watchers = self.control.watchers.lock();
+        *watchers -= 1;
+        if *watchers == 0 {
+            self.control.record_events(false);
+        }
+    }
+}
+
+fn rates(before: Option<&(u64, Traffic)>, now: &(u64, Traffic), seconds: f64) -> api::Rates {
+    let (flows, traffic) = before.copied().unwrap_or_default();
+    // A server id that was given away starts at zero again.
+    let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+    api::Rates {
+        flows: per_second(now.0, flows),
+        packets_to_server: per_second(now.1.to_server.packets, traffic.to_server.packets),
+        bytes_to_server: per_second(now.1.to_server.bytes, traffic.to_server.bytes),
+        packets_to_client: per_second(now.1.to_client.packets, traffic.to_client.packets),
+        bytes_to_client: per_second(now.1.to_client.bytes, traffic.to_client.bytes),
+    }
+}
+
+fn microseconds_since_1970() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

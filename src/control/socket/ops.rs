@@ -1,0 +1,190 @@
+//! What a client can ask for. `docs/CONTROL-API.md` shows every operation with an example.
+
+use std::io;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+
+use super::client::Out;
+use super::line::Lines;
+use crate::command::{Command, FlowFilter, Outcome};
+use crate::control::api::{self, Fault, FaultCode, Request};
+use crate::control::context::{Control, Told};
+use crate::control::view;
+
+/// Events that go to a watcher in one write.
+const EVENTS_PER_WRITE: usize = 256;
+
+/// Does what `line` asks. The outer error means that the client is gone; the inner one is its answer.
+pub(super) async fn perform(
+    line: &[u8],
+    control: &Arc<Control>,
+    lines: &mut Lines,
+    out: &mut Out,
+) -> io::Result<Result<(), Fault>> {
+    let request = match parse(line) {
+        Ok(request) => request,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    match request {
+        Request::Ping {} => out.ok(&api::Pong {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: api::VERSION,
+            pid: std::process::id(),
+        }),
+        Request::Status {} => out.ok(&control.status()),
+        Request::Stats {} => out.ok(&control.stats()),
+        Request::ServiceList {} => out.ok(&control.services()),
+        Request::ServerList { service } => match servers(control, service.as_deref()) {
+            Ok(servers) => out.ok(&servers),
+            Err(fault) => return Ok(Err(fault)),
+        },
+        Request::ConntrackList { filter } => match view::filter(&control.gateway().snapshot(), &filter) {
+            Ok(filter) => list(control, &filter, out).await?,
+            Err(fault) => return Ok(Err(fault)),
+        },
+        Request::ConntrackWatch { filter } => match view::filter(&control.gateway().snapshot(), &filter) {
+            Ok(filter) => watch(control, &filter, lines, out).await?,
+            Err(fault) => return Ok(Err(fault)),
+        },
+        Request::ConntrackCount {} => out.ok(&control.count()),
+        Request::ConntrackDelete { filter } => match delete(control, &filter) {
+            Ok(deleted) => out.ok(&api::Deleted { deleted }),
+            Err(fault) => return Ok(Err(fault)),
+        },
+        Request::ConntrackFlush {} => out.ok(&api::Deleted { deleted: command(control, &Command::Flush) }),
+        Request::Explain { .. } => {
+            return Ok(Err(Fault::new(FaultCode::NotSupported, "explain is not supported by this version yet")));
+        }
+        Request::Reload { config } => match control.order(false, config).await {
+            Ok(difference) => out.ok(&difference),
+            Err(fault) => return Ok(Err(fault)),
+        },
+        Request::Diff { config } => match control.order(true, config).await {
+            Ok(difference) => out.ok(&difference),
+            Err(fault) => return Ok(Err(fault)),
+        },
+    }
+    Ok(Ok(()))
+}
+
+/// Reads a request. Never panics, whatever `line` is.
+pub fn parse(line: &[u8]) -> Result<Request, Fault> {
+    let bad = |message: String| Fault::new(FaultCode::BadRequest, message);
+    let value: Value = serde_json::from_slice(line).map_err(|error| bad(format!("no JSON: {error}")))?;
+    let Value::Object(mut fields) = value else {
+        return Err(bad("a request is a JSON object, as {\"v\":1,\"op\":\"status\"}".to_owned()));
+    };
+    match fields.remove("v") {
+        Some(Value::Number(v)) if v.as_u64() == Some(api::VERSION) => {}
+        Some(other) => {
+            let message = format!("version {other} is not spoken here; this is version {}", api::VERSION);
+            return Err(Fault::new(FaultCode::UnsupportedVersion, message));
+        }
+        None => return Err(bad(format!("the field \"v\" (the version, {}) is missing", api::VERSION))),
+    }
+    let op = match fields.get("op") {
+        Some(Value::String(op)) => op.as_str(),
+        _ => return Err(bad("the field \"op\" (a string) is missing".to_owned())),
+    };
+    if api::RESERVED_OPS.contains(&op) {
+        return Err(Fault::new(FaultCode::NotSupported, format!("{op} is not supported by this version yet")));
+    }
+    if !api::OPS.contains(&op) {
+        let message = format!("{op:?} is no operation; there are: {}", api::OPS.join(", "));
+        return Err(Fault::new(FaultCode::UnknownOp, message));
+    }
+    serde_json::from_value(Value::Object(fields)).map_err(|error| bad(error.to_string()))
+}
+
+fn servers(control: &Control, service: Option<&str>) -> Result<Vec<api::Server>, Fault> {
+    let mut services = control.services();
+    if let Some(name) = service {
+        services.retain(|service| service.name == name);
+        if services.is_empty() {
+            return Err(Fault::new(FaultCode::NotFound, format!("no service is named {name:?}")));
+        }
+    }
+    Ok(services.into_iter().flat_map(|service| service.servers).collect())
+}
+
+/// Sends the flow table slice by slice; the lock of a shard is held for one slice only.
+async fn list(control: &Control, filter: &FlowFilter, out: &mut Out) -> io::Result<()> {
+    let gateway = control.gateway();
+    let mut shown = 0;
+    for shard in gateway.shards() {
+        let mut cursor = Some(0);
+        while let Some(from) = cursor {
+            let flows;
+            (flows, cursor) = shard.lock().flows(gateway.now(), from, out.limits.slice);
+            let snapshot = gateway.snapshot();
+            for flow in flows.iter().filter(|flow| filter.matches(flow)) {
+                out.item(&view::flow(&snapshot, flow));
+                shown += 1;
+            }
+            out.flush().await?;
+            // A client that reads fast must not keep the others waiting.
+            tokio::task::yield_now().await;
+        }
+    }
+    out.ok(&api::Shown { shown });
+    Ok(())
+}
+
+/// Tells events until the client goes or asks something else.
+async fn watch(control: &Arc<Control>, filter: &FlowFilter, lines: &mut Lines, out: &mut Out) -> io::Result<()> {
+    let mut watcher = control.watch();
+    let mut shown = 0;
+    out.started();
+    loop {
+        out.flush().await?;
+        let mut next = tokio::select! {
+            told = watcher.events.recv() => match told {
+                Ok(told) => Ok(told),
+                Err(RecvError::Lagged(lost)) => Err(TryRecvError::Lagged(lost)),
+                Err(RecvError::Closed) => Err(TryRecvError::Closed),
+            },
+            over = lines.wait() => {
+                over?;
+                out.ok(&api::Shown { shown });
+                return Ok(());
+            }
+        };
+        for _ in 0..EVENTS_PER_WRITE {
+            match next {
+                Ok(told) => match &*told {
+                    Told::Event { event, shown: item } => {
+                        if filter.matches(&event.flow) {
+                            out.item(item);
+                            shown += 1;
+                        }
+                    }
+                    Told::Lost(lost) => out.lost(*lost),
+                },
+                Err(TryRecvError::Lagged(lost)) => out.lost(lost),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+            next = watcher.events.try_recv();
+        }
+    }
+}
+
+fn delete(control: &Control, filter: &api::Filter) -> Result<u64, Fault> {
+    if *filter == api::Filter::default() {
+        let message = "the filter is empty; conntrack.flush deletes every flow";
+        return Err(Fault::new(FaultCode::BadRequest, message));
+    }
+    let filter = view::filter(&control.gateway().snapshot(), filter)?;
+    Ok(command(control, &Command::Delete(filter)))
+}
+
+/// Gives the command to every shard, and says how many flows it ended.
+fn command(control: &Control, command: &Command) -> u64 {
+    let now = control.gateway().now();
+    let apply = |shard: &parking_lot::Mutex<crate::engine::Engine>| match shard.lock().apply(now, command.clone()) {
+        Outcome::Deleted(flows) => flows,
+        Outcome::Done => 0,
+    };
+    control.gateway().shards().iter().map(apply).sum()
+}
