@@ -1,11 +1,36 @@
 //! The whole data path.
+//!
+//! An [`Engine`] is one shard: it knows no device, no clock, no thread. Its caller gives it packets and the time, and does
+//! what it answers. The methods come in four families:
+//!
+//! * `handle_*` takes a packet or the passing of time;
+//! * `poll_*` asks for what came of it: packets that were held back, events, the time of the next deadline;
+//! * `apply` carries out a [`Command`];
+//! * the others read.
+//!
+//! Read [`Engine::handle_packet`] and the four functions below it, and you know the data path.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::command::{Command, Event, FlowRecord, Outcome};
-use crate::service::{ServerId, Snapshot};
+use crate::command::{Command, Event, FlowChange, FlowRecord, Outcome, Volume};
+use crate::flow::{Bounds, Fate, Flow, FlowId, FlowTable, Fragments, InsertError, Later, Owner, Sender, track};
+use crate::forward::refuse::{RateLimit, Refusal, refuse};
+use crate::forward::{self, echo, icmp_error};
+use crate::service::scheduler::Request;
+use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::{Addr, PacketBuf, Protocol, Rewrite, Transport, Tuple, View, icmp, ipv4, ipv4_id, ipv6, tcp};
+
+/// Flows that one call of [`Engine::handle_timeout`] looks at, at most.
+const SWEEP: usize = 4096;
+/// Events kept for a watcher that does not take them.
+const MAX_EVENTS: usize = 65_536;
+/// Source ports tried when another flow has the planned tuple.
+const PORT_ATTEMPTS: u16 = 16;
 
 /// What an engine is made with and keeps.
 #[derive(Clone, Debug)]
@@ -20,44 +45,175 @@ pub struct EngineConfig {
 
 /// One shard of the data path.
 pub struct Engine {
+    config: EngineConfig,
     snapshot: Arc<Snapshot>,
+    table: FlowTable,
+    fragments: Fragments,
+    /// By [`ServerId`].
+    traffic: Vec<Traffic>,
+    refusals: RateLimit,
+    random: u64,
+    released: VecDeque<PacketBuf>,
+    watched: bool,
+    events: VecDeque<Event>,
     stats: Stats,
 }
 
 impl Engine {
-    pub fn new(_config: EngineConfig, snapshot: Arc<Snapshot>) -> Engine {
-        Engine { snapshot, stats: Stats::default() }
+    pub fn new(config: EngineConfig, snapshot: Arc<Snapshot>) -> Engine {
+        Engine {
+            table: FlowTable::new(config.max_flows, config.seed),
+            fragments: Fragments::new(config.seed),
+            traffic: vec![Traffic::default(); snapshot.server_ids()],
+            refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
+            random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
+            released: VecDeque::new(),
+            watched: false,
+            events: VecDeque::new(),
+            stats: Stats::default(),
+            config,
+            snapshot,
+        }
     }
 
-    pub fn handle_timeout(&mut self, _now: Instant) {}
+    /// Decides on a packet and, where it is forwarded or answered, rewrites it in place.
+    pub fn handle_packet(&mut self, now: Instant, buf: &mut PacketBuf) -> Verdict {
+        match View::parse(buf.packet()) {
+            Ok(view) => self.handle_parsed(now, buf, &view),
+            Err(reason) => {
+                self.stats.count(Verdict::Drop(reason));
+                Verdict::Drop(reason)
+            }
+        }
+    }
 
+    /// As [`Engine::handle_packet`], for a packet whose `view` the caller has already.
+    pub fn handle_parsed(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        buf.truncate(view.len);
+        let verdict = self.decide(now, buf, view);
+        self.stats.count(verdict);
+        if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
+            self.note_first_fragment(now, buf, view, verdict);
+        }
+        verdict
+    }
+
+    fn decide(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || view.src == view.dst {
+            return Verdict::Drop(DropReason::Martian);
+        }
+        match (view.transport, view.ports()) {
+            (Transport::Tcp(_) | Transport::Udp(_), Some(tuple)) => self.forward(now, buf, view, &tuple),
+            (Transport::Later, _) => self.follow_first_fragment(now, buf, view),
+            (Transport::Icmp(icmp::Kind::Error), _) => self.translate_error(buf, view),
+            _ if !self.is_ours(view.dst) => Verdict::Pass,
+            (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) => {
+                echo::answer(buf, view);
+                Verdict::Reply
+            }
+            (Transport::Icmp(_), _) => Verdict::Drop(DropReason::UnsupportedIcmp),
+            _ => Verdict::Drop(DropReason::UnsupportedProtocol),
+        }
+    }
+
+    /// A TCP or UDP packet: the flow's translation is replayed; without a flow, one is admitted first.
+    fn forward(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Verdict {
+        let known = self.table.lookup(tuple).filter(|&(id, sender)| !self.starts_anew(now, id, sender, view));
+        let (id, sender, change) = match known {
+            Some((id, sender)) => (id, sender, FlowChange::Update),
+            None => match self.admit(now, buf, view, tuple) {
+                Ok(id) => (id, Sender::Client, FlowChange::New),
+                Err(verdict) => return verdict,
+            },
+        };
+        if view.ttl <= 1 {
+            let vip = self.table.flow(id).original().dst;
+            return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
+        }
+        self.track(now, id, sender, view, change);
+        self.clamp_mss(buf, view);
+        let rewrite = self.table.flow(id).rewrite(sender);
+        let vnet = buf.vnet;
+        rewrite.apply(buf.packet_mut(), view, &vnet);
+        Verdict::Forward
+    }
+
+    /// A packet without a flow: a service takes it, its scheduler picks a server, its method plans the translation.
+    fn admit(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Result<FlowId, Verdict> {
+        let snapshot = self.snapshot.clone();
+        let Some(service) = snapshot.service_for(tuple.dst, tuple.protocol, tuple.dport) else {
+            if !self.is_ours(tuple.dst) {
+                return Err(Verdict::Pass);
+            }
+            return Err(self.refuse(now, buf, view, DropReason::NoService, Refusal::Closed, tuple.dst));
+        };
+        if let Transport::Tcp(segment) = view.transport
+            && (!segment.has(tcp::SYN) || segment.has(tcp::ACK))
+        {
+            return Err(self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst));
+        }
+        if view.ttl <= 1 {
+            return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, tuple.dst));
+        }
+        let Some(server) = schedule(service, tuple) else {
+            return Err(self.refuse(now, buf, view, DropReason::NoServer, Refusal::Closed, tuple.dst));
+        };
+        self.make_room(now)?;
+        let id = self.insert(now, service, server, tuple).map_err(Verdict::Drop)?;
+        server.load.start(self.table.flow(id).is_active());
+        self.stats.flows_created += 1;
+        Ok(id)
+    }
+
+    /// Lets time pass: ends flows and fragments whose time is over, a bounded number at a time.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let mut budget = SWEEP;
+        while let Some(id) = self.table.next_expired(now, &self.snapshot.spec.timeouts, &mut budget) {
+            self.end(now, id);
+            self.stats.flows_expired += 1;
+            if budget == 0 {
+                break;
+            }
+        }
+        self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
+    }
+
+    /// When [`Engine::handle_timeout`] has something to do, at the earliest; `None` while there is nothing to wait for.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        let flows = self.table.next_deadline(&self.snapshot.spec.timeouts);
+        flows.into_iter().chain(self.fragments.next_deadline()).min()
     }
 
+    /// The next packet to send besides the one just handled: a fragment that was held until its first one came.
+    pub fn poll_transmit(&mut self) -> Option<PacketBuf> {
+        self.released.pop_front()
+    }
+
+    /// The next event, while a [`Command::Watch`] is in force.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.events.pop_front()
     }
 
-    pub fn apply(&mut self, _now: Instant, command: Command) -> Outcome {
+    pub fn apply(&mut self, now: Instant, command: Command) -> Outcome {
         match command {
             Command::Swap(snapshot) => {
+                self.traffic.resize(self.traffic.len().max(snapshot.server_ids()), Traffic::default());
+                self.forget_reused_ids(&snapshot);
                 self.snapshot = snapshot;
                 Outcome::Done
             }
-            Command::Watch(_) => Outcome::Done,
-            Command::Delete(_) | Command::Flush => Outcome::Deleted(0),
+            Command::Watch(on) => {
+                self.watched = on;
+                self.events.clear();
+                Outcome::Done
+            }
+            Command::Flush => self.delete(now, |_| true),
+            Command::Delete(filter) => self.delete(now, |flow| filter.matches(flow)),
         }
     }
 
     pub fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
-    }
-
-    /// A slice of the flow table: at most `max` flows from `cursor` on (0 to start), and where to go on, `None` at the end.
-    /// Flows that come or go between two calls may be missed or not; none is returned twice.
-    pub fn flows(&self, _now: Instant, _cursor: usize, _max: usize) -> (Vec<FlowRecord>, Option<usize>) {
-        (Vec::new(), None)
     }
 
     pub fn stats(&self) -> &Stats {
@@ -66,10 +222,347 @@ impl Engine {
 
     /// Flows in the table, and how many it may hold.
     pub fn occupancy(&self) -> (usize, usize) {
-        (0, 0)
+        (self.table.len(), self.table.max())
     }
 
-    pub fn traffic(&self, _server: ServerId) -> Traffic {
-        Traffic::default()
+    /// What a server has moved in this shard since it was configured.
+    pub fn traffic(&self, server: ServerId) -> Traffic {
+        self.traffic.get(server.0 as usize).copied().unwrap_or_default()
     }
+
+    /// A slice of the flow table: at most `max` flows from `cursor` on (0 to start), and where to go on, `None` at the end.
+    /// Flows that come or go between two calls may be missed or not; none is returned twice.
+    pub fn flows(&self, now: Instant, cursor: usize, max: usize) -> (Vec<FlowRecord>, Option<usize>) {
+        let mut records = Vec::new();
+        let mut cursor = cursor;
+        while let Some((id, next)) = self.table.next_from(cursor) {
+            if records.len() == max {
+                return (records, Some(cursor));
+            }
+            records.push(self.record(now, self.table.flow(id)));
+            cursor = next;
+        }
+        (records, None)
+    }
+
+    /// The flow that a packet with this tuple belongs to, and who would have sent it.
+    pub fn find(&self, now: Instant, tuple: &Tuple) -> Option<(FlowRecord, Sender)> {
+        let (id, sender) = self.table.lookup(tuple)?;
+        Some((self.record(now, self.table.flow(id)), sender))
+    }
+
+    /// Whether a full table could make room for a new flow.
+    pub fn can_evict(&self) -> bool {
+        self.table.eviction_candidate().is_some()
+    }
+
+    /// Panics when the engine contradicts itself; for tests.
+    pub fn check_invariants(&mut self) {
+        self.table.check_invariants();
+        assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
+        assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
+    }
+
+    /// Whether a packet to `addr` must be dealt with here, and not be left to the host.
+    fn is_ours(&self, addr: Addr) -> bool {
+        self.snapshot.is_vip(addr) && !self.snapshot.is_local(addr)
+    }
+
+    /// Ends a flow over whose ports a new connection starts.
+    fn starts_anew(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View) -> bool {
+        let Transport::Tcp(segment) = &view.transport else { return false };
+        let anew = track::starts_anew(self.table.flow(id), sender, segment);
+        if anew {
+            self.end(now, id);
+            self.stats.flows_reused += 1;
+        }
+        anew
+    }
+
+    /// Notes what a packet means for its flow.
+    fn track(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View, change: FlowChange) {
+        let flow = self.table.flow(id);
+        let server = flow.owner.server;
+        let believed = match &view.transport {
+            Transport::Tcp(segment) if segment.has(tcp::RST) => track::rst_is_plausible(flow, sender, segment),
+            _ => true,
+        };
+        self.stats.rst_ignored += u64::from(!believed);
+        let mark = |flow: &Flow| (flow.tcp_state, flow.replied, flow.assured);
+        let (before, after, was_active, is_active) =
+            self.table.refresh(now, id, &self.snapshot.spec.timeouts, |flow| {
+                let (before, was_active) = (mark(flow), flow.is_active());
+                flow.packets[sender as usize] += 1;
+                flow.bytes[sender as usize] += view.len as u64;
+                match &view.transport {
+                    Transport::Tcp(segment) if believed => track::segment(flow, sender, segment),
+                    Transport::Tcp(_) => {}
+                    _ => {
+                        flow.assured |= flow.replied && sender == Sender::Client;
+                        flow.replied |= sender == Sender::Server;
+                    }
+                }
+                (before, mark(flow), was_active, flow.is_active())
+            });
+        self.count_traffic(server, sender, view.len);
+        if was_active != is_active
+            && let Some(server) = self.snapshot.server(ServerId(server))
+        {
+            server.load.shift(is_active);
+        }
+        if before != after || change == FlowChange::New {
+            self.tell(now, change, id);
+        }
+    }
+
+    fn clamp_mss(&self, buf: &mut PacketBuf, view: &View) {
+        let Transport::Tcp(segment) = view.transport else { return };
+        if !segment.has(tcp::SYN) {
+            return;
+        }
+        let headers = tcp::MIN_LEN + if view.src.is_v4() { ipv4::MIN_LEN } else { ipv6::LEN };
+        let mss = self.snapshot.spec.mtu.saturating_sub(headers as u16);
+        let partial = buf.vnet.is_partial(view.l4);
+        tcp::clamp_mss(&mut buf.packet_mut()[view.l4..], segment.header_len, mss, partial);
+    }
+
+    /// An ICMP error: translated when it is about a packet of a flow.
+    fn translate_error(&mut self, buf: &mut PacketBuf, view: &View) -> Verdict {
+        let ours = self.is_ours(view.dst);
+        let unknown = |reason| if ours { Verdict::Drop(reason) } else { Verdict::Pass };
+        if view.fragment.is_some() {
+            return unknown(DropReason::UnsupportedIcmp);
+        }
+        let quoted = match icmp_error::quoted(buf, view) {
+            Ok(Some(quoted)) => quoted,
+            Ok(None) => return unknown(DropReason::IcmpNoFlow),
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        let Some((id, sender)) = self.table.lookup(&quoted.reversed()) else {
+            return unknown(DropReason::IcmpNoFlow);
+        };
+        // It neither refreshes nor ends the flow (RFC 5382 REQ-10, RFC 4787 REQ-12).
+        icmp_error::translate(buf, view, self.table.flow(id), sender, &quoted);
+        self.stats.icmp_errors += 1;
+        Verdict::Forward
+    }
+
+    /// A fragment without ports: the same is done with it as with its first one.
+    fn follow_first_fragment(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        let deadline = now + self.snapshot.spec.timeouts.fragment;
+        let bounds = self.fragment_bounds();
+        let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
+        match self.fragments.later(deadline, view, buf, bounds, dropped) {
+            Later::Known(fate) => self.apply_fate(buf, view, fate),
+            Later::Held => Verdict::Held,
+            Later::Refused => Verdict::Drop(DropReason::FragmentTableFull),
+        }
+    }
+
+    /// Notes what was done with a first fragment, and does the same with those that came before it.
+    fn note_first_fragment(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, verdict: Verdict) {
+        let fate = match verdict {
+            Verdict::Forward => match self.fragments.fate(view).or_else(|| self.translation_of(view)) {
+                Some(fate) => fate,
+                None => return,
+            },
+            Verdict::Pass => Fate::Pass,
+            Verdict::Reply => Fate::Echo,
+            Verdict::Refuse(reason) | Verdict::Drop(reason) => Fate::Drop(reason),
+            Verdict::Held => return,
+        };
+        if let Fate::Rewrite { id: Some(id), .. } = fate {
+            ipv4_id(buf.packet_mut(), id);
+        }
+        let deadline = now + self.snapshot.spec.timeouts.fragment;
+        let bounds = self.fragment_bounds();
+        let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
+        for mut held in self.fragments.first(deadline, view, fate, bounds, dropped) {
+            let Ok(view) = View::parse(held.packet()) else { continue };
+            let verdict = self.apply_fate(&mut held, &view, fate);
+            self.stats.count(verdict);
+            if verdict.sends() {
+                self.released.push_back(held);
+            }
+        }
+    }
+
+    /// The translation of the flow that this first fragment belongs to.
+    fn translation_of(&mut self, view: &View) -> Option<Fate> {
+        let (id, sender) = self.table.lookup(&view.ports()?)?;
+        let flow = self.table.flow(id);
+        let (rewrite, server) = (flow.rewrite(sender), flow.owner.server);
+        let id = view.src.is_v4().then(|| self.fragments.fresh_id());
+        Some(Fate::Rewrite { rewrite, id, server, sender })
+    }
+
+    fn apply_fate(&mut self, buf: &mut PacketBuf, view: &View, fate: Fate) -> Verdict {
+        match fate {
+            Fate::Rewrite { rewrite, id, server, sender } => {
+                rewrite_later(buf, &rewrite, id);
+                self.count_traffic(server, sender, view.len);
+                Verdict::Forward
+            }
+            Fate::Pass => Verdict::Pass,
+            Fate::Echo => {
+                echo::turn_round(buf, view);
+                Verdict::Reply
+            }
+            Fate::Drop(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    fn fragment_bounds(&self) -> Bounds {
+        let limits = &self.snapshot.spec.limits;
+        Bounds { packets: limits.fragmented_packets, held_bytes: limits.held_fragment_bytes }
+    }
+
+    /// Drops a packet with an answer to its sender, if the rate limit and the rules of ICMP let it have one.
+    fn refuse(
+        &mut self,
+        now: Instant,
+        buf: &mut PacketBuf,
+        view: &View,
+        reason: DropReason,
+        refusal: Refusal,
+        from: Addr,
+    ) -> Verdict {
+        if !self.refusals.allows(now, self.snapshot.spec.limits.replies_per_second) {
+            self.stats.refusals_limited += 1;
+            return Verdict::Drop(reason);
+        }
+        if refuse(buf, view, refusal, from) { Verdict::Refuse(reason) } else { Verdict::Drop(reason) }
+    }
+
+    /// At the limit, the oldest half-open flow gives way, or else the oldest finished one.
+    fn make_room(&mut self, now: Instant) -> Result<(), Verdict> {
+        if !self.table.is_full() {
+            return Ok(());
+        }
+        let id = self.table.eviction_candidate().ok_or(Verdict::Drop(DropReason::TableFull))?;
+        self.end(now, id);
+        self.stats.flows_evicted += 1;
+        Ok(())
+    }
+
+    fn insert(
+        &mut self,
+        now: Instant,
+        service: &Service,
+        server: &Server,
+        original: &Tuple,
+    ) -> Result<FlowId, DropReason> {
+        let owner = Owner { service: service.id.0, server: server.id.0, method: service.spec.method as u8 };
+        let planned = forward::plan(service, server, original);
+        let mut reply = planned;
+        for attempt in 0..=PORT_ATTEMPTS {
+            match self.table.insert(now, *original, reply, owner, &self.snapshot.spec.timeouts) {
+                Ok(id) => return Ok(id),
+                Err(InsertError::Full) => return Err(DropReason::TableFull),
+                Err(InsertError::Taken(_)) => {
+                    if attempt == 0 {
+                        self.random = next_random(self.random);
+                    }
+                    reply = forward::plan_again(planned, self.random, attempt);
+                }
+            }
+        }
+        Err(DropReason::PortCollision)
+    }
+
+    /// Takes a flow out of the table and off its server.
+    fn end(&mut self, now: Instant, id: FlowId) {
+        self.tell(now, FlowChange::Destroy, id);
+        let flow = self.table.remove(id);
+        if let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) {
+            server.load.end(flow.is_active());
+        }
+    }
+
+    fn delete(&mut self, now: Instant, matches: impl Fn(&FlowRecord) -> bool) -> Outcome {
+        let mut cursor = 0;
+        let mut deleted = 0;
+        while let Some((id, next)) = self.table.next_from(cursor) {
+            if matches(&self.record(now, self.table.flow(id))) {
+                self.end(now, id);
+                deleted += 1;
+            }
+            cursor = next;
+        }
+        self.stats.flows_deleted += deleted;
+        Outcome::Deleted(deleted)
+    }
+
+    fn count_traffic(&mut self, server: u32, sender: Sender, bytes: usize) {
+        if let Some(traffic) = self.traffic.get_mut(server as usize) {
+            match sender {
+                Sender::Client => traffic.to_server.add(bytes),
+                Sender::Server => traffic.to_client.add(bytes),
+            }
+        }
+    }
+
+    /// An id that now names another server starts at zero.
+    fn forget_reused_ids(&mut self, next: &Snapshot) {
+        for (number, traffic) in self.traffic.iter_mut().enumerate() {
+            let load = |snapshot: &Snapshot| snapshot.server(ServerId(number as u32)).map(|s| Arc::as_ptr(&s.load));
+            if load(next) != load(&self.snapshot) {
+                *traffic = Traffic::default();
+            }
+        }
+    }
+
+    fn tell(&mut self, now: Instant, change: FlowChange, id: FlowId) {
+        if !self.watched {
+            return;
+        }
+        if self.events.len() == MAX_EVENTS {
+            self.stats.events_lost += 1;
+            return;
+        }
+        let flow = self.record(now, self.table.flow(id));
+        self.events.push_back(Event { change, flow });
+    }
+
+    fn record(&self, now: Instant, flow: &Flow) -> FlowRecord {
+        let volume =
+            |sender: Sender| Volume { packets: flow.packets[sender as usize], bytes: flow.bytes[sender as usize] };
+        let timeout: Duration = flow.timeout(&self.snapshot.spec.timeouts);
+        FlowRecord {
+            shard: self.config.shard,
+            original: flow.original(),
+            reply: flow.reply(),
+            tcp_state: (flow.protocol == Protocol::TCP).then_some(flow.tcp_state),
+            remaining: (flow.seen + timeout) - now,
+            age: now - flow.created,
+            replied: flow.replied,
+            assured: flow.assured,
+            service: ServiceId(flow.owner.service),
+            server: ServerId(flow.owner.server),
+            method: Method::ALL.iter().copied().find(|m| *m as u8 == flow.owner.method).unwrap_or(Method::Nat),
+            to_server: volume(Sender::Client),
+            to_client: volume(Sender::Server),
+        }
+    }
+}
+
+/// The server for a new flow.
+fn schedule<'a>(service: &'a Service, tuple: &Tuple) -> Option<&'a Arc<Server>> {
+    let request = Request { client: tuple.src, client_port: tuple.sport, vip: tuple.dst, port: tuple.dport };
+    service.scheduler.pick(&service.servers, &request).and_then(|index| service.servers.get(index))
+}
+
+fn rewrite_later(buf: &mut PacketBuf, rewrite: &Rewrite, id: Option<u16>) {
+    rewrite.apply_addresses(buf.packet_mut());
+    if let Some(id) = id {
+        ipv4_id(buf.packet_mut(), id);
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): enough for choosing a port nobody profits from guessing.
+fn next_random(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

@@ -29,7 +29,9 @@ pub mod command;
 #[allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "it touches the world")]
 pub mod control;
 pub mod engine;
+pub mod explain;
 pub mod flow;
+pub mod forward;
 #[cfg(feature = "gateway")]
 #[allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "it touches the world")]
 pub mod io;

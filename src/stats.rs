@@ -1,7 +1,7 @@
 //! Counters of one engine. Plain numbers: a shard's engine is the only writer.
 
 use crate::command::Volume;
-use crate::verdict::DropReason;
+use crate::verdict::{DropReason, Verdict};
 
 /// What happened since the engine was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct Stats {
     pub drops: [u64; DropReason::COUNT],
     /// Dropped packets that were answered with a RST or an ICMP error.
     pub refused: u64,
+    /// Answers to dropped packets that the rate limit held back.
+    pub refusals_limited: u64,
     pub flows_created: u64,
     pub flows_expired: u64,
     /// Half-open flows that made room for new ones.
@@ -39,6 +41,7 @@ impl Default for Stats {
             replied: 0,
             drops: [0; DropReason::COUNT],
             refused: 0,
+            refusals_limited: 0,
             flows_created: 0,
             flows_expired: 0,
             flows_evicted: 0,
@@ -53,6 +56,21 @@ impl Default for Stats {
 }
 
 impl Stats {
+    /// Counts a packet by its verdict. A held one is counted when its fate is known.
+    pub fn count(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Forward => self.forwarded += 1,
+            Verdict::Pass => self.passed += 1,
+            Verdict::Reply => self.replied += 1,
+            Verdict::Held => self.fragments_held += 1,
+            Verdict::Drop(reason) => self.drops[reason as usize] += 1,
+            Verdict::Refuse(reason) => {
+                self.drops[reason as usize] += 1;
+                self.refused += 1;
+            }
+        }
+    }
+
     pub fn drops(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize]
     }
@@ -68,12 +86,13 @@ impl Stats {
     }
 
     /// The counters besides drops, by name.
-    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 13] {
+    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 14] {
         [
             ("forwarded", &mut self.forwarded),
             ("passed", &mut self.passed),
             ("replied", &mut self.replied),
             ("refused", &mut self.refused),
+            ("refusals_limited", &mut self.refusals_limited),
             ("flows_created", &mut self.flows_created),
             ("flows_expired", &mut self.flows_expired),
             ("flows_evicted", &mut self.flows_evicted),

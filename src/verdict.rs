@@ -65,7 +65,7 @@ drop_reasons! {
     TooManyExtensionHeaders = "too_many_extension_headers",
     /// The checksum of an ICMP message, or of the IP header it quotes, is wrong (RFC 5508 REQ-3).
     BadIcmpChecksum = "bad_icmp_checksum",
-    /// The source address cannot be one (multicast, loopback, unspecified), or source equals destination.
+    /// The source cannot be one (multicast, loopback, unspecified), the destination is no single host, or both are the same.
     Martian = "martian",
     /// The VIP is ours, but no service listens on this port.
     NoService = "no_service",
@@ -91,8 +91,6 @@ drop_reasons! {
     FragmentTimeout = "fragment_timeout",
     /// The table of fragmented packets, or the room for held fragments, is full.
     FragmentTableFull = "fragment_table_full",
-    /// The answer to a refused packet was held back by the rate limit.
-    RateLimited = "rate_limited",
 }
 
 impl DropReason {

@@ -1,5 +1,12 @@
 //! Flows: the table, the TCP states, expiry, and fragments that follow their first one.
 
+mod expiry;
+mod fragments;
+mod index;
+mod table;
 mod tcp;
+pub mod track;
 
+pub use fragments::{Bounds, Fate, Fragments, Later};
+pub use table::{Flow, FlowId, FlowTable, InsertError, Owner, Sequence};
 pub use tcp::{Sender, TcpState, Trigger, next};

@@ -71,8 +71,8 @@ impl Snapshot {
         if let Some(previous) = previous {
             snapshot.services.clone_from(&previous.services);
             snapshot.servers.clone_from(&previous.servers);
+            snapshot.release_idle(previous);
         }
-        snapshot.release_idle();
         for index in 0..snapshot.spec.services.len() {
             let service = snapshot.admit_service(index, previous);
             snapshot.listen(&service);
@@ -103,6 +103,11 @@ impl Snapshot {
         self.vips.contains_key(&addr)
     }
 
+    /// Whether what no service takes at this VIP is left to the host, since the address is the host's own.
+    pub fn is_local(&self, vip: Addr) -> bool {
+        self.spec.local_vips.contains(&vip)
+    }
+
     /// Every VIP and whether it is only kept for old flows.
     pub fn vips(&self) -> impl Iterator<Item = (Addr, bool)> + '_ {
         self.vips.iter().map(|(addr, vip)| (*addr, vip.retired))
@@ -121,25 +126,27 @@ impl Snapshot {
         self.servers.len()
     }
 
-    /// Frees the ids that no live service and no flow uses. Ids of live services survive because `admit_service` takes
-    /// them from `previous` again.
-    fn release_idle(&mut self) {
-        let live: Vec<ServiceSpec> = self.spec.services.clone();
-        for slot in &mut self.services {
-            let idle = |service: &Service| service.servers.iter().all(|server| server.load.is_idle());
-            if slot.as_ref().is_some_and(|s| idle(s) && !live.iter().any(|spec| spec.name == s.spec.name)) {
+    /// Frees the ids that no flow uses any more. Only those that `previous` had retired already: they get no new flows,
+    /// while a shard may admit one to a live server up to the moment it swaps.
+    fn release_idle(&mut self, previous: &Snapshot) {
+        let mut live_servers = vec![false; self.servers.len()];
+        let mut used_services = vec![false; self.services.len()];
+        for service in &previous.live {
+            used_services[service.id.0 as usize] = true;
+            for server in &service.servers {
+                live_servers[server.id.0 as usize] = true;
+            }
+        }
+        for (slot, is_live) in self.servers.iter_mut().zip(live_servers) {
+            if !is_live && slot.as_ref().is_some_and(|server| server.load.is_idle()) {
                 *slot = None;
             }
         }
-        for slot in &mut self.servers {
-            let stays = |server: &Server| {
-                self.services.get(server.service.0 as usize).and_then(Option::as_ref).is_some_and(|service| {
-                    live.iter().any(|spec| {
-                        spec.name == service.spec.name && spec.servers.iter().any(|s| is_same_server(s, server))
-                    })
-                })
-            };
-            if slot.as_ref().is_some_and(|server| server.load.is_idle() && !stays(server)) {
+        for server in self.servers.iter().flatten() {
+            used_services[server.service.0 as usize] = true;
+        }
+        for (slot, is_used) in self.services.iter_mut().zip(used_services) {
+            if !is_used {
                 *slot = None;
             }
         }
@@ -198,7 +205,7 @@ impl Snapshot {
     }
 }
 
-/// Puts a placeholder into the first free slot, so that the next search passes it, and returns its index.
+/// The index of the first free slot; the caller fills it before it asks for another.
 fn free_slot<T>(slots: &mut Vec<Option<T>>) -> u32 {
     let index = slots.iter().position(Option::is_none).unwrap_or_else(|| {
         slots.push(None);

@@ -138,6 +138,8 @@ impl Default for Limits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotSpec {
     pub services: Vec<ServiceSpec>,
+    /// VIPs that are addresses of the gateway's host: what no service takes there is the host's own.
+    pub local_vips: Vec<Addr>,
     pub timeouts: Timeouts,
     pub limits: Limits,
     /// MTU of the device, 1280 to 65535: TCP MSS options are clamped to it.
@@ -150,6 +152,7 @@ impl Default for SnapshotSpec {
     fn default() -> SnapshotSpec {
         SnapshotSpec {
             services: Vec::new(),
+            local_vips: Vec::new(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             mtu: 1500,

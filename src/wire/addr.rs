@@ -53,6 +53,14 @@ impl Addr {
         }
     }
 
+    /// More than one host, or none: what a packet to a single host cannot be sent to.
+    pub fn is_multicast_or_broadcast(&self) -> bool {
+        match self.ip() {
+            IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast() || ip.is_unspecified(),
+            IpAddr::V6(ip) => ip.is_multicast() || ip.is_unspecified(),
+        }
+    }
+
     /// An address that no packet may legitimately come from (RFC 1122 section 3.2.1.3, RFC 4291 section 2.7):
     /// unspecified, loopback, multicast, limited broadcast.
     pub fn is_martian_source(&self) -> bool {

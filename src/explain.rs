@@ -1,0 +1,107 @@
+//! What would happen to a packet, and why, without anything happening.
+
+use crate::command::FlowRecord;
+use crate::engine::Engine;
+use crate::flow::Sender;
+use crate::forward;
+use crate::service::Method;
+use crate::service::scheduler::Request;
+use crate::time::Instant;
+use crate::verdict::DropReason;
+use crate::wire::{Protocol, Tuple, tcp};
+
+/// The answer to "what happens to this packet".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    pub packet: Tuple,
+    pub outcome: Explained,
+}
+
+/// The outcome, with what led to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Explained {
+    /// The packet belongs to a flow and is translated to this tuple.
+    Known {
+        flow: Box<FlowRecord>,
+        from_client: bool,
+        translated: Tuple,
+    },
+    /// The packet starts a flow.
+    Admitted {
+        choice: Choice,
+        translated: Tuple,
+    },
+    /// An echo request to a VIP: the gateway answers.
+    Echo,
+    /// Neither for a VIP nor part of a flow: the host routes it on as it is.
+    Passed,
+    Dropped {
+        reason: DropReason,
+        service: Option<String>,
+    },
+}
+
+/// How a server was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    pub service: String,
+    pub scheduler: &'static str,
+    /// The scheduler's state in its own words; empty when it keeps none.
+    pub scheduler_state: String,
+    pub server: String,
+    pub method: Method,
+    /// Servers that could have been chosen, and how many there are.
+    pub available: (usize, usize),
+}
+
+/// Explains a packet to `engine` without changing it. `tcp_flags`: as in the header; of no meaning for other protocols.
+/// The engine must be that of the shard that the packet belongs to.
+pub fn explain(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Explanation {
+    Explanation { packet: *packet, outcome: outcome(engine, now, packet, tcp_flags) }
+}
+
+fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Explained {
+    let snapshot = engine.snapshot();
+    let dropped = |reason, service: Option<&str>| Explained::Dropped { reason, service: service.map(String::from) };
+    if packet.src.is_martian_source() || packet.dst.is_multicast_or_broadcast() || packet.src == packet.dst {
+        return dropped(DropReason::Martian, None);
+    }
+    if let Some((flow, sender)) = engine.find(now, packet) {
+        let translated = match sender {
+            Sender::Client => flow.reply.reversed(),
+            Sender::Server => flow.original.reversed(),
+        };
+        return Explained::Known { flow: Box::new(flow), from_client: sender == Sender::Client, translated };
+    }
+    let ours = snapshot.is_vip(packet.dst) && !snapshot.is_local(packet.dst);
+    let Some(service) = snapshot.service_for(packet.dst, packet.protocol, packet.dport) else {
+        return match packet.protocol {
+            _ if !ours => Explained::Passed,
+            protocol if protocol.is_icmp() => Explained::Echo,
+            Protocol::TCP | Protocol::UDP => dropped(DropReason::NoService, None),
+            _ => dropped(DropReason::UnsupportedProtocol, None),
+        };
+    };
+    if packet.protocol == Protocol::TCP && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN {
+        return dropped(DropReason::NoFlow, Some(&service.spec.name));
+    }
+    let request = Request { client: packet.src, client_port: packet.sport, vip: packet.dst, port: packet.dport };
+    let scheduler_state = service.scheduler.state();
+    let picked = service.scheduler.fork().pick(&service.servers, &request);
+    let Some(server) = picked.and_then(|index| service.servers.get(index)) else {
+        return dropped(DropReason::NoServer, Some(&service.spec.name));
+    };
+    let (flows, limit) = engine.occupancy();
+    if flows == limit && !engine.can_evict() {
+        return dropped(DropReason::TableFull, Some(&service.spec.name));
+    }
+    let choice = Choice {
+        service: service.spec.name.clone(),
+        scheduler: service.spec.scheduler.word(),
+        scheduler_state,
+        server: server.name.clone(),
+        method: service.spec.method,
+        available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
+    };
+    Explained::Admitted { choice, translated: forward::plan(service, server, packet).reversed() }
+}

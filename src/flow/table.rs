@@ -1,0 +1,445 @@
+//! The flow table: bounded, keyed by both tuples of a flow.
+//!
+//! # Theory of operation
+//!
+//! A flow has two tuples: *original* (what the client sends) and *reply* (what the server sends). Both are in the index;
+//! a lookup tells the flow and who sent the packet. Every flow is in one list of [`super::expiry`]; which one follows from
+//! its [`Class`], and changes only with it.
+//!
+//! Memory is set aside once, for the limit, and touched as flows come. Numbers of flows are reused; the table hands out
+//! [`FlowId`]s and forgets them at [`FlowTable::remove`]. The caller does not keep one across calls to the engine.
+//!
+//! What cannot happen: two flows with one tuple ([`FlowTable::insert`] refuses), a flow in no list or in two, a number
+//! both free and in use. [`FlowTable::check_invariants`] says so, in debug builds after every tenth mutation or so.
+
+use std::time::Duration;
+
+use siphasher::sip::SipHasher13;
+
+use super::expiry::{Expiry, Link, Links, NIL, QUEUES};
+use super::index::Index;
+use super::{Sender, TcpState, tcp};
+use crate::time::Instant;
+use crate::timeouts::Timeouts;
+use crate::wire::checksum::Delta;
+use crate::wire::{Addr, Protocol, Rewrite, Tuple};
+
+/// The number of a flow that is in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowId(u32);
+
+/// One tracked connection or exchange. Three cache lines: addresses; what every packet reads and writes; the rest.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub struct Flow {
+    client: Addr,
+    vip: Addr,
+    server: Addr,
+    /// Where the server's packets go: the client, unless the source was translated as well.
+    peer: Addr,
+
+    ports: [u16; 4],
+    pub protocol: Protocol,
+    pub tcp_state: TcpState,
+    pub replied: bool,
+    pub assured: bool,
+    /// By [`Sender`]: what the translation of its packets does to a sum, for addresses and for ports.
+    deltas: [(Delta, Delta); 2],
+    /// When the last packet came that kept the flow alive.
+    pub seen: Instant,
+    /// By [`Sender`].
+    pub packets: [u64; 2],
+    pub bytes: [u64; 2],
+
+    /// By [`Sender`].
+    pub sequence: [Sequence; 2],
+    pub created: Instant,
+    pub owner: Owner,
+    link: Link,
+    in_use: bool,
+}
+
+/// Whose flow it is; numbers that the flow table only keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub service: u32,
+    pub server: u32,
+    pub method: u8,
+}
+
+/// What one end of a TCP connection has sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// One past the highest sequence number sent; meaningless until `is_known`.
+    pub end: u32,
+    /// The highest acknowledgement sent; meaningless until `has_acked`.
+    pub ack: u32,
+    pub is_known: bool,
+    pub has_acked: bool,
+}
+
+impl Flow {
+    pub fn original(&self) -> Tuple {
+        let [sport, dport, ..] = self.ports;
+        Tuple { src: self.client, dst: self.vip, sport, dport, protocol: self.protocol }
+    }
+
+    pub fn reply(&self) -> Tuple {
+        let [.., sport, dport] = self.ports;
+        Tuple { src: self.server, dst: self.peer, sport, dport, protocol: self.protocol }
+    }
+
+    /// What packets from `sender` look like when they arrive.
+    pub fn tuple(&self, sender: Sender) -> Tuple {
+        match sender {
+            Sender::Client => self.original(),
+            Sender::Server => self.reply(),
+        }
+    }
+
+    /// The translation of packets from `sender`.
+    #[inline]
+    pub fn rewrite(&self, sender: Sender) -> Rewrite {
+        let to = match sender {
+            Sender::Client => self.reply().reversed(),
+            Sender::Server => self.original().reversed(),
+        };
+        let (addresses, ports) = self.deltas[sender as usize];
+        Rewrite { src: to.src, dst: to.dst, sport: to.sport, dport: to.dport, addresses, ports }
+    }
+
+    /// How long the flow lives without a packet.
+    pub fn timeout(&self, timeouts: &Timeouts) -> Duration {
+        match self.protocol {
+            Protocol::TCP => tcp::timeout(timeouts, self.tcp_state),
+            Protocol::UDP => timeouts.udp,
+            _ => timeouts.icmp,
+        }
+    }
+
+    /// Only an established TCP connection is active; everything else counts as inactive, as in IPVS.
+    pub fn is_active(&self) -> bool {
+        self.protocol == Protocol::TCP && self.tcp_state == TcpState::Established
+    }
+
+    fn class(&self) -> Class {
+        match self.protocol {
+            Protocol::TCP => match self.tcp_state {
+                state if state.is_half_open() => Class::HalfOpen(state as usize),
+                state @ (TcpState::TimeWait | TcpState::Close | TcpState::LastAck) => Class::Finished(state as usize),
+                _ => Class::Open,
+            },
+            _ if self.replied => Class::Open,
+            _ => Class::HalfOpen(UNREPLIED),
+        }
+    }
+}
+
+/// How dispensable a flow is. The number is that of the queue; one for each TCP state, and one for all else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// Evicted first.
+    HalfOpen(usize),
+    /// Evicted when nothing is half-open.
+    Finished(usize),
+    /// Never evicted.
+    Open,
+}
+
+const UNREPLIED: usize = QUEUES - 1;
+
+/// Why a flow was not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// No room, and nothing that may be evicted.
+    Full,
+    /// This flow has one of the tuples already.
+    Taken(FlowId),
+}
+
+/// The flows of one shard.
+pub struct FlowTable {
+    flows: Vec<Flow>,
+    /// Numbers below `flows.len()` that are free.
+    free: Vec<u32>,
+    index: Index,
+    expiry: Expiry,
+    key: [u64; 2],
+    max: usize,
+}
+
+impl FlowTable {
+    /// Room for `max` flows; `key` must be a secret, since strangers choose the tuples.
+    pub fn new(max: usize, key: [u64; 2]) -> FlowTable {
+        let max = max.clamp(1, (1 << 30) - 1);
+        FlowTable {
+            flows: Vec::with_capacity(max),
+            free: Vec::new(),
+            index: Index::new(max * 2),
+            expiry: Expiry::new(),
+            key,
+            max,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.flows.len() - self.free.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.len() == self.max
+    }
+
+    /// The flow that `tuple` belongs to, and who sent it.
+    #[inline]
+    pub fn lookup(&self, tuple: &Tuple) -> Option<(FlowId, Sender)> {
+        let value = self.index.find(self.hash(tuple), |value| {
+            let flow = &self.flows[(value >> 1) as usize];
+            let sender = sender_of(value);
+            flow.tuple(sender) == *tuple
+        })?;
+        Some((FlowId(value >> 1), sender_of(value)))
+    }
+
+    /// Admits a flow. The table must not be full: make room first.
+    pub fn insert(
+        &mut self,
+        now: Instant,
+        original: Tuple,
+        reply: Tuple,
+        owner: Owner,
+        timeouts: &Timeouts,
+    ) -> Result<FlowId, InsertError> {
+        for tuple in [&original, &reply] {
+            if let Some((taken, _)) = self.lookup(tuple) {
+                return Err(InsertError::Taken(taken));
+            }
+        }
+        if self.is_full() {
+            return Err(InsertError::Full);
+        }
+        let flow = Flow {
+            client: original.src,
+            vip: original.dst,
+            server: reply.src,
+            peer: reply.dst,
+            ports: [original.sport, original.dport, reply.sport, reply.dport],
+            protocol: original.protocol,
+            tcp_state: TcpState::None,
+            replied: false,
+            assured: false,
+            deltas: [Rewrite::deltas(&original, &reply.reversed()), Rewrite::deltas(&reply, &original.reversed())],
+            seen: now,
+            packets: [0; 2],
+            bytes: [0; 2],
+            sequence: [Sequence::default(); 2],
+            created: now,
+            owner,
+            link: Link::UNLINKED,
+            in_use: true,
+        };
+        let number = match self.free.pop() {
+            Some(number) => {
+                self.flows[number as usize] = flow;
+                number
+            }
+            None => {
+                self.flows.push(flow);
+                self.flows.len() as u32 - 1
+            }
+        };
+        for (tuple, sender) in [(original, Sender::Client), (reply, Sender::Server)] {
+            self.index.insert(self.hash(&tuple), number << 1 | sender as u32);
+        }
+        self.link(now, number, timeouts);
+        self.check_sometimes();
+        Ok(FlowId(number))
+    }
+
+    #[inline]
+    pub fn flow(&self, id: FlowId) -> &Flow {
+        &self.flows[id.0 as usize]
+    }
+
+    /// A packet keeps the flow alive: `change` notes what it brought. Moves the flow between lists if its class changed.
+    #[inline]
+    pub fn refresh<T>(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        timeouts: &Timeouts,
+        change: impl FnOnce(&mut Flow) -> T,
+    ) -> T {
+        let flow = &mut self.flows[id.0 as usize];
+        let before = (flow.class(), flow.tcp_state);
+        flow.seen = now;
+        let result = change(flow);
+        if before.0 != Class::Open || flow.class() != Class::Open || before.1 != flow.tcp_state {
+            self.unlink(id.0);
+            self.link(now, id.0, timeouts);
+        }
+        result
+    }
+
+    /// Ends a flow and returns what it was.
+    pub fn remove(&mut self, id: FlowId) -> Flow {
+        let number = id.0;
+        for sender in [Sender::Client, Sender::Server] {
+            let hash = self.hash(&self.flow(id).tuple(sender));
+            self.index.remove(hash, number << 1 | sender as u32);
+        }
+        self.unlink(number);
+        let flow = &mut self.flows[number as usize];
+        flow.in_use = false;
+        let gone = flow.clone();
+        self.free.push(number);
+        self.check_sometimes();
+        gone
+    }
+
+    /// The next flow whose time is over at `now`. Looks at no more than `budget` flows, and takes what it looked at off it.
+    pub fn next_expired(&mut self, now: Instant, timeouts: &Timeouts, budget: &mut usize) -> Option<FlowId> {
+        for queue in 0..QUEUES {
+            if let Some(number) = self.expiry.head(queue)
+                && self.deadline(number, timeouts) <= now
+            {
+                *budget = budget.saturating_sub(1);
+                return Some(FlowId(number));
+            }
+        }
+        while *budget > 0 {
+            let number = self.expiry.due(now)?;
+            *budget -= 1;
+            if self.deadline(number, timeouts) <= now {
+                return Some(FlowId(number));
+            }
+            self.unlink(number);
+            self.link(now, number, timeouts);
+        }
+        None
+    }
+
+    /// When [`FlowTable::next_expired`] has work, at the earliest.
+    pub fn next_deadline(&self, timeouts: &Timeouts) -> Option<Instant> {
+        let queues = (0..QUEUES).filter_map(|queue| self.expiry.head(queue)).map(|n| self.deadline(n, timeouts));
+        queues.chain(self.expiry.next_due()).min()
+    }
+
+    /// The flow that must give way when the table is full: the oldest half-open one, or else the oldest finished one.
+    pub fn eviction_candidate(&self) -> Option<FlowId> {
+        let oldest = |wanted: fn(Class) -> bool| {
+            (0..QUEUES)
+                .filter_map(|queue| self.expiry.head(queue))
+                .filter(|&n| wanted(self.flows[n as usize].class()))
+                .min_by_key(|&n| self.flows[n as usize].seen)
+        };
+        oldest(|class| matches!(class, Class::HalfOpen(_)))
+            .or_else(|| oldest(|class| matches!(class, Class::Finished(_))))
+            .map(FlowId)
+    }
+
+    /// The first flow from number `cursor` on, and the number to go on from.
+    pub fn next_from(&self, cursor: usize) -> Option<(FlowId, usize)> {
+        let ahead = self.flows.get(cursor..)?.iter().position(|flow| flow.in_use)?;
+        Some((FlowId((cursor + ahead) as u32), cursor + ahead + 1))
+    }
+
+    fn deadline(&self, number: u32, timeouts: &Timeouts) -> Instant {
+        let flow = &self.flows[number as usize];
+        flow.seen + flow.timeout(timeouts)
+    }
+
+    fn link(&mut self, now: Instant, number: u32, timeouts: &Timeouts) {
+        match self.flows[number as usize].class() {
+            Class::HalfOpen(queue) | Class::Finished(queue) => {
+                self.expiry.enqueue(&mut FlowLinks(&mut self.flows), number, queue);
+            }
+            Class::Open => {
+                let deadline = self.deadline(number, timeouts);
+                self.expiry.schedule(&mut FlowLinks(&mut self.flows), number, now, deadline);
+            }
+        }
+    }
+
+    fn unlink(&mut self, number: u32) {
+        self.expiry.unlink(&mut FlowLinks(&mut self.flows), number);
+    }
+
+    /// SipHash-1-3 over the tuple: strangers cannot choose tuples that collide.
+    #[inline]
+    fn hash(&self, tuple: &Tuple) -> u32 {
+        let mut bytes = [0u8; 37];
+        let hasher = SipHasher13::new_with_keys(self.key[0], self.key[1]);
+        let ports = u32::from(tuple.sport) << 16 | u32::from(tuple.dport);
+        if tuple.src.is_v4() {
+            bytes[..4].copy_from_slice(tuple.src.wire());
+            bytes[4..8].copy_from_slice(tuple.dst.wire());
+            bytes[8..12].copy_from_slice(&ports.to_ne_bytes());
+            bytes[12] = tuple.protocol.0;
+            return hasher.hash(&bytes[..13]) as u32;
+        }
+        bytes[..16].copy_from_slice(tuple.src.octets());
+        bytes[16..32].copy_from_slice(tuple.dst.octets());
+        bytes[32..36].copy_from_slice(&ports.to_ne_bytes());
+        bytes[36] = tuple.protocol.0;
+        hasher.hash(&bytes) as u32
+    }
+
+    fn check_sometimes(&mut self) {
+        // Checking walks the whole table; keep it affordable in tests with many flows.
+        if cfg!(debug_assertions) && (self.len() < 64 || self.len().is_multiple_of(1021)) {
+            self.check_invariants();
+        }
+    }
+
+    /// Panics when the table contradicts itself.
+    pub fn check_invariants(&mut self) {
+        assert!(self.len() <= self.max);
+        assert_eq!(self.index.len(), self.len() * 2, "index entries");
+        let used: Vec<u32> = (0..self.flows.len() as u32).filter(|&n| self.flows[n as usize].in_use).collect();
+        assert_eq!(used.len(), self.len(), "flows in use");
+        assert_eq!(self.expiry.check(&mut FlowLinks(&mut self.flows)), used.len(), "flows in lists");
+        for number in used {
+            let flow = &self.flows[number as usize];
+            for sender in [Sender::Client, Sender::Server] {
+                assert_eq!(self.lookup(&flow.tuple(sender)), Some((FlowId(number), sender)));
+            }
+            let queue = match flow.class() {
+                Class::HalfOpen(queue) | Class::Finished(queue) => Some(queue),
+                Class::Open => None,
+            };
+            assert_eq!(flow.link.queue(), queue, "list of flow {number}");
+        }
+    }
+}
+
+fn sender_of(value: u32) -> Sender {
+    if value & 1 == Sender::Client as u32 { Sender::Client } else { Sender::Server }
+}
+
+struct FlowLinks<'a>(&'a mut [Flow]);
+
+impl Links for FlowLinks<'_> {
+    fn link(&mut self, flow: u32) -> &mut Link {
+        debug_assert_ne!(flow, NIL);
+        &mut self.0[flow as usize].link
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_takes_three_cache_lines() {
+        assert_eq!(std::mem::size_of::<Flow>(), 192);
+    }
+}

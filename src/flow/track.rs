@@ -1,0 +1,99 @@
+//! What a TCP segment does to its flow: sequence numbers, state, and whether a RST may be believed.
+
+use super::{Flow, Sender, Sequence, TcpState, Trigger, next};
+use crate::wire::tcp;
+
+/// How far beyond what was acknowledged a segment may reach to be believed: the largest windows in use are far smaller.
+const MAX_WINDOW: i32 = 1 << 24;
+/// How far beyond the highest sequence number seen a RST may lie: segments before it may have been lost on the way here.
+const RST_SLACK: i32 = 1 << 16;
+
+impl Sender {
+    pub const fn other(self) -> Sender {
+        match self {
+            Sender::Client => Sender::Server,
+            Sender::Server => Sender::Client,
+        }
+    }
+}
+
+/// Whether a SYN over the same ports starts a new connection rather than belonging to this flow: it is over, so it does,
+/// at once (RFC 9293 section 3.6.1; RFC 6191).
+pub fn starts_anew(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
+    sender == Sender::Client
+        && segment.has(tcp::SYN)
+        && !segment.has(tcp::ACK)
+        && matches!(flow.tcp_state, TcpState::TimeWait | TcpState::Close)
+}
+
+/// Whether a RST from `sender` fits what both ends have sent (RFC 5961 section 3, RFC 9293 section 3.10.7). A forged one
+/// must not end the flow; it is forwarded all the same, for the end host to judge.
+pub fn rst_is_plausible(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
+    let own = &flow.sequence[sender as usize];
+    let peer = &flow.sequence[sender.other() as usize];
+    if !own.is_known {
+        // The answer to a SYN: it must acknowledge just that.
+        return segment.has(tcp::ACK) && peer.is_known && segment.ack == peer.end;
+    }
+    let low = if peer.has_acked { peer.ack } else { own.end };
+    let high = if distance(low, own.end) > 0 { own.end } else { low };
+    // One below: a keepalive probe's number.
+    distance(low, segment.seq) >= -1 && distance(high, segment.seq) <= RST_SLACK
+}
+
+/// Notes a segment of the flow; a RST must have been found plausible.
+pub fn segment(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
+    let trigger = match () {
+        () if segment.has(tcp::RST) => Some(Trigger::Rst),
+        () if segment.has(tcp::SYN) => Some(Trigger::Syn),
+        () if segment.has(tcp::FIN) => Some(Trigger::Fin),
+        () if segment.has(tcp::ACK) => Some(Trigger::Ack),
+        () => None,
+    };
+    let completes = completes_handshake(flow, sender, segment);
+    note_sequence(flow, sender, segment);
+    flow.replied |= sender == Sender::Server;
+    let holds_back = flow.tcp_state.is_half_open() && trigger == Some(Trigger::Ack) && !completes;
+    if let Some(trigger) = trigger.filter(|_| !holds_back) {
+        flow.tcp_state = next(flow.tcp_state, sender, trigger);
+    }
+    flow.assured |= flow.replied && flow.tcp_state == TcpState::Established;
+}
+
+/// Whether an ACK in a half-open flow is for what the other end really sent. Otherwise a stranger could make flows look
+/// established, and so protected, by sending an ACK after each SYN.
+fn completes_handshake(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
+    let peer = &flow.sequence[sender.other() as usize];
+    peer.is_known && distance(peer.end, segment.ack).abs() <= RST_SLACK
+}
+
+fn note_sequence(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
+    let acked_by_peer = {
+        let peer = &flow.sequence[sender.other() as usize];
+        peer.has_acked.then_some(peer.ack)
+    };
+    let own = &mut flow.sequence[sender as usize];
+    if segment.has(tcp::SYN) {
+        // Also a client that starts over in a half-open flow with another initial number.
+        *own = Sequence { end: segment.seq_end(), is_known: true, ..*own };
+    } else if !own.is_known {
+        *own = Sequence { end: segment.seq_end(), is_known: true, ..*own };
+    } else {
+        let end = segment.seq_end();
+        let reach = acked_by_peer.unwrap_or(own.end);
+        if distance(own.end, end) > 0 && distance(reach, end) <= MAX_WINDOW && !segment.has(tcp::RST) {
+            own.end = end;
+        }
+    }
+    if segment.has(tcp::ACK) {
+        if !own.has_acked || (1..=MAX_WINDOW).contains(&distance(own.ack, segment.ack)) {
+            own.ack = segment.ack;
+        }
+        own.has_acked = true;
+    }
+}
+
+/// How far `to` lies ahead of `from` in sequence space; negative when it lies behind.
+const fn distance(from: u32, to: u32) -> i32 {
+    to.wrapping_sub(from) as i32
+}

@@ -1,0 +1,133 @@
+//! The answer to a packet that cannot be forwarded: a TCP RST, an ICMP or ICMPv6 error. Built in the packet's own buffer.
+//!
+//! Never an answer to a RST, an ICMP error, a later fragment, or a source that is no single host (RFC 1122 section 3.2.2,
+//! RFC 4443 section 2.4); and no more a second than the rate limit lets through.
+
+use crate::time::Instant;
+use crate::wire::{Addr, PacketBuf, Protocol, Transport, View, VnetHdr, checksum, icmp, ipv4, ipv6, tcp};
+
+/// Bytes of the ICMP error at most, IP header included (RFC 1812 section 4.3.2.3).
+const MAX_V4: usize = 576;
+/// The same for ICMPv6: the minimum MTU (RFC 4443 section 2.4 c).
+const MAX_V6: usize = 1280;
+/// Internetwork control, as Linux marks its ICMP errors.
+const TOS: u8 = 0xc0;
+
+/// What the sender is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A RST for TCP, port unreachable for anything else.
+    Closed,
+    /// The TTL or hop limit ended here.
+    TimeExceeded,
+}
+
+/// Replaces the packet by the refusal, from `from` to the packet's source. `false`: there is none for such a packet, and
+/// the buffer is as it was.
+#[must_use]
+pub fn refuse(buf: &mut PacketBuf, view: &View, refusal: Refusal, from: Addr) -> bool {
+    if view.fragment.is_some_and(|f| f.offset != 0) || view.src.is_martian_source() {
+        return false;
+    }
+    match (refusal, view.transport) {
+        (_, Transport::Icmp(icmp::Kind::Error | icmp::Kind::Other) | Transport::Later) => false,
+        (Refusal::Closed, Transport::Tcp(tcp)) => !tcp.has(tcp::RST) && reset(buf, view, &tcp, from),
+        (Refusal::Closed, _) => {
+            let message = match view.src.is_v4() {
+                true => (icmp::V4_UNREACHABLE, icmp::V4_PORT_UNREACHABLE),
+                false => (icmp::V6_UNREACHABLE, icmp::V6_PORT_UNREACHABLE),
+            };
+            error(buf, view, message, from)
+        }
+        (Refusal::TimeExceeded, _) => {
+            let kind = if view.src.is_v4() { icmp::V4_TIME_EXCEEDED } else { icmp::V6_TIME_EXCEEDED };
+            error(buf, view, (kind, 0), from)
+        }
+    }
+}
+
+/// A RST that the sender of `tcp` accepts (RFC 9293 section 3.10.7.1).
+fn reset(buf: &mut PacketBuf, view: &View, tcp: &tcp::Header, from: Addr) -> bool {
+    let mut segment = [0u8; tcp::MIN_LEN];
+    segment[..2].copy_from_slice(&tcp.dport.to_be_bytes());
+    segment[2..4].copy_from_slice(&tcp.sport.to_be_bytes());
+    if tcp.has(tcp::ACK) {
+        segment[4..8].copy_from_slice(&tcp.ack.to_be_bytes());
+        segment[13] = tcp::RST;
+    } else {
+        segment[8..12].copy_from_slice(&tcp.seq_end().to_be_bytes());
+        segment[13] = tcp::RST | tcp::ACK;
+    }
+    segment[12] = 5 << 4;
+    let pseudo = checksum::pseudo_header(from, view.src, Protocol::TCP.0, segment.len());
+    let sum = checksum::finish(pseudo, &segment);
+    segment[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
+
+    // The answer is never longer than what it answers: both IP headers are minimal, the segment is too.
+    buf.truncate(0);
+    buf.vnet = VnetHdr::default();
+    let Some(room) = buf.prepend(segment.len()) else { return false };
+    room.copy_from_slice(&segment);
+    prepend_ip(buf, from, view.src, Protocol::TCP, 0)
+}
+
+/// An ICMP or ICMPv6 error that quotes as much of the packet as fits.
+fn error(buf: &mut PacketBuf, view: &View, (kind, code): (u8, u8), from: Addr) -> bool {
+    let (protocol, limit) = match view.src.is_v4() {
+        true => (Protocol::ICMP, MAX_V4 - ipv4::MIN_LEN - icmp::LEN),
+        false => (Protocol::ICMPV6, MAX_V6 - ipv6::LEN - icmp::LEN),
+    };
+    buf.truncate(limit);
+    buf.vnet = VnetHdr::default();
+    let Some(header) = buf.prepend(icmp::LEN) else { return false };
+    header.fill(0);
+    (header[0], header[1]) = (kind, code);
+    let len = buf.len();
+    let begun = match protocol {
+        Protocol::ICMP => 0,
+        _ => checksum::pseudo_header(from, view.src, protocol.0, len),
+    };
+    let sum = checksum::finish(begun, buf.packet());
+    buf.packet_mut()[icmp::CHECKSUM..icmp::CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
+    prepend_ip(buf, from, view.src, protocol, TOS)
+}
+
+fn prepend_ip(buf: &mut PacketBuf, src: Addr, dst: Addr, protocol: Protocol, tos: u8) -> bool {
+    let payload = buf.len();
+    if src.is_v4() {
+        let room = buf.prepend(ipv4::MIN_LEN).and_then(|room| room.first_chunk_mut());
+        room.map(|room| ipv4::emit(room, src, dst, protocol, tos, payload)).is_some()
+    } else {
+        let room = buf.prepend(ipv6::LEN).and_then(|room| room.first_chunk_mut());
+        room.map(|room| ipv6::emit(room, src, dst, protocol, payload)).is_some()
+    }
+}
+
+/// A token bucket: so many a second, and as many at once.
+#[derive(Clone, Debug)]
+pub struct RateLimit {
+    tokens: u64,
+    filled: Instant,
+}
+
+impl RateLimit {
+    pub fn new(per_second: u32) -> RateLimit {
+        RateLimit { tokens: u64::from(per_second), filled: Instant::ZERO }
+    }
+
+    /// Whether one more may go at `now`.
+    pub fn allows(&mut self, now: Instant, per_second: u32) -> bool {
+        let rate = u64::from(per_second);
+        if rate == 0 {
+            return false;
+        }
+        let earned = (now - self.filled).as_micros().min(1_000_000) as u64 * rate / 1_000_000;
+        if earned > 0 {
+            self.tokens = (self.tokens + earned).min(rate);
+            self.filled = now;
+        }
+        let allowed = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        allowed
+    }
+}
