@@ -1,0 +1,8 @@
+//! What the suites share: building packets with etherparse, reading them back with it and with a naive oracle, snapshots.
+
+#![allow(dead_code, reason = "each suite uses its part")]
+
+pub mod arbitrary;
+pub mod oracle;
+pub mod packet;
+pub mod world;
