@@ -14,6 +14,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use siphasher::sip::SipHasher13;
+
 use crate::command::{Command, Event, FlowChange, FlowRecord, Outcome, Volume};
 use crate::flow::{Bounds, Fate, Flow, FlowId, FlowTable, Fragments, InsertError, Later, Owner, Sender, track};
 use crate::forward::refuse::{RateLimit, Refusal, refuse};
@@ -544,6 +546,26 @@ impl Engine {
             to_client: volume(Sender::Server),
         }
     }
+}
+
+/// The far endpoint of a packet's flow: its source when it is addressed to a VIP, else its destination. Of an ICMP error,
+/// that of the packet that it quotes. Both directions of a flow give the same answer, whatever is translated.
+pub fn client_of(snapshot: &Snapshot, buf: &PacketBuf, view: &View) -> Addr {
+    let towards = |src: Addr, dst: Addr| if snapshot.is_vip(dst) { src } else { dst };
+    if matches!(view.transport, Transport::Icmp(icmp::Kind::Error))
+        && let Some(quoted) = buf.packet().get(view.l4 + icmp::LEN..)
+        && let Ok((inner, _)) = View::parse_quoted(quoted)
+    {
+        return towards(inner.dst, inner.src);
+    }
+    towards(view.src, view.dst)
+}
+
+/// The shard of a client, out of `shards`.
+pub fn shard_of(client: Addr, seed: [u64; 2], shards: usize) -> usize {
+    let hash = SipHasher13::new_with_keys(seed[0], seed[1]).hash(client.octets());
+    // The high half of the product is even over all shards, without a division.
+    ((u128::from(hash) * shards as u128) >> 64) as usize
 }
 
 /// The server for a new flow.

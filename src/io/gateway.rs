@@ -6,15 +6,18 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use crate::command::Command;
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{self, Engine, EngineConfig};
 use crate::service::Snapshot;
 use crate::time::Instant;
+use crate::verdict::Verdict;
+use crate::wire::{PacketBuf, View};
 
 /// Every shard's engine, and the clock they share.
 pub struct Gateway {
     origin: std::time::Instant,
     snapshot: ArcSwap<Snapshot>,
     shards: Vec<Mutex<Engine>>,
+    seed: [u64; 2],
 }
 
 impl Gateway {
@@ -29,7 +32,34 @@ impl Gateway {
             origin: std::time::Instant::now(),
             shards: (0..shards.max(1)).map(engine).collect(),
             snapshot: ArcSwap::new(snapshot),
+            seed,
         }
+    }
+
+    /// Has the packet's shard decide on it. Held fragments that are free to go now are put into `released`; they are to be
+    /// sent after the packet.
+    pub fn handle_packet(&self, buf: &mut PacketBuf, released: &mut Vec<PacketBuf>) -> Verdict {
+        let parsed = View::parse(buf.packet());
+        let shard = match &parsed {
+            Ok(view) if self.shards.len() > 1 => self.shard_of(buf, view),
+            _ => 0,
+        };
+        let now = self.now();
+        let mut engine = self.shards[shard].lock();
+        let verdict = match parsed {
+            Ok(view) => engine.handle_parsed(now, buf, &view),
+            Err(_) => engine.handle_packet(now, buf),
+        };
+        while let Some(packet) = engine.poll_transmit() {
+            released.push(packet);
+        }
+        verdict
+    }
+
+    /// The shard that a packet belongs to, by the client's address in it.
+    pub fn shard_of(&self, buf: &PacketBuf, view: &View) -> usize {
+        let client = engine::client_of(&self.snapshot.load(), buf, view);
+        engine::shard_of(client, self.seed, self.shards.len())
     }
 
     pub fn now(&self) -> Instant {
@@ -52,5 +82,19 @@ impl Gateway {
     /// Lock one at a time, and briefly: packets of that shard wait meanwhile.
     pub fn shards(&self) -> &[Mutex<Engine>] {
         &self.shards
+    }
+
+    /// Lets time pass in every shard, in steps short enough not to hold up packets.
+    pub fn handle_timeouts(&self) {
+        for shard in &self.shards {
+            loop {
+                let now = self.now();
+                let mut engine = shard.lock();
+                if engine.poll_timeout().is_none_or(|due| due > now) {
+                    break;
+                }
+                engine.handle_timeout(now);
+            }
+        }
     }
 }

@@ -1,0 +1,43 @@
+//! A pair of devices in memory: what one sends, the other receives. For tests of what stands between devices.
+
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use super::device::Device;
+use crate::wire::{PacketBuf, VnetHdr};
+
+/// One end of the pair.
+pub struct Memory {
+    out: SyncSender<(Vec<u8>, VnetHdr)>,
+    inbox: Receiver<(Vec<u8>, VnetHdr)>,
+}
+
+/// Two connected ends; each direction holds up to `capacity` packets and refuses more.
+pub fn pair(capacity: usize) -> (Memory, Memory) {
+    let (there, here_inbox) = sync_channel(capacity);
+    let (here, there_inbox) = sync_channel(capacity);
+    (Memory { out: there, inbox: there_inbox }, Memory { out: here, inbox: here_inbox })
+}
+
+impl Device for Memory {
+    fn receive(&mut self, buf: &mut PacketBuf) -> io::Result<bool> {
+        match self.inbox.recv_timeout(Duration::from_millis(10)) {
+            Ok((packet, vnet)) => {
+                *buf = PacketBuf::from_packet(&packet);
+                buf.vnet = vnet;
+                Ok(true)
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(false),
+            Err(RecvTimeoutError::Disconnected) => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        }
+    }
+
+    fn send(&mut self, buf: &mut PacketBuf) -> io::Result<()> {
+        match self.out.try_send((buf.packet().to_vec(), buf.vnet)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(TrySendError::Disconnected(_)) => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        }
+    }
+}
