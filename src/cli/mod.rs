@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod check;
 mod client;
 mod completions;
 mod conntrack;
@@ -40,6 +41,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Check(check::Args),
     Status(status::Args),
     #[command(subcommand)]
     Conntrack(conntrack::Command),
@@ -88,6 +90,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
     match command {
+        Command::Check(args) => return check::run(&args, context),
         Command::Status(args) => status::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),
         Command::Service(command) => service::run(&command, context),

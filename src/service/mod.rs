@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 pub use scheduler::{Kind as SchedulerKind, Scheduler};
-pub use snapshot::{Snapshot, SnapshotError};
+pub use snapshot::{Fault, Snapshot, SnapshotError};
 pub use spec::{Limits, Method, PortRange, Protocols, ServerSpec, ServiceSpec, SnapshotSpec};
 
 use crate::wire::Addr;

@@ -1,7 +1,6 @@
 //! The immutable snapshot that the engine forwards by, and how one follows another.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
@@ -55,10 +54,22 @@ pub enum SnapshotError {
     PortsDoNotFit { service: String, server: String, ports: PortRange, base: u16 },
 }
 
+/// A [`SnapshotError`] and where in the specification it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Index in [`SnapshotSpec::services`].
+    pub service: usize,
+    /// Index in [`ServiceSpec::servers`]; `None`: the service itself.
+    pub server: Option<usize>,
+    pub error: SnapshotError,
+}
+
 impl Snapshot {
     /// Compiles `spec`. `previous` is the snapshot now in use, if any; flows that it admitted keep working.
     pub fn build(spec: SnapshotSpec, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
-        validate(&spec)?;
+        if let Some(fault) = spec.faults().into_iter().next() {
+            return Err(fault.error);
+        }
         let mut snapshot = Snapshot {
             generation: previous.map_or(1, |p| p.generation + 1),
             spec,
@@ -218,30 +229,40 @@ fn is_same_server(spec: &ServerSpec, server: &Server) -> bool {
     spec.name == server.name && spec.address == server.address && spec.port == server.port
 }
 
-fn validate(spec: &SnapshotSpec) -> Result<(), SnapshotError> {
-    let mut names = Map::default();
-    let mut listeners: Map<(Addr, Protocol), Vec<&ServiceSpec>> = Map::default();
-    for service in &spec.services {
-        if names.insert(service.name.as_str(), ()).is_some() {
-            return Err(SnapshotError::DuplicateService(service.name.clone()));
-        }
-        for &protocol in service.protocols.list() {
-            let others = listeners.entry((service.vip, protocol)).or_default();
-            // A narrower range may stand inside a wider one; two equal or partly overlapping ones are a mistake.
-            if let Some(first) = others.iter().find(|other| conflicts(other.ports, service.ports)) {
-                return Err(SnapshotError::Overlap {
-                    first: first.name.clone(),
-                    second: service.name.clone(),
-                    protocol,
-                    vip: service.vip,
-                    ports: service.ports,
-                });
+impl SnapshotSpec {
+    /// Everything for which [`Snapshot::build`] would refuse this, in the order of the configuration.
+    pub fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let mut names = Map::default();
+        let mut listeners: Map<(Addr, Protocol), Vec<&ServiceSpec>> = Map::default();
+        for (index, service) in self.services.iter().enumerate() {
+            let mut fault = |error| faults.push(Fault { service: index, server: None, error });
+            if names.insert(service.name.as_str(), ()).is_some() {
+                fault(SnapshotError::DuplicateService(service.name.clone()));
             }
-            others.push(service);
+            for &protocol in service.protocols.list() {
+                let others = listeners.entry((service.vip, protocol)).or_default();
+                // A narrower range may stand inside a wider one; two equal or partly overlapping ones are a mistake.
+                if let Some(first) = others.iter().find(|other| conflicts(other.ports, service.ports)) {
+                    fault(SnapshotError::Overlap {
+                        first: first.name.clone(),
+                        second: service.name.clone(),
+                        protocol,
+                        vip: service.vip,
+                        ports: service.ports,
+                    });
+                }
+                others.push(service);
+            }
+            let mut servers = Map::default();
+            for (at, server) in service.servers.iter().enumerate() {
+                let duplicate = servers.insert(server.name.as_str(), ()).is_some();
+                let errors = server_errors(service, server, duplicate);
+                faults.extend(errors.into_iter().map(|error| Fault { service: index, server: Some(at), error }));
+            }
         }
-        validate_servers(service)?;
+        faults
     }
-    Ok(())
 }
 
 fn conflicts(a: PortRange, b: PortRange) -> bool {
@@ -249,28 +270,27 @@ fn conflicts(a: PortRange, b: PortRange) -> bool {
     a.overlaps(b) && (a == b || !(inside(a, b) || inside(b, a)))
 }
 
-fn validate_servers(service: &ServiceSpec) -> Result<(), SnapshotError> {
-    let mut names = Map::default();
-    for server in &service.servers {
-        let (name, vip) = (service.name.clone(), service.vip);
-        match names.entry(server.name.as_str()) {
-            Entry::Occupied(_) => {
-                return Err(SnapshotError::DuplicateServer { service: name, server: server.name.clone() });
-            }
-            Entry::Vacant(entry) => entry.insert(()),
-        };
-        if server.address.is_v4() != vip.is_v4() {
-            return Err(SnapshotError::FamilyMismatch { service: name, server: server.name.clone(), vip });
-        }
-        if server.address == vip {
-            return Err(SnapshotError::ServerIsVip { service: name, server: server.name.clone() });
-        }
-        if let Some(base) = server.port
-            && u32::from(base) + u32::from(service.ports.last - service.ports.first) > u32::from(u16::MAX)
-        {
-            let ports = service.ports;
-            return Err(SnapshotError::PortsDoNotFit { service: name, server: server.name.clone(), ports, base });
-        }
+fn server_errors(service: &ServiceSpec, server: &ServerSpec, duplicate: bool) -> Vec<SnapshotError> {
+    let names = || (service.name.clone(), server.name.clone());
+    let (vip, ports) = (service.vip, service.ports);
+    let mut errors = Vec::new();
+    if duplicate {
+        let (service, server) = names();
+        errors.push(SnapshotError::DuplicateServer { service, server });
     }
-    Ok(())
+    if server.address.is_v4() != vip.is_v4() {
+        let (service, server) = names();
+        errors.push(SnapshotError::FamilyMismatch { service, server, vip });
+    }
+    if server.address == vip {
+        let (service, server) = names();
+        errors.push(SnapshotError::ServerIsVip { service, server });
+    }
+    if let Some(base) = server.port
+        && u32::from(base) + u32::from(ports.last - ports.first) > u32::from(u16::MAX)
+    {
+        let (service, server) = names();
+        errors.push(SnapshotError::PortsDoNotFit { service, server, ports, base });
+    }
+    errors
 }

@@ -1,0 +1,42 @@
+//! `gatun check`: is a configuration file right, and will it work on this host?
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::{Context, output};
+use crate::control::config::host::Host;
+use crate::control::config::{Config, DEFAULT_PATH};
+
+/// Check a configuration file, without a running gateway and without changing anything
+///
+/// Prints every mistake with its line and column and exits with 1. Warnings are for what this host lacks; they do not change the exit code.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The file to check
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+pub(super) fn run(args: &Args, context: &mut Context) -> Result<ExitCode> {
+    let file = args.config.display();
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(errors) => {
+            output::complain(&errors.to_string());
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    for warning in Host::default().warnings(&config) {
+        output::complain(&format!("{file}: warning: {warning}"));
+    }
+    let servers: usize = config.services.iter().map(|service| service.servers.len()).sum();
+    let (services, servers) = (counted(config.services.len(), "service"), counted(servers, "server"));
+    context.output.line(&format!("{file}: ok: {services}, {servers}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}

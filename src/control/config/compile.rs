@@ -1,0 +1,83 @@
+//! From [`Config`] to what the engine forwards by.
+
+use std::ops::Range;
+
+use super::problem::{ConfigErrors, Problems};
+use super::{Config, GatewayConfig, ServerConfig, ServiceConfig};
+use crate::service::{Fault, ServerSpec, ServiceSpec, SnapshotError, SnapshotSpec};
+
+/// A configuration in the terms of those who carry it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    pub gateway: GatewayConfig,
+    pub snapshot: SnapshotSpec,
+}
+
+impl Config {
+    /// What this file asks for, without its places.
+    pub fn compiled(&self) -> Result<Compiled, ConfigErrors> {
+        Ok(Compiled { gateway: self.gateway.clone(), snapshot: compile(self)? })
+    }
+}
+
+/// Fails only for a `config` that was changed since it was parsed.
+pub fn compile(config: &Config) -> Result<SnapshotSpec, ConfigErrors> {
+    let problems = Problems::default();
+    let spec = report_faults(config, &problems);
+    problems.into_result(spec, &config.source)
+}
+
+/// Translates, and reports at its place whatever a snapshot would refuse.
+pub(super) fn report_faults(config: &Config, problems: &Problems) -> SnapshotSpec {
+    let spec = translate(config);
+    for fault in spec.faults() {
+        problems.report(place(config, &fault).unwrap_or(0..0), fault.error.to_string());
+    }
+    spec
+}
+
+fn translate(config: &Config) -> SnapshotSpec {
+    SnapshotSpec {
+        services: config.services.iter().map(translate_service).collect(),
+        timeouts: config.timeouts,
+        limits: config.limits,
+        mtu: config.gateway.mtu(),
+        seed: config.seed,
+        // What the host finds, not what the file says.
+        ..SnapshotSpec::default()
+    }
+}
+
+fn translate_service(service: &ServiceConfig) -> ServiceSpec {
+    ServiceSpec {
+        name: service.name.value.clone(),
+        vip: service.listen.value.vip,
+        ports: service.listen.value.ports,
+        protocols: service.protocols,
+        method: service.method,
+        scheduler: service.scheduler,
+        servers: service.servers.iter().map(translate_server).collect(),
+    }
+}
+
+fn translate_server(server: &ServerConfig) -> ServerSpec {
+    ServerSpec {
+        name: server.name.value.clone(),
+        address: server.address.value.address,
+        port: server.address.value.port,
+        weight: server.weight,
+    }
+}
+
+/// The value at which an operator would mend it.
+fn place(config: &Config, fault: &Fault) -> Option<Range<usize>> {
+    let service = config.services.get(fault.service)?;
+    let server = fault.server.and_then(|server| service.servers.get(server));
+    let located = match (&fault.error, server) {
+        (SnapshotError::DuplicateService(_), _) => &service.name.span,
+        (SnapshotError::DuplicateServer { .. }, Some(server)) => &server.name.span,
+        (_, Some(server)) => &server.address.span,
+        (_, None) => &service.listen.span,
+    };
+    Some(located.clone())
+}

@@ -1,0 +1,238 @@
+//! What a configuration asks of this host that the host does not have: sentences for `gatun check`, no errors, since
+//! the file may be meant for another machine.
+
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use caps::{CapSet, Capability};
+
+use super::{Config, GatewayConfig};
+
+/// Bytes of memory that a flow may take.
+const BYTES_PER_FLOW: u64 = 256;
+
+/// Where a host keeps what it is asked.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub dev: PathBuf,
+    pub proc: PathBuf,
+    pub sys: PathBuf,
+}
+
+impl Default for Host {
+    /// This one.
+    fn default() -> Host {
+        Host { dev: "/dev".into(), proc: "/proc".into(), sys: "/sys".into() }
+    }
+}
+
+impl Host {
+    /// One sentence for each thing that will not work here, and what to do.
+    pub fn warnings(&self, config: &Config) -> Vec<String> {
+        let gateway = &config.gateway;
+        let mut warnings = Vec::new();
+        warnings.extend(self.tun_missing());
+        warnings.extend(capability_missing(
+            Capability::CAP_NET_ADMIN,
+            "gatun cannot make its device without it; run it as root",
+        ));
+        if gateway.routes {
+            let consequence = "without it neighbours learn of a take-over only when their entries time out";
+            warnings.extend(capability_missing(Capability::CAP_NET_RAW, consequence));
+            warnings.extend(self.forwarding_fixed(config));
+        }
+        warnings.extend(self.device_taken(gateway));
+        warnings.extend(gateway.uplinks.iter().filter_map(|uplink| self.uplink_missing(uplink)));
+        warnings.extend(self.memory_short(gateway));
+        // A gateway that runs by this very file has the address, and will give it up.
+        if UnixStream::connect(&gateway.control).is_err() {
+            warnings.extend(gateway.metrics.and_then(metrics_taken));
+        }
+        if config.services.is_empty() {
+            warnings.push("the file has no [[service]]; nothing will be forwarded".to_owned());
+        }
+        warnings
+    }
+
+    fn tun_missing(&self) -> Option<String> {
+        let tun = self.dev.join("net/tun");
+        let error = OpenOptions::new().read(true).write(true).open(&tun).err()?;
+        let path = tun.display();
+        Some(match error.kind() {
+            ErrorKind::NotFound => {
+                format!("{path} does not exist; `modprobe tun`, or give the container that device")
+            }
+            ErrorKind::PermissionDenied => format!("{path} cannot be opened: {error}; run as root"),
+            _ => format!("{path} cannot be opened: {error}"),
+        })
+    }
+
+    /// Forwarding that is off and cannot be switched on, as in containers with a read-only /proc/sys.
+    fn forwarding_fixed(&self, config: &Config) -> Vec<String> {
+        let vips = || config.services.iter().map(|service| service.listen.value.vip);
+        let families = [
+            (vips().any(|vip| vip.is_v4()), "net/ipv4/conf/all/forwarding"),
+            (vips().any(|vip| !vip.is_v4()), "net/ipv6/conf/all/forwarding"),
+        ];
+        let sysctl = |name: &str| {
+            let path = self.proc.join("sys").join(name);
+            let value = std::fs::read_to_string(&path).ok()?;
+            off_and_fixed(name, &value, OpenOptions::new().write(true).open(&path).map(drop))
+        };
+        families.into_iter().filter(|(wanted, _)| *wanted).filter_map(|(_, name)| sysctl(name)).collect()
+    }
+
+    fn device_taken(&self, gateway: &GatewayConfig) -> Option<String> {
+        let directory = self.sys.join("class/net").join(&gateway.device);
+        (directory.exists() && !directory.join("tun_flags").exists()).then(|| {
+            format!("[gateway] device {:?} is an interface of another kind; choose another name", gateway.device)
+        })
+    }
+
+    fn uplink_missing(&self, uplink: &str) -> Option<String> {
+        let missing = !self.sys.join("class/net").join(uplink).exists();
+        missing.then(|| format!("[gateway] uplink {uplink:?}: there is no such interface; `ip link` lists them"))
+    }
+
+    fn memory_short(&self, gateway: &GatewayConfig) -> Option<String> {
+        let total = memory_total(&self.proc.join("meminfo"))?;
+        let needed = gateway.max_flows as u64 * BYTES_PER_FLOW;
+        let mib = |bytes: u64| bytes >> 20;
+        let flows = gateway.max_flows;
+        (needed > total).then(|| {
+            let (needed, total) = (mib(needed), mib(total));
+            format!("[conntrack] max_flows {flows} may take {needed} MiB; the host has {total} MiB")
+        })
+    }
+}
+
+/// `writable`: how opening it for writing went.
+fn off_and_fixed(sysctl: &str, value: &str, writable: std::io::Result<()>) -> Option<String> {
+    let error = writable.err().filter(|_| value.trim() == "0")?;
+    let name = sysctl.replace('/', ".");
+    Some(format!("{name} is 0 and cannot be changed ({error}); set it to 1 from outside"))
+}
+
+fn capability_missing(capability: Capability, consequence: &str) -> Option<String> {
+    let held = caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    (!held).then(|| format!("{capability} is missing; {consequence}"))
+}
+
+fn metrics_taken(address: SocketAddr) -> Option<String> {
+    let error = TcpListener::bind(address).err()?;
+    Some(format!("[gateway] metrics \"{address}\" cannot be used: {error}; choose another, or \"off\""))
+}
+
+/// Bytes, from `/proc/meminfo`.
+fn memory_total(meminfo: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(meminfo).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const CONFIG: &str = r#"
+[gateway]
+uplink = ["eth0"]
+metrics = "off"
+[conntrack]
+max_flows = 1_000_000
+[[service]]
+name = "web"
+listen = "203.0.113.10:80"
+server = [{ address = "10.20.0.11" }]
+"#;
+
+    /// A directory that looks like a host with what [`CONFIG`] asks for.
+    fn host() -> (tempfile::TempDir, Host) {
+        let root = tempfile::tempdir().expect("a place for temporary files");
+        let host = Host { dev: root.path().join("dev"), proc: root.path().join("proc"), sys: root.path().join("sys") };
+        for (path, content) in [
+            ("dev/net/tun", ""),
+            ("proc/meminfo", "MemFree: 1 kB\nMemTotal:       16000000 kB\n"),
+            ("proc/sys/net/ipv4/conf/all/forwarding", "1\n"),
+            ("sys/class/net/eth0/mtu", "1500\n"),
+        ] {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("it has one")).expect("a directory of our own");
+            fs::write(path, content).expect("a file of our own");
+        }
+        (root, host)
+    }
+
+    /// Warnings but for those of the capabilities, which depend on who runs the test.
+    fn warnings(host: &Host, text: &str) -> Vec<String> {
+        let config = Config::parse(Path::new("x.toml"), text).unwrap_or_else(|errors| panic!("{errors}"));
+        let mut warnings = host.warnings(&config);
+        warnings.retain(|warning| !warning.starts_with("CAP_"));
+        warnings
+    }
+
+    #[test]
+    fn a_fit_host_gives_no_warning() {
+        let (_root, host) = host();
+        assert_eq!(warnings(&host, CONFIG), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let (root, host) = host();
+        fs::remove_file(host.dev.join("net/tun")).expect("it is ours");
+        fs::remove_dir_all(host.sys.join("class/net/eth0")).expect("it is ours");
+        fs::create_dir_all(host.sys.join("class/net/gatun0")).expect("it is ours");
+        fs::write(host.proc.join("meminfo"), "MemTotal: 1000 kB\n").expect("it is ours");
+        let tun = root.path().join("dev/net/tun");
+        assert_eq!(
+            warnings(&host, CONFIG),
+            [
+                format!("{} does not exist; `modprobe tun`, or give the container that device", tun.display()),
+                "[gateway] device \"gatun0\" is an interface of another kind; choose another name".to_owned(),
+                "[gateway] uplink \"eth0\": there is no such interface; `ip link` lists them".to_owned(),
+                "[conntrack] max_flows 1000000 may take 244 MiB; the host has 0 MiB".to_owned(),
+            ]
+        );
+    }
+
+    #[test]
+    fn forwarding_matters_where_it_is_off_and_fixed() {
+        let (_root, host) = host();
+        let forwarding = host.proc.join("sys/net/ipv4/conf/all/forwarding");
+        fs::write(&forwarding, "0\n").expect("it is ours");
+        assert_eq!(warnings(&host, CONFIG), [""; 0], "gatun can switch it on");
+        let refused = || Err(std::io::Error::from(ErrorKind::ReadOnlyFilesystem));
+        assert_eq!(off_and_fixed("net/ipv4/conf/all/forwarding", "1\n", refused()), None);
+        assert_eq!(
+            off_and_fixed("net/ipv4/conf/all/forwarding", "0\n", refused()).as_deref(),
+            Some(
+                "net.ipv4.conf.all.forwarding is 0 and cannot be changed (read-only filesystem or storage medium); set it to 1 from outside"
+            )
+        );
+    }
+
+    #[test]
+    fn a_taken_metrics_address_is_named() {
+        let (_root, host) = host();
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a free port of the loopback interface");
+        let address = taken.local_addr().expect("it is bound");
+        let text = CONFIG.replace("\"off\"", &format!("\"{address}\"\ncontrol = \"/nonexistent/control.sock\""));
+        let found = warnings(&host, &text);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with(&format!("[gateway] metrics \"{address}\" cannot be used: ")), "{found:?}");
+    }
+
+    #[test]
+    fn a_file_without_services_is_worth_a_word() {
+        let (_root, host) = host();
+        let found = warnings(&host, "[gateway]\nmetrics = \"off\"\n");
+        assert_eq!(found, ["the file has no [[service]]; nothing will be forwarded"]);
+    }
+}

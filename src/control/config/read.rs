@@ -1,0 +1,201 @@
+//! From the parsed document to [`Config`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::keys;
+use super::problem::{Located, Problems, Source};
+use super::section::Section;
+use super::{
+    Config, ConfigErrors, GatewayConfig, Queues, ServerConfig, ServiceConfig, compile, parse_listen, parse_server,
+};
+use crate::service::{Limits, Method, Protocols, SchedulerKind};
+use crate::timeouts::Timeouts;
+
+/// Methods and schedulers that are documented but not built.
+const LATER_METHODS: &[&str] = &["fullnat", "direct", "tunnel"];
+const LATER_SCHEDULERS: &[&str] = &["lblc", "lblcr", "dh", "sed", "nq", "fo", "ovf", "twos"];
+
+/// Linux `IFNAMSIZ` less the terminating zero.
+const MAX_DEVICE_NAME: usize = 15;
+/// `sun_path` of `sockaddr_un` less the terminating zero.
+const MAX_SOCKET_PATH: usize = 107;
+const MAX_NAME: usize = 64;
+
+const MINIMUM_TIMEOUT: Duration = Duration::from_secs(1);
+const MAXIMUM_TIMEOUT: Duration = Duration::from_secs(31 * 86_400);
+
+pub(super) fn config(document: &Spanned<DeTable<'_>>, source: Source) -> Result<Config, ConfigErrors> {
+    let problems = Problems::default();
+    let file = Section::new(document.get_ref(), 0..0, String::new(), &keys::FILE, &problems);
+    let mut config = Config {
+        source,
+        gateway: GatewayConfig::default(),
+        timeouts: Timeouts::default(),
+        limits: Limits::default(),
+        seed: 0,
+        services: Vec::new(),
+    };
+    if let Some(section) = file.table("gateway", "[gateway]", &keys::GATEWAY) {
+        read_gateway(&section, &mut config);
+    }
+    if let Some(section) = file.table("conntrack", "[conntrack]", &keys::CONNTRACK) {
+        read_conntrack(&section, &mut config);
+    }
+    if let Some(section) = file.table("limits", "[limits]", &keys::LIMITS) {
+        config.limits = read_limits(&section);
+    }
+    let sections = file.tables("service", "[[service]]", &keys::SERVICE, |table, number| {
+        format!("[[service]] {}", label(table, "name", number))
+    });
+    config.services = sections.iter().filter_map(read_service).collect();
+    compile::report_faults(&config, &problems);
+    let source = config.source.clone();
+    problems.into_result(config, &source)
+}
+
+fn read_gateway(section: &Section<'_>, config: &mut Config) {
+    let gateway = &mut config.gateway;
+    section.word("mode", &[("tun", ())], &["tap"]);
+    set(&mut gateway.device, section.parsed("device", device_name));
+    if let Some(uplinks) = section.strings("uplink", r#"["eth0"]"#) {
+        gateway.uplinks = uplinks.into_iter().filter_map(|uplink| read_uplink(section, uplink)).collect();
+    }
+    if let Some(count) = section.auto_or_integer("queues", 1..=16) {
+        gateway.queues = Queues::Count(count);
+    }
+    set(&mut gateway.control, section.parsed("control", socket_path));
+    set(&mut gateway.metrics, section.parsed("metrics", metrics_address));
+    gateway.routes = section.boolean("routes").unwrap_or(gateway.routes);
+    gateway.mtu = section.auto_or_integer("mtu", 1280..=65535);
+    config.seed = section.integer("seed", 0..=u64::MAX).unwrap_or(config.seed);
+}
+
+fn read_uplink(section: &Section<'_>, uplink: Located<&str>) -> Option<String> {
+    match device_name(uplink.value) {
+        Ok(name) => Some(name),
+        Err(wrong) => {
+            section.refuse(uplink.span, format!("uplink {:?} {wrong}", uplink.value));
+            None
+        }
+    }
+}
+
+fn read_conntrack(section: &Section<'_>, config: &mut Config) {
+    // At most what fits: 2^24 flows take 4 GiB.
+    if let Some(max_flows) = section.integer("max_flows", 1024..=1 << 24) {
+        config.gateway.max_flows = max_flows;
+    }
+    let profiles = [("rfc", Timeouts::RFC), ("ipvs", Timeouts::IPVS)];
+    config.timeouts = section.word("profile", &profiles, &[]).unwrap_or_default();
+    if let Some(section) = section.table("timeouts", "[conntrack.timeouts]", &keys::TIMEOUTS) {
+        for (key, timeout) in config.timeouts.entries() {
+            *timeout = section.duration(key, MINIMUM_TIMEOUT..=MAXIMUM_TIMEOUT).unwrap_or(*timeout);
+        }
+    }
+}
+
+fn read_limits(section: &Section<'_>) -> Limits {
+    let default = Limits::default();
+    Limits {
+        replies_per_second: section.integer("replies_per_second", 0..=1_000_000).unwrap_or(default.replies_per_second),
+        fragmented_packets: section.integer("fragmented_packets", 16..=1 << 20).unwrap_or(default.fragmented_packets),
+        // At least one packet of the greatest size.
+        held_fragment_bytes: section
+            .integer("held_fragment_bytes", 1 << 16..=1 << 30)
+            .unwrap_or(default.held_fragment_bytes),
+    }
+}
+
+/// `None` when a key without which there is no service is missing or wrong.
+fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
+    section.require("name", r#"name = "web""#);
+    section.require("listen", r#"listen = "203.0.113.10:80""#);
+    section.require("server", r#"[[service.server]] with address = "10.20.0.11:8080", or server = [] for none"#);
+    let name = section.parsed("name", name);
+    let listen = section.parsed("listen", parse_listen);
+    let protocols = [Protocols::Tcp, Protocols::Udp, Protocols::TcpAndUdp].map(|p| (p.word(), p));
+    let protocols = section.word("protocol", &protocols, &["sctp"]).unwrap_or(Protocols::Tcp);
+    let methods: Vec<_> = Method::ALL.iter().map(|&method| (method.word(), method)).collect();
+    let method = section.word("method", &methods, LATER_METHODS).unwrap_or(Method::Nat);
+    let schedulers: Vec<_> = SchedulerKind::ALL.iter().map(|&kind| (kind.word(), kind)).collect();
+    let scheduler = section.word("scheduler", &schedulers, LATER_SCHEDULERS).unwrap_or_default();
+    let service = section.name().to_owned();
+    let servers = section.tables("server", "[[service.server]]", &keys::SERVER, |table, number| {
+        format!("{service}, server {}", label(table, "address", number))
+    });
+    let servers = servers.iter().filter_map(read_server).collect();
+    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, scheduler, servers })
+}
+
+fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
+    section.require("address", r#"address = "10.20.0.11:8080""#);
+    let address = section.parsed("address", parse_server);
+    let given = section.parsed("name", name);
+    let weight = section.integer("weight", 0..=65535).unwrap_or(1);
+    let address = address?;
+    let name = given.unwrap_or_else(|| address.clone().map(|address| address.to_string()));
+    Some(ServerConfig { name, address, weight })
+}
+
+/// What messages call a table of a list: the string at `key`, or its number.
+fn label(table: &DeTable<'_>, key: &str, number: usize) -> String {
+    match table.get(key).and_then(|value| value.get_ref().as_str()) {
+        Some(text) => format!("{text:?}"),
+        None => format!("number {number}"),
+    }
+}
+
+fn set<T>(target: &mut T, found: Option<Located<T>>) {
+    if let Some(found) = found {
+        *target = found.value;
+    }
+}
+
+/// Linux `dev_valid_name` (net/core/dev.c); a `%` would ask the kernel to choose a number.
+fn device_name(text: &str) -> Result<String, String> {
+    let wrong = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
+    if text.is_empty() || text.len() > MAX_DEVICE_NAME {
+        return Err(format!("is no name of an interface; it must be 1 to {MAX_DEVICE_NAME} bytes long"));
+    }
+    if text == "." || text == ".." || text.contains(wrong) {
+        return Err("is no name of an interface; it must be without spaces, \"/\", \":\" and \"%\"".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn socket_path(text: &str) -> Result<PathBuf, String> {
+    if !text.starts_with('/') || text.ends_with('/') {
+        return Err("is no absolute path of a socket; write for example \"/run/gatun/control.sock\"".to_owned());
+    }
+    if text.len() > MAX_SOCKET_PATH || text.contains('\0') {
+        return Err(format!("is no path of a socket; at most {MAX_SOCKET_PATH} bytes are possible, and none zero"));
+    }
+    Ok(PathBuf::from(text))
+}
+
+fn metrics_address(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() > 0 => Ok(Some(address)),
+        _ => Err("is no address and port; write for example \"127.0.0.1:9108\", or \"off\"".to_owned()),
+    }
+}
+
+/// Names stand in outputs, filters and metric labels.
+fn name(text: &str) -> Result<String, String> {
+    let count = text.chars().count();
+    if !(1..=MAX_NAME).contains(&count) {
+        return Err(format!("is no name; it must be 1 to {MAX_NAME} characters long"));
+    }
+    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err("is no name; it must be without spaces and control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}

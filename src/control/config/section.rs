@@ -1,0 +1,244 @@
+//! Reads one table of the file, key by key, and reports whatever is wrong with its place.
+
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::duration::{format_duration, parse_duration};
+use super::keys::{self, Keys};
+use super::problem::{Located, Problems};
+
+/// A table, what it is called in messages, and the keys it may have.
+pub(super) struct Section<'a> {
+    table: &'a DeTable<'a>,
+    /// The header, or the braces of an inline table.
+    span: Range<usize>,
+    name: String,
+    keys: &'static Keys,
+    problems: &'a Problems,
+}
+
+impl<'a> Section<'a> {
+    /// Reports every key that does not belong here.
+    pub(super) fn new(
+        table: &'a DeTable<'a>,
+        span: Range<usize>,
+        name: String,
+        keys: &'static Keys,
+        problems: &'a Problems,
+    ) -> Section<'a> {
+        let section = Section { table, span, name, keys, problems };
+        for key in table.keys() {
+            if !keys.known.contains(&key.get_ref().as_ref()) {
+                section.refuse(key.span(), keys::unknown(key.get_ref(), keys));
+            }
+        }
+        section
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reports a mistake within this table.
+    pub(super) fn refuse(&self, span: Range<usize>, message: String) {
+        let place = if self.name.is_empty() { message } else { format!("{}: {message}", self.name) };
+        self.problems.report(span, place);
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Reports that a key without a default is not there, unless it is there misspelt, which has been reported.
+    pub(super) fn require(&self, key: &str, example: &str) {
+        let misspelt = || self.table.keys().any(|found| keys::misspells(found.get_ref(), key, self.keys));
+        if !self.has(key) && !misspelt() {
+            self.refuse(self.span.clone(), format!("\"{key}\" is missing; add for example {example}"));
+        }
+    }
+
+    pub(super) fn string(&self, key: &str) -> Option<Located<&'a str>> {
+        let value = self.value(key)?;
+        let text = value.get_ref().as_str();
+        if text.is_none() {
+            self.wrong_type(key, "a string", value);
+        }
+        Some(Located { value: text?, span: value.span() })
+    }
+
+    /// A string that `parse` understands; its error goes on with the sentence that the text begins.
+    pub(super) fn parsed<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<Located<T>> {
+        let Located { value, span } = self.string(key)?;
+        match parse(value) {
+            Ok(value) => Some(Located { value, span }),
+            Err(wrong) => {
+                self.refuse(span, format!("{key} {value:?} {wrong}"));
+                None
+            }
+        }
+    }
+
+    /// One of a few words; `later` are those that a later version will understand.
+    pub(super) fn word<T: Copy>(&self, key: &str, words: &[(&str, T)], later: &[&str]) -> Option<T> {
+        self.parsed(key, |text| match words.iter().find(|(word, _)| *word == text) {
+            Some((_, value)) => Ok(*value),
+            None => Err(keys::unknown_word(text, words.iter().map(|(word, _)| *word), later)),
+        })
+        .map(|found| found.value)
+    }
+
+    pub(super) fn boolean(&self, key: &str) -> Option<bool> {
+        let value = self.value(key)?;
+        let found = value.get_ref().as_bool();
+        if found.is_none() {
+            self.wrong_type(key, "true or false", value);
+        }
+        found
+    }
+
+    pub(super) fn integer<T: TryFrom<u64>>(&self, key: &str, range: RangeInclusive<u64>) -> Option<T> {
+        self.integer_or(key, &[], range)
+    }
+
+    /// A number of `range`, or `None` for one of `words` (which stands for a default).
+    fn integer_or<T: TryFrom<u64>>(&self, key: &str, words: &[&str], range: RangeInclusive<u64>) -> Option<T> {
+        let value = self.value(key)?;
+        let (least, most) = (range.start(), range.end());
+        let expected = match words {
+            [] => format!("a whole number from {least} to {most}"),
+            words => format!("\"{}\" or a whole number from {least} to {most}", words.join("\", \"")),
+        };
+        match value.get_ref() {
+            DeValue::Integer(number) => {
+                let read = u64::from_str_radix(number.as_str(), number.radix()).ok();
+                let fitting = read.filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok());
+                if fitting.is_none() {
+                    self.refuse(value.span(), format!("{key} = {number} is out of range; it must be {expected}"));
+                }
+                fitting
+            }
+            DeValue::String(text) if words.contains(&text.as_ref()) => None,
+            DeValue::String(text) if !words.is_empty() => {
+                self.refuse(value.span(), format!("{key} {text:?} must be {expected}"));
+                None
+            }
+            _ => {
+                self.wrong_type(key, &expected, value);
+                None
+            }
+        }
+    }
+
+    /// A number of `range`; `None` also for "auto", which is the default of such keys.
+    pub(super) fn auto_or_integer<T: TryFrom<u64>>(&self, key: &str, range: RangeInclusive<u64>) -> Option<T> {
+        self.integer_or(key, &["auto"], range)
+    }
+
+    pub(super) fn duration(&self, key: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
+        let value = self.value(key)?;
+        let text = match value.get_ref() {
+            DeValue::String(text) => text,
+            DeValue::Integer(number) => {
+                self.refuse(value.span(), format!("{key} needs a unit; {number} seconds are written \"{number}s\""));
+                return None;
+            }
+            _ => {
+                self.wrong_type(key, "a duration such as \"5m\"", value);
+                return None;
+            }
+        };
+        let Some(duration) = parse_duration(text) else {
+            let forms = r#"write it as "500ms", "2s", "5m" or "2h4m""#;
+            self.refuse(value.span(), format!("{key} {text:?} is no duration; {forms}"));
+            return None;
+        };
+        if !range.contains(&duration) {
+            let (least, most) = (format_duration(*range.start()), format_duration(*range.end()));
+            self.refuse(value.span(), format!("{key} {text:?} is out of range; it must be {least} to {most}"));
+            return None;
+        }
+        Some(duration)
+    }
+
+    /// A list of strings.
+    pub(super) fn strings(&self, key: &str, example: &str) -> Option<Vec<Located<&'a str>>> {
+        let value = self.value(key)?;
+        let expected = format!("a list of strings such as {example}");
+        let Some(list) = value.get_ref().as_array() else {
+            self.wrong_type(key, &expected, value);
+            return None;
+        };
+        let mut strings = Vec::new();
+        for element in list.iter() {
+            match element.get_ref().as_str() {
+                Some(value) => strings.push(Located { value, span: element.span() }),
+                None => self.wrong_type(key, &expected, element),
+            }
+        }
+        Some(strings)
+    }
+
+    /// A table within this one, called `name` in messages.
+    pub(super) fn table(&self, key: &str, name: &str, keys: &'static Keys) -> Option<Section<'a>> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::Table(table) => Some(Section::new(table, value.span(), name.to_owned(), keys, self.problems)),
+            DeValue::Array(list) if list.iter().any(|element| element.get_ref().is_table()) => {
+                self.refuse(value.span(), format!("\"{key}\" can be there only once; write {name}"));
+                None
+            }
+            _ => {
+                self.wrong_type(key, &format!("a table; write {name}"), value);
+                None
+            }
+        }
+    }
+
+    /// The tables of a list, each called what `name` makes of it and of its number from 1.
+    pub(super) fn tables(
+        &self,
+        key: &str,
+        header: &str,
+        keys: &'static Keys,
+        name: impl Fn(&DeTable<'a>, usize) -> String,
+    ) -> Vec<Section<'a>> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let Some(list) = value.get_ref().as_array() else {
+            let found = if value.get_ref().is_table() { "[…]" } else { value.get_ref().type_str() };
+            self.refuse(value.span(), format!("\"{key}\" is a list of tables; write {header}, not {found}"));
+            return Vec::new();
+        };
+        let mut sections = Vec::new();
+        for (index, element) in list.iter().enumerate() {
+            match element.get_ref().as_table() {
+                Some(table) => {
+                    let name = name(table, index + 1);
+                    sections.push(Section::new(table, element.span(), name, keys, self.problems));
+                }
+                None => self.wrong_type(key, &format!("a list of tables; write {header}"), element),
+            }
+        }
+        sections
+    }
+
+    fn value(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
+        debug_assert!(self.keys.known.contains(&key), "{key} is read but not among the known keys");
+        self.table.get(key)
+    }
+
+    fn wrong_type(&self, key: &str, expected: &str, found: &Spanned<DeValue<'_>>) {
+        let kind = match found.get_ref() {
+            DeValue::Integer(_) => "an integer",
+            DeValue::Array(_) => "a list",
+            DeValue::Boolean(_) => "a boolean",
+            DeValue::Datetime(_) => "a date or time",
+            DeValue::Float(_) => "a float",
+            DeValue::String(_) => "a string",
+            DeValue::Table(_) => "a table",
+        };
+        self.refuse(found.span(), format!("\"{key}\" must be {expected}, not {kind}"));
+    }
+}

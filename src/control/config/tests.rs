@@ -1,0 +1,397 @@
+//! Whole files: what they compile to, and what is said of bad ones.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::service::PortRange;
+
+const GOOD: &str = r#"
+[gateway]
+mode = "tun"
+device = "gw0"
+uplink = ["eth0", "eth1"]
+queues = 4
+control = "/run/gw.sock"
+metrics = "[::1]:9000"
+routes = false
+mtu = 9000
+seed = 0xff
+
+[conntrack]
+max_flows = 4_096
+profile = "ipvs"
+timeouts = { tcp_established = "2h4m", udp = "90s" }
+
+[limits]
+replies_per_second = 5
+fragmented_packets = 100
+held_fragment_bytes = 65536
+
+[[service]]
+name = "web"
+listen = "203.0.113.10:80"
+protocol = "tcp+udp"
+method = "nat"
+scheduler = "mh"
+
+  [[service.server]]
+  address = "10.20.0.11:8080"
+  weight = 0
+
+  [[service.server]]
+  name = "second"
+  address = "10.20.0.12"
+
+[[service]]
+name = "all"
+listen = "[2001:db8:f::10]:*"
+server = []
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
+    Config::parse(Path::new("x.toml"), text)
+}
+
+fn good(text: &str) -> Config {
+    parse(text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn addr(text: &str) -> crate::wire::Addr {
+    text.parse::<IpAddr>().expect("an address in a test").into()
+}
+
+#[test]
+fn every_key_arrives_where_it_belongs() {
+    let config = good(GOOD);
+    assert_eq!(
+        config.gateway,
+        GatewayConfig {
+            device: "gw0".to_owned(),
+            uplinks: vec!["eth0".to_owned(), "eth1".to_owned()],
+            queues: Queues::Count(4),
+            control: "/run/gw.sock".into(),
+            metrics: Some(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 9000))),
+            routes: false,
+            mtu: Some(9000),
+            max_flows: 4096,
+        }
+    );
+    let spec = compile(&config).unwrap_or_else(|errors| panic!("{errors}"));
+    let timeouts =
+        Timeouts { tcp_established: Duration::from_secs(7440), udp: Duration::from_secs(90), ..Timeouts::IPVS };
+    assert_eq!(spec.timeouts, timeouts);
+    assert_eq!(spec.limits, Limits { replies_per_second: 5, fragmented_packets: 100, held_fragment_bytes: 65536 });
+    assert_eq!((spec.mtu, spec.seed), (9000, 255));
+    let [web, all] = &spec.services[..] else { panic!("two services, not {}", spec.services.len()) };
+    assert_eq!((web.name.as_str(), web.vip, web.ports), ("web", addr("203.0.113.10"), PortRange::single(80)));
+    assert_eq!((web.protocols, web.scheduler), (Protocols::TcpAndUdp, SchedulerKind::Mh));
+    let servers: Vec<_> = web.servers.iter().map(|s| (s.name.as_str(), s.address, s.port, s.weight)).collect();
+    let expected = [("10.20.0.11:8080", addr("10.20.0.11"), Some(8080), 0), ("second", addr("10.20.0.12"), None, 1)];
+    assert_eq!(servers, expected);
+    assert_eq!((all.vip, all.ports), (addr("2001:db8:f::10"), PortRange::ALL));
+    assert_eq!((all.protocols, all.method, all.scheduler), (Protocols::Tcp, Method::Nat, SchedulerKind::Wlc));
+    assert_eq!(all.servers, []);
+}
+
+#[test]
+fn an_empty_file_is_all_defaults() {
+    let config = good("");
+    assert_eq!(config.gateway, GatewayConfig::default());
+    assert_eq!(compile(&config).unwrap_or_else(|errors| panic!("{errors}")), crate::service::SnapshotSpec::default());
+    assert_eq!(good("[gateway]\nqueues = \"auto\"\nmtu = \"auto\"\nmetrics = \"off\"\n").gateway.metrics, None);
+}
+
+#[test]
+fn a_config_changed_after_it_was_parsed_is_checked_again() {
+    let mut config = good(GOOD);
+    config.services[1].name.value = "web".to_owned();
+    let errors = compile(&config).expect_err("two services of one name");
+    assert!(errors.to_string().starts_with("x.toml:39:8: two services are named \"web\""), "{errors}");
+}
+
+/// A file, and the first line of each of its problems, without the name of the file.
+const BAD: &[(&str, &[&str])] = &[
+    // Syntax.
+    ("a = \n", &["1:5: string values must be quoted, expected literal string"]),
+    ("[gateway\n", &["1:9: unclosed table, expected `]`"]),
+    (
+        "[gateway]\nmtu = 1500\nmtu = 1400\nroutes = yes\n",
+        &["3:1: duplicate key", "4:10: string values must be quoted, expected literal string"],
+    ),
+    // Keys.
+    ("[gatway]\n", &["1:2: unknown key \"gatway\"; did you mean \"gateway\"?"]),
+    ("[gateway]\ndevise = \"x\"\n", &["2:1: [gateway]: unknown key \"devise\"; did you mean \"device\"?"]),
+    ("[gateway]\nmax_flows = 1\n", &["2:1: [gateway]: unknown key \"max_flows\"; it belongs in [conntrack]"]),
+    (
+        "[limits]\nfrobnicate = 1\n",
+        &[
+            "2:1: [limits]: unknown key \"frobnicate\"; keys here are replies_per_second, fragmented_packets, held_fragment_bytes",
+        ],
+    ),
+    (
+        "[conntrack]\ntimeouts = { tcp_etsablished = \"1h\" }\n",
+        &["2:14: [conntrack.timeouts]: unknown key \"tcp_etsablished\"; did you mean \"tcp_established\"?"],
+    ),
+    (
+        "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nschedular = \"rr\"\nserver = [{ address = \"10.0.0.1\", wieght = 2 }]\n",
+        &[
+            "4:1: [[service]] \"web\": unknown key \"schedular\"; did you mean \"scheduler\"?",
+            "5:35: [[service]] \"web\", server \"10.0.0.1\": unknown key \"wieght\"; did you mean \"weight\"?",
+        ],
+    ),
+    // What is yet to come.
+    ("[[masquerade]]\nname = \"lan\"\n", &["1:3: \"masquerade\" is not supported by this version yet"]),
+    (
+        "[gateway]\nmode = \"tap\"\nbridge = \"br0\"\n",
+        &[
+            "2:8: [gateway]: mode \"tap\" is not supported by this version yet; only tun is",
+            "3:1: [gateway]: \"bridge\" is not supported by this version yet",
+        ],
+    ),
+    (
+        "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nprotocol = \"sctp\"\nmethod = \"direct\"\nscheduler = \"lblc\"\npersistence = { timeout = \"6m\" }\nsorry_server = \"10.0.0.9:80\"\nquorum = 1\nhelper = \"ftp\"\ncheck = { type = \"http\" }\nserver = [{ address = \"10.0.0.1\", slow_start = \"30s\" }]\n",
+        &[
+            "4:12: [[service]] \"web\": protocol \"sctp\" is not supported by this version yet; there are tcp, udp, tcp+udp",
+            "5:10: [[service]] \"web\": method \"direct\" is not supported by this version yet; only nat is",
+            "6:13: [[service]] \"web\": scheduler \"lblc\" is not supported by this version yet; there are rr, wrr, lc, wlc, sh, mh",
+            "7:1: [[service]] \"web\": \"persistence\" is not supported by this version yet",
+            "8:1: [[service]] \"web\": \"sorry_server\" is not supported by this version yet",
+            "9:1: [[service]] \"web\": \"quorum\" is not supported by this version yet",
+            "10:1: [[service]] \"web\": \"helper\" is not supported by this version yet",
+            "11:1: [[service]] \"web\": \"check\" is not supported by this version yet",
+            "12:35: [[service]] \"web\", server \"10.0.0.1\": \"slow_start\" is not supported by this version yet",
+        ],
+    ),
+    // Values.
+    (
+        "[gateway]\ndevice = \"a-very-long-name\"\nuplink = \"eth0\"\nqueues = 17\ncontrol = \"gatun.sock\"\nmetrics = \"9108\"\nroutes = \"no\"\nmtu = 1279\nseed = -1\n",
+        &[
+            "2:10: [gateway]: device \"a-very-long-name\" is no name of an interface; it must be 1 to 15 bytes long",
+            "3:10: [gateway]: \"uplink\" must be a list of strings such as [\"eth0\"], not a string",
+            "4:10: [gateway]: queues = 17 is out of range; it must be \"auto\" or a whole number from 1 to 16",
+            "5:11: [gateway]: control \"gatun.sock\" is no absolute path of a socket; write for example \"/run/gatun/control.sock\"",
+            "6:11: [gateway]: metrics \"9108\" is no address and port; write for example \"127.0.0.1:9108\", or \"off\"",
+            "7:10: [gateway]: \"routes\" must be true or false, not a string",
+            "8:7: [gateway]: mtu = 1279 is out of range; it must be \"auto\" or a whole number from 1280 to 65535",
+            "9:8: [gateway]: seed = -1 is out of range; it must be a whole number from 0 to 18446744073709551615",
+        ],
+    ),
+    (
+        "[gateway]\nuplink = [\"eth0\", 1, \"a/b\"]\nqueues = \"all\"\ndevice = \"gatun%d\"\n",
+        &[
+            "2:19: [gateway]: \"uplink\" must be a list of strings such as [\"eth0\"], not an integer",
+            "2:22: [gateway]: uplink \"a/b\" is no name of an interface; it must be without spaces, \"/\", \":\" and \"%\"",
+            "3:10: [gateway]: queues \"all\" must be \"auto\" or a whole number from 1 to 16",
+            "4:10: [gateway]: device \"gatun%d\" is no name of an interface; it must be without spaces, \"/\", \":\" and \"%\"",
+        ],
+    ),
+    (
+        "[conntrack]\nmax_flows = 1000\nprofile = \"rcf\"\n[conntrack.timeouts]\nudp = 300\nicmp = \"5 min\"\ntcp_close = \"100ms\"\ntcp_syn_sent = \"32d\"\ntcp_none = true\n",
+        &[
+            "2:13: [conntrack]: max_flows = 1000 is out of range; it must be a whole number from 1024 to 16777216",
+            "3:11: [conntrack]: profile \"rcf\" is unknown; did you mean \"rfc\"? (rfc, ipvs)",
+            "5:7: [conntrack.timeouts]: udp needs a unit; 300 seconds are written \"300s\"",
+            "6:8: [conntrack.timeouts]: icmp \"5 min\" is no duration; write it as \"500ms\", \"2s\", \"5m\" or \"2h4m\"",
+            "7:13: [conntrack.timeouts]: tcp_close \"100ms\" is out of range; it must be 1s to 31d",
+            "8:16: [conntrack.timeouts]: tcp_syn_sent \"32d\" is out of range; it must be 1s to 31d",
+            "9:12: [conntrack.timeouts]: \"tcp_none\" must be a duration such as \"5m\", not a boolean",
+        ],
+    ),
+    (
+        "[[service]]\nname = \"my web\"\nlisten = \"2001:db8::1:80\"\nscheduler = \"wlcc\"\nprotocol = \"icmp\"\n\n[[service.server]]\naddress = \"web1.example.org:80\"\nweight = 65536\n\n[[service.server]]\nweight = 1.5\n",
+        &[
+            "2:8: [[service]] \"my web\": name \"my web\" is no name; it must be without spaces and control characters",
+            "3:10: [[service]] \"my web\": listen \"2001:db8::1:80\" is an IPv6 address without brackets; write \"[2001:db8::1]:80\"",
+            "4:13: [[service]] \"my web\": scheduler \"wlcc\" is unknown; did you mean \"wlc\"? (rr, wrr, lc, wlc, sh, mh)",
+            "5:12: [[service]] \"my web\": protocol \"icmp\" is unknown; there are tcp, udp, tcp+udp",
+            "8:11: [[service]] \"my web\", server \"web1.example.org:80\": address \"web1.example.org:80\" is no IP address; names are not looked up",
+            "9:10: [[service]] \"my web\", server \"web1.example.org:80\": weight = 65536 is out of range; it must be a whole number from 0 to 65535",
+            "11:1: [[service]] \"my web\", server number 2: \"address\" is missing; add for example address = \"10.20.0.11:8080\"",
+            "12:10: [[service]] \"my web\", server number 2: \"weight\" must be a whole number from 0 to 65535, not a float",
+        ],
+    ),
+    // Shapes.
+    ("gateway = 3\n", &["1:11: \"gateway\" must be a table; write [gateway], not an integer"]),
+    ("[[gateway]]\n", &["1:1: \"gateway\" can be there only once; write [gateway]"]),
+    ("[service]\nname = \"web\"\n", &["1:1: \"service\" is a list of tables; write [[service]], not […]"]),
+    ("service = [1]\n", &["1:12: \"service\" must be a list of tables; write [[service]], not an integer"]),
+    (
+        "\n[[service]]\n",
+        &[
+            "2:1: [[service]] number 1: \"name\" is missing; add for example name = \"web\"",
+            "2:1: [[service]] number 1: \"listen\" is missing; add for example listen = \"203.0.113.10:80\"",
+            "2:1: [[service]] number 1: \"server\" is missing; add for example [[service.server]] with address = \"10.20.0.11:8080\", or server = [] for none",
+        ],
+    ),
+    (
+        "[[service]]\nnam = \"web\"\nlisten = \"203.0.113.10:80\"\nservers = []\n",
+        &[
+            "2:1: [[service]] number 1: unknown key \"nam\"; did you mean \"name\"?",
+            "4:1: [[service]] number 1: unknown key \"servers\"; did you mean \"server\"?",
+        ],
+    ),
+    // What only the whole tells.
+    (
+        "[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80-90\"\nserver = [\n  { address = \"203.0.113.10:80\" },\n  { address = \"[fd20::1]:80\" },\n  { address = \"10.0.0.1:65530\" },\n  { address = \"10.0.0.2\" },\n  { address = \"10.0.0.2\" },\n]\n[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:85-95\"\nserver = []\n",
+        &[
+            "5:15: service \"a\": server \"203.0.113.10:80\" has the address of the VIP; packets would loop",
+            "6:15: service \"a\": server \"[fd20::1]:80\" is of another address family than the VIP 203.0.113.10",
+            "7:15: service \"a\": the port range 80-90 does not fit from port 65530 on at server \"10.0.0.1:65530\"",
+            "9:15: service \"a\": two servers are named \"10.0.0.2\"; names must differ",
+            "12:8: two services are named \"a\"; names must differ",
+            "13:10: services \"a\" and \"a\" both listen on tcp 203.0.113.10 port 85-95",
+        ],
+    ),
+    // Mistakes of several kinds come together, in the order of the file.
+    (
+        "[gateway]\nmtu = 1\n[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80\"\nserver = [{ address = \"203.0.113.10\" }]\n[[service]]\nname = \"b\"\nlisten = \"203.0.113.10:80\"\nserver = []\ncolour = \"red\"\n",
+        &[
+            "2:7: [gateway]: mtu = 1 is out of range; it must be \"auto\" or a whole number from 1280 to 65535",
+            "6:23: service \"a\": server \"203.0.113.10\" has the address of the VIP; packets would loop",
+            "9:10: services \"a\" and \"b\" both listen on tcp 203.0.113.10 port 80",
+            "11:1: [[service]] \"b\": unknown key \"colour\"; keys here are name, listen, protocol, method, scheduler, server",
+        ],
+    ),
+];
+
+#[test]
+fn bad_files_are_told_what_is_wrong_and_where() {
+    for (text, expected) in BAD {
+        let errors = parse(text).expect_err(text);
+        let position = |problem: &Problem| errors.position(problem).expect("it is in the text");
+        let found: Vec<String> = errors
+            .problems()
+            .iter()
+            .map(|problem| format!("{}:{}: {}", position(problem).0, position(problem).1, problem.message))
+            .collect();
+        assert_eq!(found, *expected, "in\n{text}");
+    }
+}
+
+#[test]
+fn a_problem_is_shown_with_its_line() {
+    let text = "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\n  schedular = \"rr\"\nserver = []\n";
+    assert_eq!(
+        parse(text).expect_err("a misspelt key").to_string(),
+        "x.toml:4:3: [[service]] \"web\": unknown key \"schedular\"; did you mean \"scheduler\"?\n    \
+         4 |   schedular = \"rr\"\n      |   ^^^^^^^^^"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_one_sentence() {
+    let directory = tempfile::tempdir().expect("a place for temporary files");
+    let missing = directory.path().join("missing.toml");
+    let shown = Config::load(&missing).expect_err("there is no file").to_string();
+    assert_eq!(shown, format!("{}: cannot be read: No such file or directory (os error 2)", missing.display()));
+    let latin = directory.path().join("latin.toml");
+    std::fs::write(&latin, b"# caf\xe9\n[gateway]\n").expect("a file of our own");
+    let shown = Config::load(&latin).expect_err("it is not UTF-8").to_string();
+    assert!(shown.starts_with(&format!("{}:1:6: this is not UTF-8", latin.display())), "{shown}");
+}
+
+#[test]
+fn deep_nesting_is_an_error_like_any_other() {
+    assert!(parse(&format!("a = {}", "[".repeat(100_000))).is_err());
+    assert!(parse(&format!("a = {}", "{ a = ".repeat(100_000))).is_err());
+    assert!(parse(&format!("[{}a]", "a.".repeat(100_000))).is_err());
+}
+
+/// Replaces or inserts at a place of the text, the way a slip of an editor does.
+fn edited(text: &str, edits: &[(prop::sample::Index, usize, String)]) -> String {
+    let mut chars: Vec<char> = text.chars().collect();
+    for (at, removed, inserted) in edits {
+        let start = at.index(chars.len() + 1);
+        let end = (start + removed).min(chars.len());
+        chars.splice(start..end, inserted.chars());
+    }
+    chars.into_iter().collect()
+}
+
+fn fragment() -> impl Strategy<Value = String> {
+    const WORDS: &[&str] = &[
+        "",
+        "\n",
+        "\"",
+        "[",
+        "]",
+        "[[",
+        "=",
+        "{",
+        "}",
+        "0",
+        "-1",
+        "65536",
+        "99999999999999999999",
+        "é",
+        "\u{0}",
+        "#",
+        ".",
+        "*",
+        ":",
+        "[[service]]\n",
+        "[[service.server]]\n",
+        "\"203.0.113.10:80\"",
+        "server = []\n",
+        "true",
+        "1979-05-27",
+    ];
+    prop_oneof![prop::sample::select(WORDS).prop_map(str::to_owned), ".{0,6}"]
+}
+
+proptest! {
+    /// Whatever is typed into a good file: an error with a place in the text, or a file that compiles.
+    #[test]
+    fn edits_never_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), 0..12_usize, fragment()), 1..6)) {
+        let text = edited(GOOD, &edits);
+        match parse(&text) {
+            Ok(config) => {
+                let compiled = config.compiled();
+                prop_assert!(compiled.is_ok(), "what parses must compile:\n{}", text);
+                let compiled = compiled.expect("just seen");
+                prop_assert!(difference(&compiled, &compiled).is_empty());
+            }
+            Err(errors) => {
+                prop_assert!(!errors.problems().is_empty());
+                let lines = text.matches('\n').count() + 1;
+                for problem in errors.problems() {
+                    let (line, column) = errors.position(problem).expect("every problem of a text has a place");
+                    prop_assert!(line <= lines && column >= 1);
+                }
+                prop_assert!(errors.to_string().starts_with("x.toml:"));
+            }
+        }
+    }
+
+    /// Values of the right shape in every place: what compiles makes a snapshot.
+    #[test]
+    fn what_compiles_makes_a_snapshot(
+        vips in prop::collection::vec((0..3_u8, 1..200_u16, 0..5_u16, 0..3_usize, 0..6_usize), 0..5),
+        servers in prop::collection::vec((0..3_u8, prop::option::of(1..=u16::MAX), 0..4_u32), 0..4),
+    ) {
+        let mut text = String::new();
+        for (index, (vip, port, width, protocol, scheduler)) in vips.iter().enumerate() {
+            let protocol = ["tcp", "udp", "tcp+udp"][*protocol];
+            let scheduler = SchedulerKind::ALL[*scheduler].word();
+            let last = port + width;
+            text.push_str(&format!(
+                "[[service]]\nname = \"s{index}\"\nlisten = \"10.0.0.{vip}:{port}-{last}\"\nprotocol = \"{protocol}\"\n\
+                 scheduler = \"{scheduler}\"\nserver = ["
+            ));
+            for (host, port, weight) in &servers {
+                let port = port.map_or(String::new(), |port| format!(":{port}"));
+                text.push_str(&format!("{{ address = \"10.0.0.{host}{port}\", weight = {weight} }}, "));
+            }
+            text.push_str("]\n");
+        }
+        if let Ok(config) = parse(&text) {
+            let spec = compile(&config).unwrap_or_else(|errors| panic!("{errors}"));
+            let snapshot = crate::service::Snapshot::build(spec, None);
+            prop_assert!(snapshot.is_ok(), "{:?}\n{}", snapshot.err(), text);
+        }
+    }
+}
