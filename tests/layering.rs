@@ -25,11 +25,11 @@ fn allowed(module: &str) -> Option<&'static [&'static str]> {
         "flow" | "service" => &["wire", "time", "timeouts", "verdict", "command", "stats"],
         "command" => &["flow", "service", "wire", "time", "timeouts", "verdict"],
         "stats" => &["command", "flow", "service", "wire", "time", "timeouts", "verdict"],
-        "forward" => &["flow", "service", "wire", "time", "timeouts", "verdict", "command", "stats", "explain"],
-        "explain" => &["forward", "flow", "service", "wire", "time", "timeouts", "verdict", "command", "stats"],
-        "engine" => {
-            &["forward", "flow", "service", "wire", "time", "timeouts", "verdict", "command", "stats", "explain"]
+        "forward" => &["flow", "service", "wire", "time", "timeouts", "verdict", "command", "stats"],
+        "explain" => {
+            &["engine", "forward", "flow", "service", "wire", "time", "timeouts", "verdict", "command", "stats"]
         }
+        "engine" => &["forward", "flow", "service", "wire", "time", "timeouts", "verdict", "command", "stats"],
         "io" => &[
             "engine", "forward", "flow", "service", "wire", "time", "timeouts", "verdict", "command", "stats",
             "explain",

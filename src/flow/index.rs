@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn the_rest_is_still_found_after_each_removal() {
         let mut index = Index::new(128);
-        let hash = |n: u32| n % 7 | (n << 8);
+        let hash = |n: u32| (n % 7) | (n << 8);
         (0..128).for_each(|n| index.insert(hash(n), n));
         for gone in 0..128 {
             index.remove(hash(gone), gone);

@@ -78,7 +78,7 @@ pub fn clamp_mss(segment: &mut [u8], header_len: usize, mss: u16, partial: bool)
                     segment[at + 2..at + 4].copy_from_slice(&mss.to_be_bytes());
                     if !partial {
                         // At an odd place the option's bytes stand in the other halves of the summed words.
-                        let delta = if at % 2 == 0 {
+                        let delta = if at.is_multiple_of(2) {
                             Delta::word(old, mss)
                         } else {
                             Delta::word(old.swap_bytes(), mss.swap_bytes())
