@@ -2,6 +2,7 @@
 
 pub mod device;
 mod gateway;
+pub mod host;
 pub mod memory;
 pub mod tun;
 pub mod worker;

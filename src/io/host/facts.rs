@@ -1,0 +1,237 @@
+//! Ask the kernel what [`plan`](super::plan) must know. Works without privilege.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+
+use netlink_packet_route::route::RouteType;
+
+use super::HostError;
+use super::change::{Action, Change, Family};
+use super::netlink::{KernelRule, Net, absent_family};
+use super::plan::{Facts, HostPlan, MOVED_LOCAL, SLOTS, Uplink, Way, ZONE_A, ZONE_B, Zone, needs_slot, table, uses};
+use super::sysctl;
+
+/// The rules of both families, as the kernel has them.
+#[derive(Debug, Default)]
+pub struct Rules {
+    v4: Vec<KernelRule>,
+    v6: Vec<KernelRule>,
+}
+
+impl Rules {
+    pub async fn read(net: &Net) -> Result<Rules, HostError> {
+        let mut rules = Rules::default();
+        for family in Family::BOTH {
+            let found = match net.rules(family).await {
+                Err(error) if absent_family(&error) => Vec::new(),
+                other => other.map_err(|error| HostError::netlink("read the policy rules", error))?,
+            };
+            match family {
+                Family::V4 => rules.v4 = found,
+                Family::V6 => rules.v6 = found,
+            }
+        }
+        Ok(rules)
+    }
+
+    pub fn of(&self, family: Family) -> &[KernelRule] {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = (Family, &KernelRule)> {
+        self.v4.iter().map(|rule| (Family::V4, rule)).chain(self.v6.iter().map(|rule| (Family::V6, rule)))
+    }
+
+    /// The blocks of all gateways and the device of each, by the rule that lets the device's packets skip the
+    /// block.
+    pub fn blocks(&self) -> BTreeSet<(u8, String)> {
+        self.all()
+            .filter(|(_, rule)| rule.ours)
+            .filter_map(|(_, rule)| {
+                let (zone, slot) = Zone::of(rule.pref)?;
+                let own = rule.pref == zone.start(slot) && rule.rule.as_ref()?.action == Action::Goto(zone.end(slot));
+                own.then(|| (slot, rule.iif.clone()))
+            })
+            .filter_map(|(slot, device)| Some((slot, device?)))
+            .collect()
+    }
+
+    /// Preferences of the plain rules for the local table.
+    pub fn local(&self, family: Family) -> impl Iterator<Item = &KernelRule> {
+        self.of(family).iter().filter(|rule| rule.rule.as_ref().is_some_and(|rule| rule.is_plain_local()))
+    }
+
+    /// The rules that [`Change::MoveLocal`] has to move: (from, to).
+    pub fn to_move(&self, family: Family) -> Vec<(u32, u32)> {
+        self.local(family).filter(|rule| rule.pref < ZONE_A).map(|rule| (rule.pref, MOVED_LOCAL + rule.pref)).collect()
+    }
+
+    /// What was moved, by whichever gateway: (where it is, where it was).
+    pub fn moved(&self, family: Family) -> Vec<(u32, u32)> {
+        self.local(family)
+            .filter(|rule| rule.ours && (MOVED_LOCAL..ZONE_B).contains(&rule.pref))
+            .map(|rule| (rule.pref, rule.pref - MOVED_LOCAL))
+            .collect()
+    }
+}
+
+/// `done` is what this gateway has changed already: its own traces are not taken for somebody else's.
+pub async fn gather(net: &Net, plan: &HostPlan, slot: Option<u8>, done: &[Change]) -> Result<Facts, HostError> {
+    let rules = Rules::read(net).await?;
+    let mut facts = Facts {
+        rp_filter_all: sysctl::read("net/ipv4/conf/all/rp_filter").ok().and_then(|v| v.parse().ok()).unwrap_or(0),
+        force_forwarding: sysctl::exists("net/ipv6/conf/all/force_forwarding"),
+        ..Facts::default()
+    };
+
+    uplinks(net, plan, &mut facts).await?;
+    vips(net, plan, &mut facts).await?;
+    for path in &plan.returns {
+        facts.ways.insert(path.from, way(net, path.from.addr()).await?);
+    }
+    advertisements(net, plan, done, &mut facts).await?;
+
+    facts.local_first4 = rules.local(Family::V4).any(|rule| rule.pref < ZONE_B);
+    facts.local_first6 = rules.local(Family::V6).any(|rule| rule.pref < ZONE_B);
+    if needs_slot(plan, &facts) {
+        facts.slot = match slot {
+            Some(slot) => slot,
+            None => free_slot(net, &rules).await?,
+        };
+        facts.others =
+            rules.blocks().into_iter().filter(|(slot, device)| *slot != facts.slot && *device != plan.device).collect();
+        local_table_behind(plan, &facts, &rules)?;
+    }
+    Ok(facts)
+}
+
+async fn uplinks(net: &Net, plan: &HostPlan, facts: &mut Facts) -> Result<(), HostError> {
+    if !plan.uplinks.is_empty() {
+        for name in &plan.uplinks {
+            let link = net.link(name).ok_or_else(|| HostError::NoSuchUplink(name.clone()))?;
+            let uplink = Uplink { name: name.clone(), resolves: link.resolves };
+            facts.uplinks4.push(uplink.clone());
+            facts.uplinks6.push(uplink);
+        }
+        return Ok(());
+    }
+    for family in Family::BOTH {
+        if !uses(plan, family) {
+            continue;
+        }
+        let defaults =
+            net.default_links(family).await.map_err(|error| HostError::netlink("read the default routes", error))?;
+        let names: BTreeSet<String> = defaults.into_iter().map(|(name, _)| name).collect();
+        let found = names
+            .iter()
+            .filter_map(|name| net.link(name))
+            .map(|link| Uplink { name: link.name.clone(), resolves: link.resolves })
+            .collect();
+        match family {
+            Family::V4 => facts.uplinks4 = found,
+            Family::V6 => facts.uplinks6 = found,
+        }
+    }
+    Ok(())
+}
+
+async fn vips(net: &Net, plan: &HostPlan, facts: &mut Facts) -> Result<(), HostError> {
+    let addresses = net.addresses().await.map_err(|error| HostError::netlink("read the addresses", error))?;
+    for vip in &plan.vips {
+        let found = net
+            .lookup(vip.address)
+            .await
+            .map_err(|error| HostError::netlink(format!("look up {}", vip.address), error))?;
+        match found.map(|found| found.kind) {
+            Some(RouteType::Local) => {
+                let holder = addresses.iter().find(|(address, _)| *address == vip.address);
+                let holder = holder.map(|(_, name)| name.clone()).filter(|name| {
+                    // No neighbour asks on the loopback or on a tunnel.
+                    net.link(name).is_some_and(|link| link.resolves)
+                });
+                facts.local_vips.insert(vip.address, holder);
+            }
+            Some(RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast) => {
+                return Err(HostError::NotUnicast(vip.address));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+async fn way(net: &Net, address: IpAddr) -> Result<Way, HostError> {
+    let found = net.lookup(address).await.map_err(|error| HostError::netlink(format!("look up {address}"), error))?;
+    Ok(found.map_or_else(Way::default, |found| Way {
+        local: found.kind == RouteType::Local,
+        device: found.device,
+        source: found.source,
+    }))
+}
+
+async fn advertisements(net: &Net, plan: &HostPlan, done: &[Change], facts: &mut Facts) -> Result<(), HostError> {
+    if !uses(plan, Family::V6) {
+        return Ok(());
+    }
+    let defaults =
+        net.default_links(Family::V6).await.map_err(|error| HostError::netlink("read the default routes", error))?;
+    facts.ra_default = defaults.into_iter().filter(|(_, advertised)| *advertised).map(|(name, _)| name).collect();
+    let path = |name: &str, key: &str| format!("net/ipv6/conf/{name}/{key}");
+    for name in sysctl::ipv6_interfaces().unwrap_or_default() {
+        if name == plan.device {
+            continue;
+        }
+        let value = |key: &str| sysctl::read(&path(&name, key)).unwrap_or_default();
+        let ours = Change::Sysctl { path: path(&name, "accept_ra"), value: "2".into() };
+        if done.contains(&ours) {
+            facts.ra_default.insert(name.clone());
+            facts.accepts_ra.insert(name);
+        } else if value("accept_ra") == "1" && value("forwarding") == "0" {
+            facts.accepts_ra.insert(name);
+        }
+    }
+    Ok(())
+}
+
+async fn free_slot(net: &Net, rules: &Rules) -> Result<u8, HostError> {
+    let taken: BTreeSet<u8> = rules.all().filter_map(|(_, rule)| Zone::of(rule.pref)).map(|(_, slot)| slot).collect();
+    for slot in (0..SLOTS).filter(|slot| !taken.contains(slot)) {
+        let empty = net
+            .table_is_empty(table(slot))
+            .await
+            .map_err(|error| HostError::netlink("read the routing tables", error))?;
+        if empty {
+            return Ok(slot);
+        }
+    }
+    Err(HostError::NoSlot)
+}
+
+/// Somebody else moved the local table, to a place ahead of ours: then local VIPs cannot work.
+fn local_table_behind(plan: &HostPlan, facts: &Facts, rules: &Rules) -> Result<(), HostError> {
+    for family in Family::BOTH {
+        let local_vip = plan
+            .vips
+            .iter()
+            .map(|vip| vip.address)
+            .find(|vip| Family::of(*vip) == family && facts.local_vips.contains_key(vip));
+        let in_the_way =
+            rules.local(family).map(|rule| rule.pref).find(|pref| (ZONE_A..Zone::A.end(facts.slot)).contains(pref));
+        if let (Some(vip), Some(pref)) = (local_vip, in_the_way) {
+            return Err(HostError::LocalTableInTheWay { vip, pref });
+        }
+    }
+    Ok(())
+}
+
+/// A link-local address of the link, the source of neighbour advertisements.
+pub async fn link_local(net: &Net, name: &str) -> Option<Ipv6Addr> {
+    let addresses = net.addresses().await.ok()?;
+    addresses.into_iter().find_map(|(address, link)| match address {
+        IpAddr::V6(address) if link == name && address.is_unicast_link_local() => Some(address),
+        _ => None,
+    })
+}

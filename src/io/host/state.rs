@@ -1,0 +1,353 @@
+//! The record on disk of what was changed, so that it can be undone, by us or by whoever comes after us.
+//!
+//! One file for each device: a header line, then one line of JSON for each change, written *before* the change is
+//! made, and one for each that was undone. The file only grows while the gateway runs and is removed at the end.
+//! A file that ends in the middle of a line (the disk was full, the process was killed) loses that line only.
+//!
+//! The lock on the file (flock(2)) tells whether its gateway lives: the kernel drops it with the process.
+//! Interfaces and rules belong to a network namespace, so does the file: one of another namespace or from
+//! before the last boot means nothing here.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::change::{Change, LinkProperty};
+
+/// How a change is taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Undo {
+    /// It was like that before.
+    Nothing,
+    /// Remove the rule, route or entry; move the local table back.
+    Remove,
+    /// The former value of a kernel parameter.
+    Value(String),
+    Property(LinkProperty),
+    /// The forwarding flags that interfaces had, `default` among them.
+    Forwarding(Vec<(String, String)>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub id: u64,
+    pub change: Change,
+    pub undo: Undo,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Header {
+    gatun_state: u32,
+    device: String,
+    pid: u32,
+    boot: String,
+    /// `SO_NETNS_COOKIE`, which unlike an inode number is never given twice.
+    netns: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Header(Header),
+    Entry(Entry),
+    Undone { undone: u64 },
+}
+
+const VERSION: u32 = 1;
+
+/// The file of this gateway, locked.
+#[derive(Debug)]
+pub struct Record {
+    path: PathBuf,
+    file: File,
+    next: u64,
+}
+
+/// What a file said.
+#[derive(Debug, Default)]
+pub struct Saved {
+    pub pid: Option<u32>,
+    /// Changes not undone yet, oldest first.
+    pub open: Vec<Entry>,
+    /// Lines that made no sense.
+    pub damaged: usize,
+    /// The file is about this namespace and this boot.
+    pub here: bool,
+}
+
+/// Another gateway of this namespace.
+#[derive(Debug)]
+pub struct Peer {
+    pub live: bool,
+    pub open: Vec<Entry>,
+}
+
+/// Held while the host is changed or changes are taken back, so that gateways do not do both at a time.
+#[derive(Debug)]
+pub struct Turn {
+    _file: File,
+}
+
+impl Turn {
+    pub fn take(directory: &Path) -> io::Result<Turn> {
+        fs::create_dir_all(directory)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join(".lock"))?;
+        lock(&file, libc::LOCK_EX)?;
+        Ok(Turn { _file: file })
+    }
+}
+
+/// Why there is no record.
+#[derive(Debug)]
+pub enum Refused {
+    /// A live process holds the file.
+    InUse(Option<u32>),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Refused::Io(error)
+    }
+}
+
+impl Record {
+    /// Lock the file of `device` and return what a predecessor left in it.
+    pub fn open(directory: &Path, device: &str) -> Result<(Record, Saved), Refused> {
+        let path = path(directory, device);
+        let mut file = OpenOptions::new().create(true).truncate(false).read(true).append(true).open(&path)?;
+        match lock(&file, libc::LOCK_EX | libc::LOCK_NB) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(Refused::InUse(read(&mut file)?.pid));
+            }
+            other => other?,
+        }
+        let saved = read(&mut file)?;
+        let next = saved.open.iter().map(|entry| entry.id + 1).max().unwrap_or(0);
+        Ok((Record { path, file, next }, saved))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Begin anew, with nothing changed.
+    pub fn start(&mut self, device: &str) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.next = 0;
+        self.line(&Line::Header(Header {
+            gatun_state: VERSION,
+            device: device.to_owned(),
+            pid: std::process::id(),
+            boot: boot(),
+            netns: netns_cookie()?,
+        }))
+    }
+
+    /// Say what is about to be changed. Returns the number to name it by in [`Record::undone`].
+    pub fn before(&mut self, change: &Change, undo: &Undo) -> io::Result<u64> {
+        let id = self.next;
+        self.next += 1;
+        self.line(&Line::Entry(Entry { id, change: change.clone(), undo: undo.clone() }))?;
+        Ok(id)
+    }
+
+    pub fn undone(&mut self, id: u64) -> io::Result<()> {
+        self.line(&Line::Undone { undone: id })
+    }
+
+    /// Everything is as it was.
+    pub fn remove(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
+
+    fn line(&mut self, line: &Line) -> io::Result<()> {
+        let mut text = serde_json::to_string(line)?;
+        text.push('\n');
+        // One write: a reader never sees half a line unless the disk is full.
+        self.file.write_all(text.as_bytes())
+    }
+}
+
+/// The other gateways that keep their files in this directory.
+pub fn peers(directory: &Path, own: &Path) -> Vec<Peer> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "state") && path != own)
+        .filter_map(|path| {
+            let mut file = File::open(&path).ok()?;
+            // Shared, so that two gateways that look at a third at once do not take each other for it.
+            let live = lock(&file, libc::LOCK_SH | libc::LOCK_NB).is_err();
+            let saved = read(&mut file).ok()?;
+            saved.here.then_some(Peer { live, open: saved.open })
+        })
+        .collect()
+}
+
+fn read(file: &mut File) -> io::Result<Saved> {
+    let mut bytes = Vec::new();
+    io::Seek::rewind(file)?;
+    file.read_to_end(&mut bytes)?;
+    let mut saved = parse(&bytes);
+    saved.here &= netns_cookie().is_ok_and(|cookie| header_netns(&bytes) == Some(cookie));
+    Ok(saved)
+}
+
+fn parse(bytes: &[u8]) -> Saved {
+    let mut saved = Saved::default();
+    for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        match serde_json::from_slice(line) {
+            Ok(Line::Header(header)) => {
+                saved.pid = Some(header.pid);
+                saved.here = header.gatun_state == VERSION && header.boot == boot();
+            }
+            Ok(Line::Entry(entry)) => saved.open.push(entry),
+            Ok(Line::Undone { undone }) => saved.open.retain(|entry| entry.id != undone),
+            Err(_) => saved.damaged += 1,
+        }
+    }
+    saved
+}
+
+fn header_netns(bytes: &[u8]) -> Option<u64> {
+    let first = bytes.split(|byte| *byte == b'\n').next()?;
+    match serde_json::from_slice(first) {
+        Ok(Line::Header(header)) => Some(header.netns),
+        _ => None,
+    }
+}
+
+/// `DEVICE.state` in the namespace of process 1; elsewhere the namespace is part of the name, for `/run` is
+/// shared between network namespaces and device names are not unique across them.
+fn path(directory: &Path, device: &str) -> PathBuf {
+    let own = fs::read_link("/proc/thread-self/ns/net").ok();
+    let first = fs::read_link("/proc/1/ns/net").ok();
+    let inode: Option<String> =
+        own.as_ref().and_then(|link| link.to_str()).map(|link| link.chars().filter(char::is_ascii_digit).collect());
+    match inode {
+        Some(inode) if own != first => directory.join(format!("{device}@{inode}.state")),
+        _ => directory.join(format!("{device}.state")),
+    }
+}
+
+fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Since Linux 5.14; before that 0 for all.
+fn netns_cookie() -> io::Result<u64> {
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let mut cookie = 0u64;
+    let mut len = std::mem::size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: cookie and len live through the call and len says how large cookie is.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+    };
+    Ok(if result == 0 { cookie } else { 0 })
+}
+
+/// include/uapi/asm-generic/socket.h
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+fn lock(file: &File, operation: libc::c_int) -> io::Result<()> {
+    loop {
+        // SAFETY: flock(2) takes no pointers, and the descriptor is open as long as `file` lives.
+        if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(value: &str) -> Change {
+        Change::Sysctl { path: "net/ipv4/conf/eth0/forwarding".into(), value: value.into() }
+    }
+
+    #[test]
+    fn record_survives_its_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut record, saved) = Record::open(directory.path(), "gatun0").unwrap();
+        assert!(saved.open.is_empty() && !saved.here);
+        record.start("gatun0").unwrap();
+        let first = record.before(&change("1"), &Undo::Value("0".into())).unwrap();
+        record.before(&change("2"), &Undo::Nothing).unwrap();
+        record.undone(first).unwrap();
+        drop(record);
+
+        let (record, saved) = Record::open(directory.path(), "gatun0").unwrap();
+        assert!(saved.here);
+        assert_eq!(saved.pid, Some(std::process::id()));
+        assert_eq!(saved.damaged, 0);
+        assert_eq!(saved.open, [Entry { id: 1, change: change("2"), undo: Undo::Nothing }]);
+        record.remove().unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn damaged_record_gives_what_can_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut record, _) = Record::open(directory.path(), "gatun0").unwrap();
+        record.start("gatun0").unwrap();
+        record.before(&change("1"), &Undo::Value("0".into())).unwrap();
+        record.file.write_all(b"\xff\xfe rubbish\n{\"id\":7,\"change\":{\"rule\"").unwrap();
+        drop(record);
+        let (_, saved) = Record::open(directory.path(), "gatun0").unwrap();
+        assert_eq!(saved.open.len(), 1);
+        assert_eq!(saved.damaged, 2);
+        assert!(saved.here);
+    }
+
+    #[test]
+    fn record_of_a_live_gateway_is_refused_and_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut record, _) = Record::open(directory.path(), "gatun0").unwrap();
+        record.start("gatun0").unwrap();
+        match Record::open(directory.path(), "gatun0") {
+            Err(Refused::InUse(pid)) => assert_eq!(pid, Some(std::process::id())),
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+        Record::open(directory.path(), "gatun1").expect("another device is free");
+    }
+
+    #[test]
+    fn peers_tell_the_living_from_the_dead() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut own, _) = Record::open(directory.path(), "gatun0").unwrap();
+        own.start("gatun0").unwrap();
+        let (mut live, _) = Record::open(directory.path(), "gatun1").unwrap();
+        live.start("gatun1").unwrap();
+        live.before(&change("1"), &Undo::Nothing).unwrap();
+        let (mut dead, _) = Record::open(directory.path(), "gatun2").unwrap();
+        dead.start("gatun2").unwrap();
+        drop(dead);
+        let mut found: Vec<(bool, usize)> =
+            peers(directory.path(), own.path()).iter().map(|peer| (peer.live, peer.open.len())).collect();
+        found.sort_unstable();
+        assert_eq!(found, [(false, 0), (true, 1)]);
+    }
+
+    #[test]
+    fn record_of_another_boot_or_namespace_is_not_ours() {
+        let directory = tempfile::tempdir().unwrap();
+        for (boot, netns) in [("other".to_owned(), netns_cookie().unwrap()), (boot(), 1)] {
+            let header = Header { gatun_state: VERSION, device: "gatun0".into(), pid: 1, boot, netns };
+            let mut text = serde_json::to_string(&Line::Header(header)).unwrap();
+            text.push('\n');
+            fs::write(path(directory.path(), "gatun0"), text).unwrap();
+            let (_, saved) = Record::open(directory.path(), "gatun0").unwrap();
+            assert!(!saved.here);
+        }
+    }
+}

@@ -1,0 +1,2 @@
+mod namespace;
+mod plan;
