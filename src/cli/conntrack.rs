@@ -210,8 +210,12 @@ fn stats(args: &StatsArgs, context: &mut Context) -> Result<()> {
     for line in stats_table(&stats.total, shards).lines() {
         output.line(&line)?;
     }
-    if let Some(drops) = stats.device_drops {
-        output.line(&format!("\npackets that the device's queue had no room for: {drops}"))?;
+    if let Some(device) = &stats.device {
+        let dropped = device.dropped.map_or_else(|| "unknown".to_owned(), |packets| packets.to_string());
+        let api::Device { name, received, sent, send_errors, .. } = device;
+        output.line(&format!(
+            "\n{name}: {received} packets received, {sent} sent, {send_errors} not taken, {dropped} dropped before"
+        ))?;
     }
     Ok(())
 }

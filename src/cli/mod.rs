@@ -11,6 +11,7 @@ mod man;
 mod output;
 mod ping;
 mod reload;
+mod run;
 mod server;
 mod service;
 mod status;
@@ -41,6 +42,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Args),
     Check(check::Args),
     Status(status::Args),
     #[command(subcommand)]
@@ -90,6 +92,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
     match command {
+        Command::Run(args) => run::run(args, context),
         Command::Check(args) => return check::run(&args, context),
         Command::Status(args) => status::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),

@@ -42,7 +42,7 @@ fn screen(status: &api::Status) -> Vec<(String, Vec<String>)> {
         screen.push((String::new(), Vec::new()));
         screen.push(one_service(service));
     }
-    if !status.drops.is_empty() || status.device_drops.is_some_and(|drops| drops > 0) {
+    if !status.drops.is_empty() || device_drops(status) > 0 {
         screen.push((String::new(), Vec::new()));
         screen.push(drops(status));
     }
@@ -50,7 +50,7 @@ fn screen(status: &api::Status) -> Vec<(String, Vec<String>)> {
 }
 
 fn gateway(status: &api::Status) -> (String, Vec<String>) {
-    let device = status.device.as_deref().map(|device| format!(" on {device}")).unwrap_or_default();
+    let device = status.device.as_ref().map(|device| format!(" on {}", device.name)).unwrap_or_default();
     let up = duration(Duration::from_secs(status.uptime));
     let heading = format!("gatun {}{device}, process {}, up {up}", status.version, status.pid);
     let full = 100.0 * status.flows as f64 / status.flows_limit.max(1) as f64;
@@ -107,11 +107,16 @@ fn drops(status: &api::Status) -> (String, Vec<String>) {
     for drops in status.drops.iter().take(TOP_DROPS) {
         table.row([drops.packets.to_string(), drops.reason.clone(), drops.meaning.clone()]);
     }
-    if let Some(packets) = status.device_drops.filter(|&packets| packets > 0) {
+    let packets = device_drops(status);
+    if packets > 0 {
         let meaning = "The kernel found the device's queue full.".to_owned();
         table.row([packets.to_string(), "(device)".to_owned(), meaning]);
     }
     ("dropped".to_owned(), table.lines())
+}
+
+fn device_drops(status: &api::Status) -> u64 {
+    status.device.as_ref().and_then(|device| device.dropped).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -133,11 +138,12 @@ mod tests {
             to_client: api::Volume::default(),
             rates,
         };
+        let device = api::Device { name: "gatun0".to_owned(), received: 5, sent: 5, send_errors: 0, dropped: Some(0) };
         api::Status {
             version: "1.2.3".to_owned(),
             pid: 42,
             uptime: 187,
-            device: Some("gatun0".to_owned()),
+            device: Some(device),
             config: Some("/etc/gatun/gatun.toml".to_owned()),
             generation: 2,
             reloads_ok: 1,
@@ -155,7 +161,6 @@ mod tests {
                 servers: vec![server],
             }],
             drops: vec![api::Drops { reason: "no_flow".to_owned(), packets: 9, meaning: "A TCP packet.".to_owned() }],
-            device_drops: Some(0),
         }
     }
 

@@ -308,7 +308,7 @@ pub struct Status {
     pub pid: u32,
     /// Seconds.
     pub uptime: u64,
-    pub device: Option<String>,
+    pub device: Option<Device>,
     pub config: Option<String>,
     /// Of the configuration in use; 1 at start, one more with each reload.
     pub generation: u64,
@@ -321,8 +321,20 @@ pub struct Status {
     pub services: Vec<Service>,
     /// Only reasons that occurred, most frequent first.
     pub drops: Vec<Drops>,
-    /// Packets that the kernel dropped because the device's queue was full.
-    pub device_drops: Option<u64>,
+}
+
+/// What the device counts since the gateway was started.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Device {
+    pub name: String,
+    /// Packets (super-packets count once) from the kernel.
+    pub received: u64,
+    /// Packets to the kernel.
+    pub sent: u64,
+    /// Packets that the kernel did not take.
+    pub send_errors: u64,
+    /// Packets that the kernel dropped because the device's queue was full (`tx_dropped`); `null` if it does not say.
+    pub dropped: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -347,7 +359,7 @@ pub struct ShardStats {
 pub struct Stats {
     pub total: ShardStats,
     pub shards: Vec<ShardStats>,
-    pub device_drops: Option<u64>,
+    pub device: Option<Device>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]

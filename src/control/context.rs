@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::api::{self, Fault, FaultCode};
+use super::device::Device;
 use super::view;
 use crate::command::{Command, Event};
 use crate::io::Gateway;
@@ -35,16 +36,12 @@ pub struct Control {
     watchers: Mutex<usize>,
     events_lost: AtomicU64,
     orders: Option<mpsc::Sender<Order>>,
-    device_drops: DeviceDrops,
 }
 
-/// Reads the kernel's drop counter of the device; `None` where there is no device.
-pub type DeviceDrops = Box<dyn Fn() -> Option<u64> + Send + Sync>;
-
 /// What does not change while the daemon runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct About {
-    pub device: Option<String>,
+    pub device: Option<Device>,
     pub config: Option<PathBuf>,
 }
 
@@ -87,12 +84,7 @@ struct Sampled {
 
 impl Control {
     /// `orders` reaches the daemon's main loop; without it `reload` and `diff` are refused.
-    pub fn new(
-        gateway: Arc<Gateway>,
-        about: About,
-        orders: Option<mpsc::Sender<Order>>,
-        device_drops: DeviceDrops,
-    ) -> Control {
+    pub fn new(gateway: Arc<Gateway>, about: About, orders: Option<mpsc::Sender<Order>>) -> Control {
         Control {
             gateway,
             about,
@@ -103,7 +95,6 @@ impl Control {
             watchers: Mutex::new(0),
             events_lost: AtomicU64::new(0),
             orders,
-            device_drops,
         }
     }
 
@@ -119,9 +110,9 @@ impl Control {
         self.started.elapsed()
     }
 
-    /// Packets that the kernel dropped because the device's queue was full.
-    pub fn device_drops(&self) -> Option<u64> {
-        (self.device_drops)()
+    /// What the device counts; `None` without a device.
+    pub fn device(&self) -> Option<api::Device> {
+        self.about.device.as_ref().map(Device::counters)
     }
 
     pub fn status(&self) -> api::Status {
@@ -138,7 +129,7 @@ impl Control {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime: self.uptime().as_secs(),
-            device: self.about.device.clone(),
+            device: self.device(),
             config: self.about.config.as_ref().map(|path| path.display().to_string()),
             generation: snapshot.generation,
             reloads_ok: self.reloads.ok.load(Ordering::Relaxed),
@@ -149,7 +140,6 @@ impl Control {
             rates,
             services,
             drops: view::top_drops(&total.stats),
-            device_drops: self.device_drops(),
         }
     }
 
@@ -162,7 +152,7 @@ impl Control {
         api::Stats {
             total: view::shard_stats(&view::total(&shards), None),
             shards: shards.iter().map(|counted| view::shard_stats(counted, Some(counted.shard))).collect(),
-            device_drops: self.device_drops(),
+            device: self.device(),
         }
     }
 

@@ -3,5 +3,8 @@
 pub mod api;
 pub mod config;
 pub mod context;
+pub mod daemon;
+pub mod device;
+pub mod metrics;
 pub mod socket;
 mod view;

@@ -10,7 +10,7 @@ use crate::engine::{self, Engine, EngineConfig};
 use crate::service::Snapshot;
 use crate::time::Instant;
 use crate::verdict::Verdict;
-use crate::wire::{PacketBuf, View};
+use crate::wire::{Addr, PacketBuf, View};
 
 /// Every shard's engine, and the clock they share.
 pub struct Gateway {
@@ -58,7 +58,10 @@ impl Gateway {
 
     /// The shard that a packet belongs to, by the client's address in it.
     pub fn shard_of(&self, buf: &PacketBuf, view: &View) -> usize {
-        let client = engine::client_of(&self.snapshot.load(), buf, view);
+        self.shard_of_client(engine::client_of(&self.snapshot.load(), buf, view))
+    }
+
+    pub fn shard_of_client(&self, client: Addr) -> usize {
         engine::shard_of(client, self.seed, self.shards.len())
     }
 

@@ -1,10 +1,15 @@
 //! Devices, packet workers and what the host must be told. Never imports `control`.
 
+mod addresses;
 pub mod device;
 mod gateway;
 pub mod host;
 pub mod memory;
+mod path_mtu;
+pub mod privilege;
 pub mod tun;
 pub mod worker;
 
+pub use addresses::local_addresses;
 pub use gateway::Gateway;
+pub use path_mtu::{link_mtu, path_mtu};

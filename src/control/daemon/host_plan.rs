@@ -1,0 +1,84 @@
+//! What the host has to do for a snapshot.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::control::config::GatewayConfig;
+use crate::io::host::{HostPlan, Listener, Ports, ReturnPath, VipPlan};
+use crate::service::{PortRange, Server, ServerId, Service, Snapshot};
+
+/// Packets that the kernel may queue towards the workers. Its own default of 500 is too few for a burst of small packets
+/// from more than one link.
+const TXQUEUELEN: u32 = 4096;
+
+/// VIPs and servers that are only kept for their old flows are part of the plan: their packets must still come.
+pub fn host_plan(gateway: &GatewayConfig, snapshot: &Snapshot) -> HostPlan {
+    HostPlan {
+        device: gateway.device.clone(),
+        mtu: Some(u32::from(snapshot.spec.mtu)),
+        txqueuelen: TXQUEUELEN,
+        uplinks: gateway.uplinks.clone(),
+        vips: vips(snapshot),
+        returns: returns(snapshot),
+    }
+}
+
+fn vips(snapshot: &Snapshot) -> Vec<VipPlan> {
+    let mut vips: BTreeMap<IpAddr, Vec<Listener>> = snapshot.vips().map(|(addr, _)| (addr.ip(), Vec::new())).collect();
+    for service in known_services(snapshot) {
+        let listeners = vips.entry(service.vip().ip()).or_default();
+        for protocol in service.spec.protocols.list() {
+            listeners.push(Listener { protocol: protocol.0, ports: ports(service.spec.ports) });
+        }
+    }
+    let plan = |(address, mut listeners): (IpAddr, Vec<Listener>)| {
+        listeners.sort_unstable();
+        listeners.dedup();
+        VipPlan { address, listeners }
+    };
+    vips.into_iter().map(plan).collect()
+}
+
+fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
+    let mut paths: Vec<ReturnPath> = Vec::new();
+    for server in known_servers(snapshot) {
+        let Some(service) = snapshot.service(server.service) else { continue };
+        for protocol in service.spec.protocols.list() {
+            let path = ReturnPath {
+                from: IpNet::from(server.address.ip()),
+                protocol: Some(protocol.0),
+                ports: ports(server_ports(server, service)),
+            };
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+    }
+    paths
+}
+
+/// The ports that replies of `server` come from.
+fn server_ports(server: &Server, service: &Service) -> PortRange {
+    let listen = service.spec.ports;
+    match server.port {
+        None => listen,
+        Some(first) => PortRange { first, last: first.saturating_add(listen.last - listen.first) },
+    }
+}
+
+fn ports(range: PortRange) -> Option<Ports> {
+    (range != PortRange::ALL).then_some(Ports { first: range.first, last: range.last })
+}
+
+fn known_servers(snapshot: &Snapshot) -> impl Iterator<Item = &Server> {
+    let ids = (0..snapshot.server_ids()).filter_map(|id| u32::try_from(id).ok().map(ServerId));
+    ids.filter_map(|id| snapshot.server(id).map(AsRef::as_ref))
+}
+
+/// Live ones, also without any server; and retired ones.
+fn known_services(snapshot: &Snapshot) -> impl Iterator<Item = &Service> {
+    let retired = known_servers(snapshot).filter_map(|server| snapshot.service(server.service));
+    snapshot.live.iter().chain(retired).map(AsRef::as_ref)
+}

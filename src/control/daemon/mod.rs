@@ -1,0 +1,223 @@
+//! The daemon: brings the gateway up, keeps it running, takes it down.
+//!
+//! # Theory of operation
+//!
+//! Packet workers are threads of their own ([`crate::io::worker`]); everything here runs on one thread, in a tokio
+//! runtime: the main loop ([`Daemon::run`]) takes signals and orders of control clients one after the other, so that two
+//! reloads can never overlap; small tasks beside it give the engines the time, pump events, measure rates, and serve the
+//! control socket and the metrics page. None of these tasks ends while the gateway runs: one that does, and a worker that
+//! does, stops the gateway with an error.
+//!
+//! What the start has done is undone in reverse, whether the start failed half-way or the gateway is stopped.
+
+mod host_plan;
+mod reload;
+mod start;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::api::{Difference, Fault, FaultCode};
+use super::config::Compiled;
+use super::context::{Control, Order};
+use crate::io::Gateway;
+use crate::io::worker::Workers;
+
+pub use host_plan::host_plan;
+use start::Done;
+pub use start::print_routes;
+
+/// How often every shard is told the time. A flow outlives its deadline by so much at most.
+const TICK: Duration = Duration::from_millis(100);
+const EVENT_PUMP: Duration = Duration::from_millis(50);
+const SAMPLING: Duration = Duration::from_secs(2);
+/// Orders of control clients that may wait for the one that is carried out.
+const ORDERS_WAITING: usize = 16;
+
+/// What `gatun run` was told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub config: PathBuf,
+    /// Instead of the configured one.
+    pub control: Option<PathBuf>,
+    /// Leave the host's routes, rules and sysctls to the operator.
+    pub no_routes: bool,
+}
+
+/// Runs the gateway until it is told to stop.
+///
+/// # Errors
+/// It could not start, or it had to stop; what it had done to the host is undone.
+pub fn run(options: &Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // First of all, so that a signal during the start stops the gateway in an orderly way.
+        let signals = Signals::new()?;
+        let (sender, orders) = mpsc::channel(ORDERS_WAITING);
+        let mut daemon = start::start(options, sender).await?;
+        let ended = daemon.run(signals, orders).await;
+        notify(&[NotifyState::Stopping]);
+        daemon.stop().await;
+        ended
+    })
+}
+
+/// A running gateway.
+pub(super) struct Daemon {
+    options: Options,
+    /// What runs, in terms of the file.
+    compiled: Compiled,
+    gateway: Arc<Gateway>,
+    control: Arc<Control>,
+    tasks: JoinSet<&'static str>,
+    done: Done,
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+impl Daemon {
+    async fn run(&mut self, mut signals: Signals, mut orders: mpsc::Receiver<Order>) -> Result<()> {
+        let mut tick = every(TICK);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {
+                    if self.done.workers.as_ref().is_some_and(Workers::have_failed) {
+                        return Err(anyhow!("a packet worker ended; the log says why"));
+                    }
+                }
+                _ = signals.terminate.recv() => {
+                    tracing::info!("SIGTERM: stopping");
+                    return Ok(());
+                }
+                _ = signals.interrupt.recv() => {
+                    tracing::info!("SIGINT: stopping");
+                    return Ok(());
+                }
+                _ = signals.hangup.recv() => {
+                    tracing::info!("SIGHUP: reloading");
+                    let _ = self.reload(None).await;
+                }
+                Some(order) = orders.recv() => self.obey(order).await,
+                Some(ended) = self.tasks.join_next() => {
+                    return Err(match ended {
+                        Ok(task) => anyhow!("the task \"{task}\" ended"),
+                        Err(error) => anyhow!("a task of the control plane failed: {error}"),
+                    });
+                }
+            }
+        }
+    }
+
+    async fn obey(&mut self, order: Order) {
+        let result = if order.dry_run { self.diff(order.config).await } else { self.reload(order.config).await };
+        // The client may have gone.
+        let _ = order.done.send(result.map_err(|error| Fault::new(FaultCode::Failed, format!("{error:#}"))));
+    }
+
+    /// Reloads, tells systemd and the log, and counts.
+    async fn reload(&mut self, config: Option<PathBuf>) -> Result<Difference> {
+        let mut reloading = vec![NotifyState::Reloading];
+        reloading.extend(NotifyState::monotonic_usec_now().ok());
+        notify(&reloading);
+        let result = self.try_reload(config).await;
+        let reloads = &self.control.reloads;
+        match &result {
+            Ok(difference) => {
+                reloads.ok.fetch_add(1, Ordering::Relaxed);
+                for change in &difference.changes {
+                    tracing::info!("reload: {change}");
+                }
+                tracing::info!("reloaded: {} changes, generation {}", difference.changes.len(), difference.generation);
+            }
+            Err(error) => {
+                reloads.failed.fetch_add(1, Ordering::Relaxed);
+                tracing::error!("reload failed, nothing was changed: {error:#}");
+            }
+        }
+        notify(&[NotifyState::Ready]);
+        result
+    }
+
+    /// Undoes what the start did, last thing first.
+    async fn stop(mut self) {
+        // The control socket and the metrics page go first: nobody is told anything about a gateway half down.
+        self.tasks.shutdown().await;
+        self.done.undo().await;
+        tracing::info!("stopped");
+    }
+}
+
+/// Runs beside the main loop: the engines' clock.
+async fn keep_time(gateway: Arc<Gateway>) -> &'static str {
+    let mut tick = every(TICK);
+    loop {
+        tick.tick().await;
+        gateway.handle_timeouts();
+    }
+}
+
+async fn pump_events(control: Arc<Control>) -> &'static str {
+    let mut tick = every(EVENT_PUMP);
+    loop {
+        tick.tick().await;
+        control.pump_events();
+    }
+}
+
+async fn sample_rates(control: Arc<Control>) -> &'static str {
+    let mut tick = every(SAMPLING);
+    loop {
+        tick.tick().await;
+        control.sample();
+    }
+}
+
+/// Tells systemd's watchdog that the control thread runs and that no shard is stuck.
+async fn feed_watchdog(gateway: Arc<Gateway>, timeout: Duration) -> &'static str {
+    let mut tick = every(timeout / 2);
+    loop {
+        tick.tick().await;
+        let patience = Instant::now() + timeout / 4;
+        if gateway.shards().iter().all(|shard| shard.try_lock_until(patience).is_some()) {
+            notify(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!("a shard has been locked for {:?}", timeout / 4);
+        }
+    }
+}
+
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut tick = interval(period);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}
+
+/// Tells systemd, if it started us.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("sd_notify: {error}");
+    }
+}

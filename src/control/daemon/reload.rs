@@ -1,0 +1,65 @@
+//! Another configuration for the running gateway.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use super::start::automatic_mtu;
+use super::{Daemon, host_plan};
+use crate::control::api::Difference;
+use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
+use crate::io::local_addresses;
+use crate::service::Snapshot;
+use crate::wire::Addr;
+
+/// Reads the file, and adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses.
+pub(super) async fn load(path: &Path) -> Result<Compiled> {
+    let mut compiled = Config::load(path)?.compiled()?;
+    if compiled.gateway.mtu.is_none() {
+        compiled.snapshot.mtu = automatic_mtu(&compiled);
+    }
+    let own = local_addresses().await.context("the addresses of this host")?;
+    let is_own = |vip: &Addr| own.contains(&vip.ip());
+    compiled.snapshot.local_vips =
+        compiled.snapshot.services.iter().map(|service| service.vip).filter(is_own).collect();
+    Ok(compiled)
+}
+
+impl Daemon {
+    /// What a reload would change; changes nothing.
+    pub(super) async fn diff(&self, config: Option<PathBuf>) -> Result<Difference> {
+        let new = load(config.as_deref().unwrap_or(&self.options.config)).await?;
+        Ok(Difference {
+            changes: lines(&difference(&self.compiled, &new)),
+            generation: self.gateway.snapshot().generation,
+        })
+    }
+
+    /// Does everything or nothing. A file named here is the one that later reloads read.
+    pub(super) async fn try_reload(&mut self, config: Option<PathBuf>) -> Result<Difference> {
+        let path = config.unwrap_or_else(|| self.options.config.clone());
+        let new = load(&path).await?;
+        let changes = difference(&self.compiled, &new);
+        let gateway =
+            GatewayConfig { uplinks: new.gateway.uplinks, mtu: new.gateway.mtu, ..self.compiled.gateway.clone() };
+        let old = self.gateway.snapshot();
+        let snapshot = Arc::new(Snapshot::build(new.snapshot.clone(), Some(&old))?);
+        if let Some(host) = &mut self.done.host {
+            host.apply(&host_plan(&gateway, &snapshot)).await.context("the host could not be set up for it")?;
+        }
+        // From here on nothing can fail.
+        let generation = snapshot.generation;
+        self.gateway.swap(snapshot);
+        self.compiled = Compiled { gateway, snapshot: new.snapshot };
+        self.options.config = path;
+        for change in changes.iter().filter(|change| change.needs_restart) {
+            tracing::warn!("not changed before a restart: {change}");
+        }
+        Ok(Difference { changes: lines(&changes), generation })
+    }
+}
+
+fn lines(changes: &[Change]) -> Vec<String> {
+    changes.iter().map(Change::to_string).collect()
+}

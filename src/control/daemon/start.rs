@@ -1,0 +1,181 @@
+//! The start, step by step; a step that fails takes back those before it.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use caps::Capability;
+use sd_notify::NotifyState;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::reload::load;
+use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates};
+use crate::control::config::{Compiled, GatewayConfig};
+use crate::control::context::{About, Control, Order};
+use crate::control::device::Device;
+use crate::control::metrics;
+use crate::control::socket::{Limits, Socket};
+use crate::io::host::Host;
+use crate::io::tun::{self, TunSettings};
+use crate::io::worker::{self, Workers};
+use crate::io::{Gateway, link_mtu, path_mtu, privilege};
+use crate::service::Snapshot;
+
+/// Where the record of changes to the host is kept.
+const STATE_DIRECTORY: &str = "/run/gatun";
+/// The device, routes, rules and the sysctls of the network; neighbour announcements.
+const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
+
+/// What has to be undone.
+#[derive(Default)]
+pub(super) struct Done {
+    /// `None` where the operator looks after the host.
+    pub(super) host: Option<Host>,
+    pub(super) workers: Option<Workers>,
+}
+
+impl Done {
+    /// Takes everything back. The routes go before the device they lead to, so that what was theirs before is restored
+    /// in one piece.
+    pub(super) async fn undo(self) {
+        if let Some(host) = self.host {
+            host.undo().await;
+        }
+        if let Some(mut workers) = self.workers {
+            workers.stop();
+        }
+    }
+}
+
+/// Brings the gateway up. When this returns, packets are forwarded and control clients are answered.
+pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Result<Daemon> {
+    let options = Options { config: std::path::absolute(&options.config)?, ..options.clone() };
+    let compiled = load(&options.config).await?;
+    let snapshot = Arc::new(Snapshot::build(compiled.snapshot.clone(), None)?);
+    // A port below 1024 may need a capability that is given up next.
+    let metrics = compiled.gateway.metrics.map(listen).transpose()?;
+    drop_privileges(&options.config)?;
+
+    let config = &compiled.gateway;
+    let queues = config.queues.count();
+    let gateway = Arc::new(Gateway::new(snapshot.clone(), queues, config.max_flows, random_seed()?));
+    let mut done = Done::default();
+    let brought = bring_up(&mut done, &options, &compiled, &gateway, orders, metrics).await;
+    let (control, tasks) = match brought {
+        Ok(brought) => brought,
+        Err(error) => {
+            done.undo().await;
+            return Err(error);
+        }
+    };
+    notify(&[NotifyState::Ready]);
+    let services = snapshot.live.len();
+    tracing::info!(
+        "gatun {} is up on {}: {services} services, {queues} queues",
+        env!("CARGO_PKG_VERSION"),
+        config.device
+    );
+    Ok(Daemon { options, compiled, gateway, control, tasks, done })
+}
+
+async fn bring_up(
+    done: &mut Done,
+    options: &Options,
+    compiled: &Compiled,
+    gateway: &Arc<Gateway>,
+    orders: mpsc::Sender<Order>,
+    metrics: Option<tokio::net::TcpListener>,
+) -> Result<(Arc<Control>, JoinSet<&'static str>)> {
+    let config = &compiled.gateway;
+    let snapshot = gateway.snapshot();
+    // The name of the device is taken before the device is touched: it may be that of a gateway that runs.
+    if config.routes && !options.no_routes {
+        done.host = Some(Host::claim(&config.device, Path::new(STATE_DIRECTORY)).await?);
+    }
+    let socket = Socket::bind(options.control.as_ref().unwrap_or(&config.control))?;
+    let settings = TunSettings { name: config.device.clone(), queues: config.queues.count(), mtu: snapshot.spec.mtu };
+    let workers = worker::start(gateway, tun::open(&settings)?)?;
+    let device = Device::new(&config.device, workers.counters());
+    done.workers = Some(workers);
+    if let Some(host) = &mut done.host {
+        host.apply(&host_plan(config, &snapshot)).await?;
+    }
+
+    let config = Some(options.config.clone());
+    let control = Arc::new(Control::new(gateway.clone(), About { config, device: Some(device) }, Some(orders)));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(keep_time(gateway.clone()));
+    tasks.spawn(pump_events(control.clone()));
+    tasks.spawn(sample_rates(control.clone()));
+    tracing::info!("control socket {}", socket.path().display());
+    let clients = control.clone();
+    tasks.spawn(async move {
+        socket.serve(clients, Limits::default()).await;
+        "control socket"
+    });
+    if let Some(listener) = metrics {
+        tasks.spawn(metrics::serve(listener, control.clone()));
+    }
+    if let Some(timeout) = sd_notify::watchdog_enabled() {
+        tasks.spawn(feed_watchdog(gateway.clone(), timeout));
+    }
+    Ok((control, tasks))
+}
+
+/// The commands that set the host up, for an operator who does it by hand. Needs no privilege.
+pub fn print_routes(config: &Path) -> Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let compiled = load(config).await?;
+        let snapshot = Snapshot::build(compiled.snapshot.clone(), None)?;
+        Ok(Host::print_commands(&host_plan(&compiled.gateway, &snapshot)).await?)
+    })
+}
+
+/// The MTU of the narrowest link that packets of a flow may pass here, so that TCP never sends what does not fit.
+pub(super) fn automatic_mtu(compiled: &Compiled) -> u16 {
+    let uplinks = compiled.gateway.uplinks.iter().filter_map(|name| link_mtu(name).ok());
+    let servers = compiled.snapshot.services.iter().flat_map(|service| &service.servers);
+    let ways = servers.filter_map(|server| path_mtu(server.address.ip()).ok());
+    let least = uplinks.chain(ways).min().unwrap_or(u32::from(GatewayConfig::AUTO_MTU));
+    // RFC 8200 section 5: less than 1280 is no link for IPv6.
+    u16::try_from(least).unwrap_or(u16::MAX).max(1280)
+}
+
+fn listen(address: SocketAddr) -> Result<tokio::net::TcpListener> {
+    let bind = || {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        tokio::net::TcpListener::from_std(listener)
+    };
+    bind().with_context(|| {
+        format!("cannot serve metrics on {address}; set `metrics` in [gateway] to another address or \"off\"")
+    })
+}
+
+/// Gives up every capability that neither the data path nor a reload nor the end needs. Threads that are started later
+/// have no more than this one.
+fn drop_privileges(config: &Path) -> Result<()> {
+    let mut keep = NEEDED.to_vec();
+    // Root that may not overrule permissions may not be able to read the file again: it can be another user's.
+    let readable = privilege::as_if_only(&keep, || File::open(config).is_ok()).context("capabilities")?;
+    if !readable && privilege::has(Capability::CAP_DAC_READ_SEARCH) {
+        tracing::info!("keeping CAP_DAC_READ_SEARCH: without it {} could not be reloaded", config.display());
+        keep.push(Capability::CAP_DAC_READ_SEARCH);
+    }
+    privilege::keep_only(&keep).context("capabilities cannot be given up")?;
+    privilege::forbid_new_privileges().context("no_new_privs")?;
+    Ok(())
+}
+
+/// Secret: who knows it can make flows collide.
+fn random_seed() -> Result<[u64; 2]> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("/dev/urandom")?;
+    let both = u128::from_ne_bytes(bytes);
+    Ok([both as u64, (both >> 64) as u64])
+}

@@ -1,0 +1,219 @@
+//! The metrics, read from the engines when they are asked for.
+
+use std::fmt;
+use std::sync::atomic::Ordering;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::Registry;
+
+use crate::control::api;
+use crate::control::context::Control;
+
+/// Everything as OpenMetrics text.
+pub fn text(control: &Control) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Seen::now(control)));
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+/// What is told, read at one time.
+#[derive(Debug)]
+struct Seen {
+    status: api::Status,
+    stats: api::Stats,
+    reloads: [(&'static str, u64); 2],
+}
+
+impl Seen {
+    fn now(control: &Control) -> Seen {
+        let reloads = &control.reloads;
+        Seen {
+            status: control.status(),
+            stats: control.stats(),
+            reloads: [("ok", reloads.ok.load(Ordering::Relaxed)), ("failed", reloads.failed.load(Ordering::Relaxed))],
+        }
+    }
+}
+
+type Labels<'a> = Vec<(&'a str, &'a str)>;
+type Samples<'a> = Vec<(Labels<'a>, u64)>;
+
+impl Collector for Seen {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = Out(encoder);
+        self.gateway(&mut out)?;
+        self.table(&mut out)?;
+        self.packets(&mut out)?;
+        self.services(&mut out)?;
+        self.servers(&mut out)
+    }
+}
+
+impl Seen {
+    fn gateway(&self, out: &mut Out<'_>) -> fmt::Result {
+        let version: Labels<'_> = vec![("version", &self.status.version)];
+        out.gauge("gatun_build_info", "The version that runs; always 1.", vec![(version, 1)])?;
+        out.gauge("gatun_uptime_seconds", "Time since the start.", single(self.status.uptime))?;
+        let help = "Generation of the configuration in use; 1 at the start, one more with each reload.";
+        out.gauge("gatun_config_generation", help, single(self.status.generation))?;
+        let reloads = self.reloads.iter().map(|&(result, count)| (vec![("result", result)], count)).collect();
+        out.counter("gatun_config_reloads", "Reloads of the configuration by their result.", reloads)
+    }
+
+    fn table(&self, out: &mut Out<'_>) -> fmt::Result {
+        let total = &self.stats.total;
+        out.gauge("gatun_flows", "Flows in the table.", single(total.flows as u64))?;
+        out.gauge("gatun_flows_limit", "Flows that the table may hold.", single(total.flows_limit as u64))?;
+        let names: Vec<String> = (0..self.stats.shards.len()).map(|shard| shard.to_string()).collect();
+        let shards = |value: fn(&api::ShardStats) -> usize| -> Samples<'_> {
+            let pairs = names.iter().zip(&self.stats.shards);
+            pairs.map(|(name, shard)| (vec![("shard", name.as_str())], value(shard) as u64)).collect()
+        };
+        out.gauge("gatun_shard_flows", "Flows in the table of a shard.", shards(|shard| shard.flows))?;
+        let help = "Flows that the table of a shard may hold.";
+        out.gauge("gatun_shard_flows_limit", help, shards(|shard| shard.flows_limit))
+    }
+
+    fn packets(&self, out: &mut Out<'_>) -> fmt::Result {
+        for counter in &self.stats.total.counters {
+            out.counter(&format!("gatun_{}", counter.name), help(&counter.name), single(counter.value))?;
+        }
+        let drops = &self.stats.total.drops;
+        let drops = drops.iter().map(|drops| (vec![("reason", drops.reason.as_str())], drops.packets)).collect();
+        out.counter("gatun_drops", "Packets that were not forwarded, by reason.", drops)?;
+        let Some(device) = &self.stats.device else { return Ok(()) };
+        let help = "Packets read from the device; a super-packet counts once.";
+        out.counter("gatun_device_received_packets", help, device_sample(device, device.received))?;
+        out.counter("gatun_device_sent_packets", "Packets written to the device.", device_sample(device, device.sent))?;
+        let help = "Packets that the kernel did not take from gatun.";
+        out.counter("gatun_device_send_errors", help, device_sample(device, device.send_errors))?;
+        let Some(dropped) = device.dropped else { return Ok(()) };
+        let help = "Packets that the kernel dropped because the device's queue was full.";
+        out.counter("gatun_device_dropped_packets", help, device_sample(device, dropped))
+    }
+
+    fn services(&self, out: &mut Out<'_>) -> fmt::Result {
+        let of = |service: &api::Service| service.servers.clone();
+        let groups = self.status.services.iter().map(|service| (vec![("service", service.name.as_str())], of(service)));
+        traffic("gatun_service", "a service", &groups.collect::<Vec<_>>(), out)
+    }
+
+    fn servers(&self, out: &mut Out<'_>) -> fmt::Result {
+        let servers = || self.status.services.iter().flat_map(|service| &service.servers);
+        let labels =
+            |server: &'_ api::Server| vec![("service", server.service.clone()), ("server", server.name.clone())];
+        let named: Vec<_> = servers().map(|server| (labels(server), vec![server.clone()])).collect();
+        let groups: Vec<_> = named
+            .iter()
+            .map(|(labels, server)| {
+                (labels.iter().map(|(key, value)| (*key, value.as_str())).collect::<Labels<'_>>(), server.clone())
+            })
+            .collect();
+        let weights =
+            groups.iter().map(|(labels, server)| (labels.clone(), server.iter().map(|s| u64::from(s.weight)).sum()));
+        out.gauge("gatun_server_weight", "Weight of a server; 0 takes no new flow.", weights.collect())?;
+        traffic("gatun_server", "a server", &groups, out)
+    }
+}
+
+/// The families that services and servers have in common.
+fn traffic(prefix: &str, whose: &str, groups: &[(Labels<'_>, Vec<api::Server>)], out: &mut Out<'_>) -> fmt::Result {
+    type Value = fn(&api::Server) -> u64;
+    let samples = |key: Option<&'static str>, values: &[(&'static str, Value)]| {
+        let mut samples = Samples::new();
+        for (labels, servers) in groups {
+            for (word, value) in values {
+                let mut labels = labels.clone();
+                labels.extend(key.map(|key| (key, *word)));
+                samples.push((labels, servers.iter().map(value).sum()));
+            }
+        }
+        samples
+    };
+    let states: &[(&str, Value)] = &[("active", |server| server.active), ("inactive", |server| server.inactive)];
+    let help = format!("Flows of {whose}: active ones are established, inactive ones are all others.");
+    out.gauge(&format!("{prefix}_flows"), &help, samples(Some("state"), states))?;
+    let help = format!("Flows that were admitted to {whose}.");
+    out.counter(&format!("{prefix}_flows_admitted"), &help, samples(None, &[("", |server| server.admitted)]))?;
+    let packets: &[(&str, Value)] =
+        &[("to_server", |server| server.to_server.packets), ("to_client", |server| server.to_client.packets)];
+    let help = format!("Packets of flows of {whose}, each way; a super-packet counts once.");
+    out.counter(&format!("{prefix}_packets"), &help, samples(Some("direction"), packets))?;
+    let bytes: &[(&str, Value)] =
+        &[("to_server", |server| server.to_server.bytes), ("to_client", |server| server.to_client.bytes)];
+    let help = format!("IP bytes of flows of {whose}, headers included, each way.");
+    out.counter(&format!("{prefix}_bytes"), &help, samples(Some("direction"), bytes))
+}
+
+fn single<'a>(value: u64) -> Samples<'a> {
+    vec![(Vec::new(), value)]
+}
+
+fn device_sample(device: &api::Device, value: u64) -> Samples<'_> {
+    vec![(vec![("device", device.name.as_str())], value)]
+}
+
+/// A sentence for each of [`crate::stats::Stats::counters_mut`].
+fn help(counter: &str) -> &'static str {
+    match counter {
+        "forwarded" => "Packets that were translated and sent on.",
+        "passed" => "Packets that concerned no service and no flow and were sent on as they came.",
+        "replied" => "Packets that the gateway answered itself.",
+        "refusals_limited" => "Dropped packets whose answer was held back by the rate limit.",
+        "refused" => "Dropped packets whose sender got a RST or an ICMP error.",
+        "flows_created" => "Flows that were admitted.",
+        "flows_expired" => "Flows that ended because no packet came in time.",
+        "flows_evicted" => "Half-open flows that made room for new ones.",
+        "flows_deleted" => "Flows that an operator ended.",
+        "flows_reused" => "Flows that ended because a new connection used the same ports.",
+        "rst_ignored" => "RSTs that did not fit their flow and did not end it.",
+        "icmp_errors" => "ICMP errors that were translated, both ways.",
+        "fragments_held" => "Fragments that had to wait for their first one.",
+        "events_lost" => "Flow events that nobody took in time.",
+        _ => "A counter of the engines.",
+    }
+}
+
+/// Writes families.
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    fn gauge(&mut self, name: &str, help: &str, samples: Samples<'_>) -> fmt::Result {
+        self.family(name, help, ConstGauge::<u64>::TYPE, samples, |value, encoder| {
+            ConstGauge::new(value).encode(encoder)
+        })
+    }
+
+    /// `name` without the `_total` that samples of a counter get.
+    fn counter(&mut self, name: &str, help: &str, samples: Samples<'_>) -> fmt::Result {
+        self.family(name, help, ConstCounter::<u64>::TYPE, samples, |value, encoder| {
+            ConstCounter::new(value).encode(encoder)
+        })
+    }
+
+    fn family(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        samples: Samples<'_>,
+        encode: impl Fn(u64, MetricEncoder<'_>) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in samples {
+            if labels.is_empty() {
+                return encode(value, family);
+            }
+            encode(value, family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,42 @@
+//! The host's own addresses.
+
+use std::io;
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::address::AddressAttribute;
+
+/// Every address of every interface of this network namespace. To be called within a tokio runtime.
+pub async fn local_addresses() -> io::Result<Vec<IpAddr>> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let connection = tokio::spawn(connection);
+    let mut messages = handle.address().get().execute();
+    let mut addresses = Vec::new();
+    while let Some(message) = messages.try_next().await.map_err(io::Error::other)? {
+        // On a point-to-point link IFA_ADDRESS is the other end, and IFA_LOCAL this one; IPv6 links without a peer have
+        // no IFA_LOCAL.
+        let local = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        });
+        let either = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        });
+        addresses.extend(local.or(either));
+    }
+    connection.abort();
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_loopback_address_is_local_and_a_documentation_address_is_not() {
+        let addresses = local_addresses().await.unwrap();
+        assert!(addresses.contains(&"127.0.0.1".parse().unwrap()), "{addresses:?}");
+        assert!(!addresses.contains(&"203.0.113.10".parse().unwrap()), "{addresses:?}");
+    }
+}
