@@ -301,6 +301,54 @@ fn deep_nesting_is_an_error_like_any_other() {
     assert!(parse(&format!("[{}a]", "a.".repeat(100_000))).is_err());
 }
 
+fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
+}
+
+#[test]
+fn every_example_is_right() {
+    let files = std::fs::read_dir(example("")).expect("the directory of examples");
+    let files = files.map(|file| file.expect("it can be listed").path());
+    let files: Vec<_> = files.filter(|file| file.extension().is_some_and(|extension| extension == "toml")).collect();
+    for name in ["minimal.toml", "full.toml", "demo.toml"] {
+        assert!(files.contains(&example(name)), "{name} is missing");
+    }
+    for file in files {
+        let config = Config::load(&file).unwrap_or_else(|errors| panic!("{errors}"));
+        let compiled = config.compiled().unwrap_or_else(|errors| panic!("{errors}"));
+        assert!(!compiled.snapshot.services.is_empty(), "{} forwards nothing", file.display());
+    }
+}
+
+#[test]
+fn the_full_example_has_every_key_with_its_default() {
+    let text = std::fs::read_to_string(example("full.toml")).expect("the full example");
+    let file = toml::Value::Table(text.parse::<toml::Table>().expect("it parses"));
+    let service = &file["service"][0];
+    let tables = [
+        (&file, &keys::FILE),
+        (&file["gateway"], &keys::GATEWAY),
+        (&file["conntrack"], &keys::CONNTRACK),
+        (&file["conntrack"]["timeouts"], &keys::TIMEOUTS),
+        (&file["limits"], &keys::LIMITS),
+        (service, &keys::SERVICE),
+        (&service["server"][0], &keys::SERVER),
+    ];
+    assert_eq!(tables.len(), keys::ALL.len());
+    for (table, keys) in tables {
+        let missing: Vec<_> = keys.known.iter().filter(|key| table.get(key).is_none()).collect();
+        assert!(missing.is_empty(), "{missing:?} of {} are not in full.toml", keys.header);
+    }
+    let mut full = good(&text).compiled().unwrap_or_else(|errors| panic!("{errors}"));
+    let least =
+        "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nserver = [{ address = \"10.20.0.11:8080\" }]\n";
+    let least = good(least).compiled().unwrap_or_else(|errors| panic!("{errors}"));
+    let changes: Vec<String> = difference(&least, &full).iter().map(Change::to_string).collect();
+    assert_eq!(changes, [""; 0], "full.toml has other values than the defaults");
+    full.snapshot.services.clear();
+    assert_eq!(full, good("").compiled().unwrap_or_else(|errors| panic!("{errors}")));
+}
+
 /// Replaces or inserts at a place of the text, the way a slip of an editor does.
 fn edited(text: &str, edits: &[(prop::sample::Index, usize, String)]) -> String {
     let mut chars: Vec<char> = text.chars().collect();
