@@ -64,7 +64,7 @@ pub struct GatewayConfig {
     pub metrics: Option<SocketAddr>,
     /// Whether gatun sets up addresses, routes, rules and sysctls of the host.
     pub routes: bool,
-    /// MTU of the device, 1280 to 65535; `None`: [`GatewayConfig::AUTO_MTU`].
+    /// MTU of the device, 1280 to 65535; `None`: what the host's links tell, else [`GatewayConfig::AUTO_MTU`].
     pub mtu: Option<u16>,
     /// Flows that all shards together may hold.
     pub max_flows: usize,
