@@ -1,2 +1,4 @@
 mod namespace;
 mod plan;
+mod support;
+mod traffic;

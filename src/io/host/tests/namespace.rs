@@ -1,169 +1,18 @@
-//! Against the kernel, each test in a network namespace of its own that ends with it. They need root.
+//! What is changed on the host, and that it is undone.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::net::IpAddr;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
 
-use ipnet::IpNet;
-
-use crate::io::host::{Host, HostError, HostPlan, Listener, Ports, ReturnPath, VipPlan};
-
-const TCP: u8 = 6;
-
-/// Run the test in a new network namespace, or say by name why not.
-fn in_namespace(name: &str, test: impl AsyncFnOnce(&Path) + Send + 'static) {
-    let outcome = std::thread::spawn(move || {
-        // SAFETY: unshare(2) takes no pointers; the namespace is this thread's alone.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            return Err(std::io::Error::last_os_error().to_string());
-        }
-        if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-            return Err(format!("/dev/net/tun: {error}"));
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test(directory.path()));
-        Ok(())
-    })
-    .join();
-    match outcome {
-        Ok(Ok(())) => {}
-        Ok(Err(reason)) => {
-            assert!(std::env::var_os("CI").is_none(), "{name} cannot run: {reason}");
-            eprintln!("SKIPPED {name}: {reason}");
-        }
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
-}
-
-fn sh(command: &str) -> String {
-    let output = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// A gateway's host: an uplink with its far end, and a network of servers.
-fn host_with_two_links() {
-    sh("echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad
-        echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
-        ip link set lo up
-        ip link add up0 type veth peer name far0
-        ip link add lan type veth peer name rs
-        for i in up0 far0 lan rs; do ip link set $i up; done
-        ip addr add 198.51.100.1/24 dev up0
-        ip addr add 10.20.0.1/24 dev lan
-        ip addr add 2001:db8:1::1/64 dev up0 nodad
-        ip addr add fd20::1/64 dev lan nodad
-        ip route add default via 198.51.100.2
-        ip route add default via 2001:db8:1::2");
-}
-
-/// A TUN device that lasts as long as the file.
-fn tun(name: &str) -> File {
-    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
-    let mut request = [0u8; 40];
-    request[..name.len()].copy_from_slice(name.as_bytes());
-    let flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
-    request[16..18].copy_from_slice(&flags.to_ne_bytes());
-    // SAFETY: the request is a struct ifreq of 40 bytes that lives through the call.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, request.as_mut_ptr()) };
-    assert_eq!(result, 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
-    file
-}
-
-/// Rules, routes, proxy entries and kernel parameters, line by line.
-fn snapshot() -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    for command in [
-        "ip -d rule",
-        "ip -6 -d rule",
-        "ip -d route show table all",
-        "ip -6 -d route show table all",
-        "ip neigh show proxy",
-        "ip -6 neigh show proxy",
-        "ip -d link",
-    ] {
-        // A link that was up once has a queue, and the carrier comes a little later than the link.
-        let text = sh(command).replace(" linkdown", "").replace("qdisc noop ", "qdisc pfifo_fast ");
-        found.insert(command.to_owned(), text);
-    }
-    let values = sh("grep -r . /proc/sys/net/ipv4/conf /proc/sys/net/ipv4/neigh \
-        /proc/sys/net/ipv6/conf /proc/sys/net/ipv6/neigh 2>/dev/null || true");
-    for line in values.lines() {
-        // The secret can be read only once the kernel has made one up, which it does together with an address.
-        if let Some((path, value)) = line.split_once(':').filter(|(path, _)| !path.ends_with("stable_secret")) {
-            found.insert(path.to_owned(), value.to_owned());
-        }
-    }
-    found
-}
-
-fn assert_same(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) {
-    for (key, value) in before {
-        assert_eq!(Some(value), after.get(key), "{key}");
-    }
-    assert_eq!(before.len(), after.len());
-}
-
-/// Wait until the kernel is done with bringing links up.
-async fn settled() -> BTreeMap<String, String> {
-    let mut last = snapshot();
-    for _ in 0..50 {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        let now = snapshot();
-        if now == last {
-            return now;
-        }
-        last = now;
-    }
-    panic!("the namespace does not settle");
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn plan(device: &str, vips: &[&str]) -> HostPlan {
-    HostPlan {
-        device: device.into(),
-        mtu: Some(1400),
-        txqueuelen: 4096,
-        uplinks: vec!["up0".into()],
-        vips: vips
-            .iter()
-            .map(|vip| VipPlan {
-                address: ip(vip),
-                listeners: vec![Listener { protocol: TCP, ports: Some(Ports::one(80)) }],
-            })
-            .collect(),
-        returns: ["10.20.0.11", "fd20::11"]
-            .map(|server| ReturnPath {
-                from: IpNet::from(ip(server)),
-                protocol: Some(TCP),
-                ports: Some(Ports::one(8080)),
-            })
-            .into(),
-    }
-}
-
-const ROUTED: [&str; 2] = ["203.0.113.10", "2001:db8:f::10"];
-const LOCAL: [&str; 2] = ["198.51.100.1", "2001:db8:1::1"];
-
-fn route_get(query: &str) -> String {
-    sh(&format!("ip route get {query}"))
-}
-
-fn sysctl(path: &str) -> String {
-    std::fs::read_to_string(Path::new("/proc/sys").join(path)).unwrap().trim().to_owned()
-}
-
-fn value(snapshot: &BTreeMap<String, String>, path: &str) -> String {
-    snapshot[&format!("/proc/sys/{path}")].clone()
-}
+use super::support::{
+    LOCAL, ROUTED, assert_same, claim_again, close, host_with_two_links, in_namespace, plan, route_get, settled, sh,
+    snapshot, sysctl, tun, value,
+};
+use crate::io::host::change::Change;
+use crate::io::host::make::{perform, prepare, revert};
+use crate::io::host::netlink::Net;
+use crate::io::host::state::Entry;
+use crate::io::host::{Host, HostError, Ports};
 
 #[test]
 fn apply_and_undo_leave_the_host_as_it_was() {
@@ -265,10 +114,10 @@ fn remains_of_a_killed_gateway_are_cleaned_at_the_next_start() {
             host.apply(&plan("gatun0", if local { &LOCAL } else { &ROUTED })).await.unwrap();
             // As after SIGKILL: the descriptors close, nothing else happens.
             drop(host);
-            drop(device);
+            close(device, "gatun0");
             assert!(sh("ip rule").contains("goto"), "the test shows nothing");
 
-            let host = Host::claim("gatun0", directory).await.unwrap();
+            let host = claim_again("gatun0", directory).await;
             assert_same(&before, &settled().await);
             host.undo().await;
         }
@@ -285,11 +134,11 @@ fn remains_are_found_by_their_marks_when_the_record_is_lost() {
             let mut host = Host::claim("gatun0", directory).await.unwrap();
             host.apply(&plan("gatun0", &vips)).await.unwrap();
             drop(host);
-            drop(device);
+            close(device, "gatun0");
             for entry in std::fs::read_dir(directory).unwrap() {
                 std::fs::write(entry.unwrap().path(), "\0rubbish{{{\n").unwrap();
             }
-            let host = Host::claim("gatun0", directory).await.unwrap();
+            let host = claim_again("gatun0", directory).await;
             let after = settled().await;
             // Former values of kernel parameters are lost with the record, and with forwarding left on an
             // interface keeps the anycast address of a router.
@@ -387,7 +236,7 @@ fn dead_neighbour_is_not_waited_for_and_the_value_before_both_comes_back() {
         let mut second = Host::claim("gatun1", directory).await.unwrap();
         second.apply(&plan("gatun1", &["203.0.113.11"])).await.unwrap();
         drop(first);
-        drop(device);
+        close(device, "gatun0");
         second.undo().await;
         assert_eq!(sysctl("net/ipv4/conf/up0/forwarding"), value(&before, "net/ipv4/conf/up0/forwarding"));
     });
@@ -514,9 +363,63 @@ fn printed_commands(name: &str, vips: [&'static str; 2]) {
         assert_same(&applied, &unmarked(by_hand.clone()));
 
         // A gateway that sets the host up after all leaves the operator's work alone.
-        let mut host = Host::claim("gatun0", directory).await.unwrap();
+        let mut host = claim_again("gatun0", directory).await;
         host.apply(&plan).await.unwrap();
         host.undo().await;
         assert_same(&by_hand, &settled().await);
+    });
+}
+
+#[test]
+fn forwarding_of_all_interfaces_is_undone_one_by_one() {
+    // For kernels without force_forwarding; the kernel under the test may have it.
+    in_namespace("forwarding_of_all_interfaces_is_undone_one_by_one", async |_| {
+        host_with_two_links();
+        sh("echo 1 > /proc/sys/net/ipv6/conf/lan/forwarding");
+        let before = settled().await;
+        let net = Net::connect().await.unwrap();
+        let change = Change::ForwardAll6;
+        let undo = prepare(&net, &change, &[]).await.unwrap().expect("IPv6 is there");
+        perform(&net, &change, false).await.unwrap();
+        assert_eq!(sysctl("net/ipv6/conf/up0/forwarding"), "1");
+        revert(&net, &Entry { id: 0, change, undo }, &[]).await.unwrap();
+        assert_same(&before, &settled().await);
+    });
+}
+
+#[test]
+fn read_only_parameters_are_no_reason_to_stop() {
+    in_namespace("read_only_parameters_are_no_reason_to_stop", async |directory| {
+        host_with_two_links();
+        let _device = tun("gatun0");
+        // SAFETY: unshare(2) takes no pointers; mounts of this thread are its own from here on.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+        sh("mount --make-rprivate / && mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys");
+        let before = settled().await;
+        let mut host = Host::claim("gatun0", directory).await.unwrap();
+        host.apply(&plan("gatun0", &ROUTED)).await.unwrap();
+        assert_eq!(sysctl("net/ipv4/conf/up0/forwarding"), "0", "the test shows nothing");
+        assert!(sh("ip route").contains("203.0.113.10 dev gatun0"));
+        host.undo().await;
+        // Only the link-local address of the device may have come, for it could not be forbidden.
+        let after = settled().await;
+        assert_eq!(before["ip -d rule"], after["ip -d rule"]);
+        assert_eq!(before["ip -d route show table all"], after["ip -d route show table all"]);
+    });
+}
+
+#[test]
+fn missing_privilege_is_one_sentence() {
+    in_namespace("missing_privilege_is_one_sentence", async |directory| {
+        host_with_two_links();
+        let _device = tun("gatun0");
+        let mut host = Host::claim("gatun0", directory).await.unwrap();
+        caps::clear(None, caps::CapSet::Effective).unwrap();
+        let printed = Host::print_commands(&plan("gatun0", &ROUTED)).await.unwrap();
+        assert!(printed.contains("ip route add 203.0.113.10/32 dev gatun0\n"), "{printed}");
+        let error = host.apply(&plan("gatun0", &ROUTED)).await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, HostError::NoPrivilege { .. }) && text.contains("CAP_NET_ADMIN"), "{text}");
+        assert!(!text.contains('\n'), "{text}");
     });
 }
