@@ -4,7 +4,7 @@
 //!
 //! Every flow is in exactly one list.
 //!
-//! * Flows that may be evicted (half-open, or finished) are in a *queue* by their class. All of a class have the same
+//! * Flows that may be evicted (half-open, finished, or answered just once) are in a *queue* by their class. All of a class have the same
 //!   timeout and go to the tail with each packet, so a queue's head is both the next to expire and the oldest to evict.
 //! * All others are in a hierarchical *timer wheel*: four levels of 64 lists, a tick of 128 ms. A packet of such a flow
 //!   touches no list: when the wheel comes to the flow and finds that it has lived on, it puts it further ahead.
@@ -25,7 +25,7 @@ const WHEEL_LISTS: usize = LEVELS * SLOTS;
 const REACH: u64 = 1 << (SLOT_BITS * LEVELS as u32);
 
 /// Number of queues.
-pub(super) const QUEUES: usize = 12;
+pub(super) const QUEUES: usize = 13;
 
 /// Where a flow stands in its list; part of the flow.
 #[derive(Clone, Copy, Debug)]

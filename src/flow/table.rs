@@ -129,13 +129,15 @@ impl Flow {
                 state @ (TcpState::TimeWait | TcpState::Close | TcpState::LastAck) => Class::Finished(state as usize),
                 _ => Class::Open,
             },
-            _ if self.replied => Class::Open,
+            _ if self.assured => Class::Open,
+            // One question, one answer: most of DNS. A minute's worth of it must not shut out everything else.
+            _ if self.replied => Class::Finished(ANSWERED),
             _ => Class::HalfOpen(UNREPLIED),
         }
     }
 }
 
-/// How dispensable a flow is. The number is that of the queue; one for each TCP state, and one for all else.
+/// How dispensable a flow is. The number is that of the queue: one for each TCP state, two for all else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
     /// Evicted first.
@@ -146,7 +148,8 @@ enum Class {
     Open,
 }
 
-const UNREPLIED: usize = QUEUES - 1;
+const UNREPLIED: usize = QUEUES - 2;
+const ANSWERED: usize = QUEUES - 1;
 
 /// Why a flow was not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

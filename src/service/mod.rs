@@ -89,7 +89,7 @@ pub struct ServerLoad {
 }
 
 impl ServerLoad {
-    /// Flows in TCP state ESTABLISHED, and UDP flows with a reply (IPVS: ActiveConn).
+    /// Flows in TCP state ESTABLISHED (IPVS: ActiveConn).
     pub fn active(&self) -> u64 {
         self.active.load(Ordering::Relaxed).max(0) as u64
     }
