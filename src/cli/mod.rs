@@ -6,11 +6,13 @@ mod check;
 mod client;
 mod completions;
 mod conntrack;
+mod explain;
 pub mod format;
 mod man;
 mod output;
 mod ping;
 mod reload;
+mod replay;
 mod run;
 mod server;
 mod service;
@@ -51,6 +53,8 @@ enum Command {
     Service(service::Command),
     #[command(subcommand)]
     Server(server::Command),
+    Explain(explain::Args),
+    Replay(replay::Args),
     Reload(reload::ReloadArgs),
     Diff(reload::DiffArgs),
     Ping(ping::Args),
@@ -98,6 +102,8 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
         Command::Conntrack(command) => conntrack::run(command, context),
         Command::Service(command) => service::run(&command, context),
         Command::Server(command) => server::run(&command, context),
+        Command::Explain(args) => explain::run(&args, context),
+        Command::Replay(args) => replay::run(&args, context),
         Command::Reload(args) => reload::reload(&args, context),
         Command::Diff(args) => reload::diff(&args, context),
         Command::Ping(args) => ping::run(&args, context),

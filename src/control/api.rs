@@ -393,3 +393,39 @@ pub struct Difference {
     /// Of the configuration in use afterwards.
     pub generation: u64,
 }
+
+/// The answer to `explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Explanation {
+    pub packet: Endpoints,
+    /// `forward`, `reply` (by the gateway itself), `pass` (the host routes it on as it is) or `drop`.
+    pub verdict: String,
+    /// The drop reason and what it means.
+    pub reason: Option<String>,
+    pub meaning: Option<String>,
+    /// `to_server` or `to_client`.
+    pub direction: Option<String>,
+    /// The flow that the packet belongs to; `null` when it would start one.
+    pub flow: Option<Flow>,
+    pub service: Option<String>,
+    pub scheduler: Option<String>,
+    /// In the scheduler's own words.
+    pub scheduler_state: Option<String>,
+    pub server: Option<String>,
+    /// Servers that could have been chosen, out of `servers`.
+    pub servers_available: Option<usize>,
+    pub servers: Option<usize>,
+    pub method: Option<String>,
+    /// The packet as it would be sent on.
+    pub after: Option<Endpoints>,
+}
+
+/// Where a packet comes from and goes to. For ICMP both ports hold the identifier.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Endpoints {
+    pub proto: String,
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub sport: u16,
+    pub dport: u16,
+}

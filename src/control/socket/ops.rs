@@ -11,6 +11,7 @@ use super::line::Lines;
 use crate::command::{Command, FlowFilter, Outcome};
 use crate::control::api::{self, Fault, FaultCode, Request};
 use crate::control::context::{Control, Told};
+use crate::control::explain::{Question, ask_gateway};
 use crate::control::view;
 
 /// Events that go to a watcher in one write.
@@ -54,8 +55,11 @@ pub(super) async fn perform(
             Err(fault) => return Ok(Err(fault)),
         },
         Request::ConntrackFlush {} => out.ok(&api::Deleted { deleted: command(control, &Command::Flush) }),
-        Request::Explain { .. } => {
-            return Ok(Err(Fault::new(FaultCode::NotSupported, "explain is not supported by this version yet")));
+        Request::Explain { proto, src, dst, sport, dport, tcp_flags } => {
+            match Question::new(&proto, (src, sport), (dst, dport), tcp_flags.as_deref()) {
+                Ok(question) => out.ok(&ask_gateway(control.gateway(), question)),
+                Err(fault) => return Ok(Err(fault)),
+            }
         }
         Request::Reload { config } => match control.order(false, config).await {
             Ok(difference) => out.ok(&difference),

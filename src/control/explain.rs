@@ -1,0 +1,141 @@
+//! `explain`: what would happen to a packet, asked of a running gateway or of a configuration alone.
+
+use std::net::IpAddr;
+
+use super::api::{self, Fault, FaultCode};
+use super::view;
+use crate::engine::Engine;
+use crate::explain::{Explained, Explanation, explain};
+use crate::io::Gateway;
+use crate::service::Snapshot;
+use crate::time::Instant;
+use crate::wire::{Addr, Tuple};
+
+/// The letters of `tcp_flags` in the order of their bits (RFC 9293 section 3.1), the lowest first.
+const FLAG_LETTERS: &str = "FSRPAUEC";
+/// The flag SYN alone: the start of a connection.
+const SYN: u8 = 0x02;
+
+/// A packet in the engine's terms.
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    tuple: Tuple,
+    tcp_flags: u8,
+}
+
+impl Question {
+    /// # Errors
+    /// The protocol or the flags are none, or the addresses are of different families.
+    pub fn new(
+        proto: &str,
+        (src, sport): (IpAddr, u16),
+        (dst, dport): (IpAddr, u16),
+        tcp_flags: Option<&str>,
+    ) -> Result<Question, Fault> {
+        let bad = |message: String| Fault::new(FaultCode::BadRequest, message);
+        let protocol = view::protocol(proto)?;
+        let (src, dst) = (Addr::from(src), Addr::from(dst));
+        if src.is_v4() != dst.is_v4() {
+            return Err(bad(format!("{src} and {dst} are of different address families")));
+        }
+        let tcp_flags = tcp_flags.map_or(Ok(SYN), flags).map_err(bad)?;
+        // An echo request has one identifier, which the engine holds in both places.
+        let dport = if protocol.is_icmp() { sport } else { dport };
+        Ok(Question { tuple: Tuple { src, dst, sport, dport, protocol }, tcp_flags })
+    }
+}
+
+fn flags(letters: &str) -> Result<u8, String> {
+    let bit = |letter: char| FLAG_LETTERS.find(letter.to_ascii_uppercase()).map(|bit| 1_u8 << bit);
+    let bits: Option<u8> = letters.chars().try_fold(0, |all, letter| Some(all | bit(letter)?));
+    bits.ok_or_else(|| format!("{letters:?} are no TCP flags; letters of {FLAG_LETTERS}, as S for SYN"))
+}
+
+/// Asks the shard of a running gateway that the packet belongs to.
+pub fn ask_gateway(gateway: &Gateway, question: Question) -> api::Explanation {
+    let snapshot = gateway.snapshot();
+    let tuple = question.tuple;
+    let client = if snapshot.is_vip(tuple.dst) { tuple.src } else { tuple.dst };
+    let engine = gateway.shards()[gateway.shard_of_client(client)].lock();
+    answer(&engine, gateway.now(), question)
+}
+
+/// Asks an engine that nobody else uses.
+pub fn answer(engine: &Engine, now: Instant, question: Question) -> api::Explanation {
+    let explanation = explain(engine, now, &question.tuple, question.tcp_flags);
+    tell(engine.snapshot(), explanation)
+}
+
+fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
+    let mut told = api::Explanation {
+        packet: endpoints(&explanation.packet),
+        verdict: "forward".to_owned(),
+        reason: None,
+        meaning: None,
+        direction: None,
+        flow: None,
+        service: None,
+        scheduler: None,
+        scheduler_state: None,
+        server: None,
+        servers_available: None,
+        servers: None,
+        method: None,
+        after: None,
+    };
+    match explanation.outcome {
+        Explained::Known { flow, from_client, translated } => {
+            let flow = view::flow(snapshot, &flow);
+            told.service = Some(flow.service.clone());
+            told.server = Some(flow.server.clone());
+            told.method = Some(flow.method.clone());
+            told.direction = Some(if from_client { "to_server" } else { "to_client" }.to_owned());
+            told.flow = Some(flow);
+            told.after = Some(endpoints(&translated));
+        }
+        Explained::Admitted { choice, translated } => {
+            told.service = Some(choice.service);
+            told.scheduler = Some(choice.scheduler.to_owned());
+            told.scheduler_state = Some(choice.scheduler_state).filter(|state| !state.is_empty());
+            told.server = Some(choice.server);
+            told.servers_available = Some(choice.available.0);
+            told.servers = Some(choice.available.1);
+            told.method = Some(choice.method.word().to_owned());
+            told.direction = Some("to_server".to_owned());
+            told.after = Some(endpoints(&translated));
+        }
+        Explained::Echo => told.verdict = "reply".to_owned(),
+        Explained::Passed => told.verdict = "pass".to_owned(),
+        Explained::Dropped { reason, service } => {
+            told.verdict = "drop".to_owned();
+            told.service = service;
+            told.reason = Some(reason.word().to_owned());
+            told.meaning = Some(reason.sentence().to_owned());
+        }
+    }
+    told
+}
+
+fn endpoints(tuple: &Tuple) -> api::Endpoints {
+    api::Endpoints {
+        proto: tuple.protocol.name().to_owned(),
+        src: tuple.src.ip(),
+        dst: tuple.dst.ip(),
+        sport: tuple.sport,
+        dport: tuple.dport,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_by_their_letters() {
+        assert_eq!(flags("S"), Ok(0x02));
+        assert_eq!(flags("sa"), Ok(0x12));
+        assert_eq!(flags("FSRPAUEC"), Ok(0xff));
+        assert_eq!(flags(""), Ok(0));
+        assert!(flags("X").is_err());
+    }
+}
