@@ -70,15 +70,15 @@ mod tests {
 
     #[test]
     fn every_link_type() {
-        let ethernet = |tags: &[u8]| [&[0; 12], tags, &[8, 0], &packet()[..], &[0; 26]].concat();
+        let ethernet = |tags: &[u8]| [&[0; 12][..], tags, &[8, 0], &packet(), &[0; 26]].concat();
         let rows = [
             (DataLink::RAW, packet()),
             (DataLink::ETHERNET, ethernet(&[])),
             (DataLink::ETHERNET, ethernet(&[0x81, 0, 0, 5])),
             (DataLink::ETHERNET, ethernet(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6])),
-            (DataLink::NULL, [&[2, 0, 0, 0], &packet()[..]].concat()),
-            (DataLink::LINUX_SLL, [&[0; 14], &[8, 0], &packet()[..]].concat()),
-            (DataLink::Unknown(276), [&[8, 0], &[0; 18], &packet()[..]].concat()),
+            (DataLink::NULL, [&[2, 0, 0, 0][..], &packet()].concat()),
+            (DataLink::LINUX_SLL, [&[0; 14][..], &[8, 0], &packet()].concat()),
+            (DataLink::Unknown(276), [&[8, 0][..], &[0; 18], &packet()].concat()),
         ];
         for (link, frame) in rows {
             assert_eq!(ip_packet(link, &frame), Some(&packet()[..]), "{link:?}");
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn what_carries_no_ip() {
-        let arp = [&[0; 12], &[8, 6], &[0; 28][..]].concat();
+        let arp = [&[0; 12][..], &[8, 6], &[0; 28]].concat();
         assert_eq!(ip_packet(DataLink::ETHERNET, &arp), None);
         assert_eq!(ip_packet(DataLink::RAW, &[]), None);
         assert_eq!(ip_packet(DataLink::RAW, &[0x25; 40]), None);

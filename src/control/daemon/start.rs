@@ -17,7 +17,7 @@ use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_e
 use crate::control::config::{Compiled, GatewayConfig};
 use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
-use crate::control::metrics;
+use crate::control::metrics::{self, Bounds};
 use crate::control::socket::{Limits, Socket};
 use crate::io::host::Host;
 use crate::io::tun::{self, TunSettings};
@@ -118,7 +118,7 @@ async fn bring_up(
         "control socket"
     });
     if let Some(listener) = metrics {
-        tasks.spawn(metrics::serve(listener, control.clone()));
+        tasks.spawn(metrics::serve(listener, control.clone(), Bounds::default()));
     }
     if let Some(timeout) = sd_notify::watchdog_enabled() {
         tasks.spawn(feed_watchdog(gateway.clone(), timeout));

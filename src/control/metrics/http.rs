@@ -13,20 +13,31 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 
-/// Connections at a time; more wait in the kernel's queue.
-const CONNECTIONS: usize = 32;
-/// A connection is closed after so long, whatever it does: a scrape takes milliseconds, and a scraper that keeps its
-/// connection opens another.
-const LIFETIME: Duration = Duration::from_secs(30);
+/// What clients may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections at a time; more wait in the kernel's queue.
+    pub connections: usize,
+    /// A connection is closed after so long, whatever it does: a scrape takes milliseconds, and a scraper that keeps its
+    /// connection opens another.
+    pub lifetime: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds { connections: 32, lifetime: Duration::from_secs(30) }
+    }
+}
 
 pub struct Bounded {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    lifetime: Duration,
 }
 
 impl Bounded {
-    pub fn new(listener: TcpListener) -> Bounded {
-        Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS)) }
+    pub fn new(listener: TcpListener, bounds: Bounds) -> Bounded {
+        Bounded { listener, places: Arc::new(Semaphore::new(bounds.connections)), lifetime: bounds.lifetime }
     }
 }
 
@@ -39,7 +50,7 @@ impl Listener for Bounded {
             let place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    return (Connection { stream, end: Box::pin(sleep(LIFETIME)), _place: place }, peer);
+                    return (Connection { stream, end: Box::pin(sleep(self.lifetime)), _place: place }, peer);
                 }
                 Err(error) => {
                     // A connection that was reset before it was accepted, or no descriptor left.

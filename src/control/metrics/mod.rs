@@ -3,6 +3,8 @@
 mod families;
 mod http;
 mod page;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -14,18 +16,19 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 
 use super::context::Control;
+pub use http::Bounds;
 
 /// <https://github.com/OpenObservability/OpenMetrics>, "Content-Type".
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves until it is dropped.
-pub async fn serve(listener: TcpListener, control: Arc<Control>) -> &'static str {
+pub async fn serve(listener: TcpListener, control: Arc<Control>, bounds: Bounds) -> &'static str {
     if let Ok(address) = listener.local_addr() {
         tracing::info!("metrics on http://{address}/metrics");
     }
     let routes = Router::new().route("/metrics", get(metrics)).route("/", get(status_page)).with_state(control);
     // Ends only with an error of accept, which the listener deals with itself.
-    let _ = axum::serve(http::Bounded::new(listener), routes).await;
+    let _ = axum::serve(http::Bounded::new(listener, bounds), routes).await;
     "metrics"
 }
 

@@ -143,35 +143,37 @@ async fn watch(control: &Arc<Control>, filter: &FlowFilter, lines: &mut Lines, o
     out.started();
     loop {
         out.flush().await?;
-        let mut next = tokio::select! {
-            told = watcher.events.recv() => match told {
-                Ok(told) => Ok(told),
-                Err(RecvError::Lagged(lost)) => Err(TryRecvError::Lagged(lost)),
-                Err(RecvError::Closed) => Err(TryRecvError::Closed),
-            },
+        let first = tokio::select! {
+            told = watcher.events.recv() => told,
             over = lines.wait() => {
                 over?;
                 out.ok(&api::Shown { shown });
                 return Ok(());
             }
         };
-        for _ in 0..EVENTS_PER_WRITE {
-            match next {
-                Ok(told) => match &*told {
-                    Told::Event { event, shown: item } => {
-                        if filter.matches(&event.flow) {
-                            out.item(item);
-                            shown += 1;
-                        }
-                    }
-                    Told::Lost(lost) => out.lost(*lost),
-                },
+        shown += tell(first, filter, out);
+        for _ in 1..EVENTS_PER_WRITE {
+            match watcher.events.try_recv() {
+                Ok(told) => shown += tell(Ok(told), filter, out),
                 Err(TryRecvError::Lagged(lost)) => out.lost(lost),
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
-            next = watcher.events.try_recv();
         }
     }
+}
+
+/// Returns how many items that made.
+fn tell(told: Result<Arc<Told>, RecvError>, filter: &FlowFilter, out: &mut Out) -> u64 {
+    match told.as_deref() {
+        Ok(Told::Event { event, shown }) if filter.matches(&event.flow) => {
+            out.item(shown);
+            return 1;
+        }
+        Ok(Told::Lost(lost)) | Err(RecvError::Lagged(lost)) => out.lost(*lost),
+        // The sender belongs to `Control`, which is held for as long as a client is served.
+        Ok(Told::Event { .. }) | Err(RecvError::Closed) => {}
+    }
+    0
 }
 
 fn delete(control: &Control, filter: &api::Filter) -> Result<u64, Fault> {
@@ -191,4 +193,95 @@ fn command(control: &Control, command: &Command) -> u64 {
         Outcome::Done => 0,
     };
     control.gateway().shards().iter().map(apply).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn requests_survive_the_way_over_the_wire() {
+        for op in api::OPS {
+            let filter = serde_json::json!({ "proto": "tcp", "sport": 1 });
+            let mut fields = serde_json::json!({ "v": 1, "op": op });
+            match *op {
+                "conntrack.delete" => fields["filter"] = filter,
+                "explain" => {
+                    for (key, value) in [("proto", "tcp"), ("src", "192.0.2.1"), ("dst", "192.0.2.2")] {
+                        fields[key] = value.into();
+                    }
+                }
+                _ => {}
+            }
+            let request = parse(fields.to_string().as_bytes()).unwrap_or_else(|fault| panic!("{op}: {fault}"));
+            let mut again = serde_json::to_value(&request).unwrap();
+            assert_eq!(again["op"], *op);
+            again["v"] = 1.into();
+            assert_eq!(parse(again.to_string().as_bytes()), Ok(request));
+        }
+    }
+
+    fn rubbish() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from),
+            proptest::sample::select(api::OPS).prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 6, |inner| {
+            let key = prop_oneof![".{0,4}", "(v|op|filter|proto|src|dst|sport|state|server|service|config)"];
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::hash_map(key, inner, 0..6)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(line: Vec<u8>) {
+            let _ = parse(&line);
+        }
+
+        // What parses goes on to the filter, which must not panic either.
+        #[test]
+        fn no_json_makes_a_request_panic(
+            mut value in rubbish(),
+            op in proptest::sample::select(api::OPS),
+            filter in rubbish(),
+        ) {
+            let _ = parse(value.to_string().as_bytes());
+            if let Value::Object(fields) = &mut value {
+                fields.insert("v".to_owned(), api::VERSION.into());
+                fields.insert("op".to_owned(), op.into());
+                fields.insert("filter".to_owned(), filter);
+                if let Ok(Request::ConntrackList { filter }) = parse(value.to_string().as_bytes()) {
+                    let _ = view::filter(&crate::service::Snapshot::default(), &filter);
+                }
+            }
+        }
+
+        #[test]
+        fn no_words_make_a_filter_panic(
+            word in "\\PC{0,20}",
+            number in "[0-9a-f:./]{0,24}",
+        ) {
+            let filter = api::Filter {
+                proto: Some(word.clone()),
+                src: Some(number.clone()),
+                dst: Some(word.clone()),
+                state: Some(word.clone()),
+                server: Some(number),
+                service: Some(word.clone()),
+                method: Some(word),
+                ..api::Filter::default()
+            };
+            prop_assert!(view::filter(&crate::service::Snapshot::default(), &filter).is_err());
+        }
+    }
 }
