@@ -364,7 +364,7 @@ impl Engine {
     /// Notes what was done with a first fragment, and does the same with those that came before it.
     fn note_first_fragment(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, verdict: Verdict) {
         let fate = match verdict {
-            Verdict::Forward => match self.fragments.fate(view).or_else(|| self.translation_of(view)) {
+            Verdict::Forward => match self.translation_of(view) {
                 Some(fate) => fate,
                 None => return,
             },
@@ -394,7 +394,11 @@ impl Engine {
         let (id, sender) = self.table.lookup(&view.ports()?)?;
         let flow = self.table.flow(id);
         let (rewrite, server) = (flow.rewrite(sender), flow.owner.server);
-        let id = view.src.is_v4().then(|| self.fragments.fresh_id());
+        let id = match self.fragments.fate(view) {
+            // It came again. Another translation means that its sender uses the identification for another packet now.
+            Some(Fate::Rewrite { rewrite: known, id, .. }) if known == rewrite => id,
+            _ => view.src.is_v4().then(|| self.fragments.fresh_id()),
+        };
         Some(Fate::Rewrite { rewrite, id, server, sender })
     }
 
