@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each suite uses its part")]
 
 pub mod arbitrary;
+pub mod counting;
 pub mod oracle;
 pub mod packet;
+pub mod traffic;
 pub mod world;

@@ -1,0 +1,58 @@
+//! What a packet of a known flow may cost: no allocation, and so many bytes a flow.
+
+mod support;
+
+use gatun::time::Instant;
+use gatun::verdict::Verdict;
+use support::counting;
+use support::packet::{ACK, PSH};
+use support::traffic::{Client, established};
+
+#[global_allocator]
+static ALLOCATOR: counting::Counting = counting::Counting;
+
+#[test]
+fn a_hit_allocates_nothing() {
+    for v4 in [true, false] {
+        let mut engine = established(v4, 50, 50);
+        let client = Client::new(v4, ACK | PSH, 1001, 5001, 64);
+        let mut buf = client.buf();
+        let before = counting::allocations();
+        for n in 0..1000 {
+            client.write(&mut buf, n % 50);
+            assert_eq!(engine.handle_packet(Instant::from_millis(n.into()), &mut buf), Verdict::Forward);
+        }
+        assert_eq!(counting::allocations() - before, 0);
+    }
+}
+
+#[test]
+fn a_flow_takes_at_most_256_bytes_all_in() {
+    const FLOWS: usize = 1 << 16;
+    let before = counting::bytes();
+    let engine = gatun_engine(FLOWS);
+    let bytes = usize::try_from(counting::bytes() - before).expect("an engine takes memory");
+    assert!(bytes / FLOWS > 64, "nothing was counted: {bytes} bytes");
+    assert!(bytes <= FLOWS * 256, "{} bytes a flow", bytes / FLOWS);
+    // It was all set aside at the start: flows take no more.
+    assert_eq!(engine.occupancy(), (0, FLOWS));
+}
+
+#[test]
+fn a_full_table_has_taken_no_more_memory() {
+    let mut engine = gatun_engine(2000);
+    let syn = Client::new(true, support::packet::SYN, 1, 0, 0);
+    let mut buf = syn.buf();
+    let before = counting::bytes();
+    for n in 0..2000 {
+        syn.write(&mut buf, n);
+        assert_eq!(engine.handle_packet(Instant::ZERO, &mut buf), Verdict::Forward);
+    }
+    assert_eq!(engine.occupancy(), (2000, 2000));
+    // The list of free numbers and the like may grow a little.
+    assert!(counting::bytes() - before < 4096, "{} bytes", counting::bytes() - before);
+}
+
+fn gatun_engine(max_flows: usize) -> gatun::engine::Engine {
+    support::world::engine(support::traffic::snapshot(), max_flows)
+}
