@@ -1,13 +1,15 @@
 //! Replays the corpora of the fuzz targets: each file once, as an ordinary test.
 //!
 //! A new target adds its harness and a test of one line.
-#![cfg(feature = "gateway")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "gateway")]
 #[path = "../fuzz/harness/config.rs"]
 mod config;
+#[path = "../fuzz/harness/mod.rs"]
+mod harness;
 
 /// Hands every file of the corpus to the target; a failure names the file.
 fn replay(target: &str, run: fn(&[u8])) {
@@ -23,6 +25,22 @@ fn replay(target: &str, run: fn(&[u8])) {
     }
 }
 
+#[test]
+fn parse_corpus() {
+    replay("parse", harness::parse::run);
+}
+
+#[test]
+fn rewrite_corpus() {
+    replay("rewrite", harness::rewrite::run);
+}
+
+#[test]
+fn engine_corpus() {
+    replay("engine", harness::engine::run);
+}
+
+#[cfg(feature = "gateway")]
 #[test]
 fn config_corpus() {
     replay("config", config::run);

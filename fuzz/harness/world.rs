@@ -1,0 +1,442 @@
+//! An engine with clients, servers, routers and an operator around it, and checks after everything that happens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gatun::command::{Command, FlowFilter, Outcome};
+use gatun::engine::{Engine, EngineConfig};
+use gatun::service::{
+    Limits, Method, PortRange, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec,
+};
+use gatun::time::Instant;
+use gatun::verdict::{DropReason, Verdict};
+use gatun::wire::{Addr, PacketBuf, Protocol, Tuple};
+
+use super::model::{Cause, Model, is_right, quoted_tuple, tuple_of};
+use super::ops::{self, Op, Shape};
+use super::oracle::{self, Decoded};
+
+const SERVER_PORTS: [u16; 8] = [80, 53, 8000, 8099, 1, 443, 8080, 65535];
+
+pub struct World {
+    pub engine: Engine,
+    pub now: Instant,
+    model: Model,
+    packets: u64,
+    /// The last packet that came in, and the last one that was forwarded to a server.
+    came: Vec<u8>,
+    went: Option<Vec<u8>>,
+}
+
+impl World {
+    /// `size` sets the limit of the flow table.
+    pub fn new(size: u8) -> World {
+        let spec = spec(0);
+        let limit = 1 + usize::from(size % 32);
+        let snapshot = Arc::new(Snapshot::build(spec.clone(), None).expect("valid"));
+        let mut engine = Engine::new(EngineConfig { shard: 0, max_flows: limit, seed: [7, 9] }, snapshot);
+        engine.apply(Instant::ZERO, Command::Watch(true));
+        let now = Instant::from_secs(1000);
+        World { engine, now, model: Model::new(spec, limit), packets: 0, came: Vec::new(), went: None }
+    }
+
+    pub fn step(&mut self, op: &Op) {
+        match op {
+            Op::Client(shape) => self.feed(from_client(shape)),
+            Op::Answer { flags, seq, len } => self.answer(*flags, *seq, *len),
+            Op::Error { kind, quoted, from_router, corrupt } => self.error(*kind, *quoted, *from_router, *corrupt),
+            Op::Fragments { shape, id, order, mask } => self.fragments(shape, *id, *order, *mask),
+            Op::Mangled { at, value } => {
+                let mut packet = self.came.clone();
+                if !packet.is_empty() {
+                    let at = usize::from(*at) % packet.len();
+                    packet[at] = *value;
+                    oracle::fix_header_checksum_if_possible(&mut packet);
+                    self.feed(PacketBuf::from_packet(&packet));
+                }
+            }
+            Op::Raw(bytes) => {
+                let mut packet = bytes.clone();
+                oracle::fix_header_checksum_if_possible(&mut packet);
+                self.feed(PacketBuf::from_packet(&packet));
+            }
+            Op::Wait { mantissa, exponent } => self.wait(*mantissa, *exponent),
+            Op::Swap(number) => self.swap(*number),
+            Op::Delete(number) => self.delete(*number),
+        }
+        self.check();
+    }
+
+    /// Lets all flows run out, and sees that nothing is left.
+    pub fn finish(&mut self) {
+        let mut rounds = 0;
+        while let Some(deadline) = self.engine.poll_timeout() {
+            self.now = self.now.max(deadline);
+            self.engine.handle_timeout(self.now);
+            self.drain_events(Cause::Time);
+            rounds += 1;
+            assert!(rounds < 10_000, "time does not pass beyond {:?}", self.now);
+        }
+        self.check();
+        assert_eq!(self.engine.occupancy().0, 0, "flows are left without a deadline");
+        assert_eq!(counted(&self.engine), self.packets, "each packet has one verdict");
+    }
+
+    /// Hands a packet to the engine and judges the verdict.
+    pub fn feed(&mut self, mut buf: PacketBuf) {
+        let before = buf.clone();
+        self.packets += 1;
+        self.came = before.packet().to_vec();
+        let input = oracle::decode(before.packet());
+        let verdict = self.engine.handle_packet(self.now, &mut buf);
+        let tuple = input.as_ref().and_then(tuple_of);
+        self.drain_events(Cause::Packet(tuple));
+        match (&input, verdict) {
+            // What etherparse does not read (unknown extension headers and the like) must only do no harm.
+            (None, _) => {}
+            (Some(input), Verdict::Forward) => self.forwarded(input, &before, &buf),
+            (Some(input), Verdict::Pass) => {
+                assert_eq!(&buf.packet()[..input.len], &before.packet()[..input.len], "passed, but changed");
+                assert!(tuple.is_none_or(|t| self.model.translation(&t).is_none()), "a packet of a flow was passed");
+            }
+            (Some(input), Verdict::Reply) => self.replied(input, &before, &buf),
+            (Some(input), Verdict::Refuse(reason)) => {
+                assert!(is_right(&buf), "a refusal with a wrong checksum");
+                let output = oracle::decode(buf.packet()).expect("a refusal is a packet");
+                assert_eq!(output.dst, input.src);
+                self.dropped(input, tuple, reason);
+            }
+            (Some(input), Verdict::Drop(reason)) => self.dropped(input, tuple, reason),
+            (Some(input), Verdict::Held) => {
+                assert!(input.fragment.is_some_and(|(_, offset, _)| offset != 0), "held, but no later fragment");
+            }
+        }
+        while let Some(released) = self.engine.poll_transmit() {
+            let output = oracle::decode(released.packet()).expect("a released fragment is a packet");
+            assert!(output.fragment.is_some_and(|(_, offset, _)| offset != 0));
+            if let (Some(input), Verdict::Forward) = (&input, verdict) {
+                self.model.later_fragment(input, &output);
+            }
+        }
+    }
+
+    fn forwarded(&mut self, input: &Decoded, before: &PacketBuf, buf: &PacketBuf) {
+        let output = oracle::decode(buf.packet()).expect("what is forwarded is a packet");
+        if matches!(input.protocol, 1 | 58) && input.fragment.is_none() {
+            return self.error_forwarded(input, &output, buf);
+        }
+        let later = input.fragment.is_some_and(|(_, offset, _)| offset != 0);
+        if later {
+            return self.model.later_fragment(input, &output);
+        }
+        let (from, to) = (tuple_of(input), tuple_of(&output));
+        let from = from.expect("only TCP and UDP are forwarded");
+        assert_eq!(to, self.model.translation(&from), "{from:?} went another way than its flow");
+        assert_eq!(input.payload, output.payload);
+        assert_eq!(input.ttl, output.ttl);
+        if input.fragment.is_some() {
+            self.model.first_fragment(input, &output);
+        } else if is_right(before) {
+            assert!(is_right(buf), "a checksum went wrong");
+        }
+        let mss = output.tcp.as_ref().and_then(|tcp| tcp.mss);
+        let headers = if input.src.is_ipv4() { 40 } else { 60 };
+        let is_syn = input.tcp.as_ref().is_some_and(|tcp| tcp.flags & 2 != 0);
+        assert!(!is_syn || mss.is_none_or(|mss| mss <= self.model.spec.mtu - headers), "MSS {mss:?} is not clamped");
+        self.model.seen(self.now, &from);
+        if self.model.vips.contains(&from.dst) {
+            self.went = Some(oracle::complete(buf));
+        }
+    }
+
+    fn error_forwarded(&self, input: &Decoded, output: &Decoded, buf: &PacketBuf) {
+        assert!(is_right(buf), "a translated error with a wrong checksum");
+        let quoted = quoted_tuple(input).expect("only errors that quote ports are translated");
+        let (to, dst, src) = self.model.quoted(&quoted).expect("the error is about no flow");
+        assert_eq!(quoted_tuple(output), Some(to));
+        assert_eq!(Addr::from(output.dst), dst);
+        assert_eq!(Addr::from(output.src), src.unwrap_or(Addr::from(input.src)));
+    }
+
+    fn replied(&self, input: &Decoded, before: &PacketBuf, buf: &PacketBuf) {
+        let output = oracle::decode(buf.packet()).expect("a reply is a packet");
+        assert_eq!((output.src, output.dst), (input.dst, input.src));
+        assert!(self.model.vips.contains(&Addr::from(input.dst)));
+        assert_eq!(input.payload, output.payload);
+        if input.fragment.is_none() {
+            assert_eq!(is_right(before), is_right(buf));
+        }
+    }
+
+    fn dropped(&self, input: &Decoded, tuple: Option<Tuple>, reason: DropReason) {
+        use DropReason as R;
+        let occupancy = self.engine.occupancy();
+        let Some(tuple) = tuple else { return };
+        let service = self.model.servers(&tuple);
+        match reason {
+            R::NoService => assert!(service.is_none(), "{tuple:?} has a service"),
+            R::NoServer => assert!(service.expect("a service").iter().all(|(_, _, weight)| *weight == 0)),
+            R::NoFlow => assert!(input.tcp.as_ref().is_some_and(|tcp| tcp.flags & 0x12 != 2), "a SYN has no flow"),
+            R::TableFull => assert_eq!(occupancy.0, occupancy.1),
+            R::TtlExceeded => assert!(input.ttl <= 1),
+            _ => return,
+        }
+        let known = self.model.translation(&tuple).is_some();
+        assert!(!known || reason == R::TtlExceeded, "a packet of a flow was dropped: {reason:?}");
+    }
+
+    fn drain_events(&mut self, cause: Cause) {
+        while let Some(event) = self.engine.poll_event() {
+            self.model.event(self.now, &event, cause);
+        }
+    }
+
+    fn answer(&mut self, flags: u8, seq: u8, len: u8) {
+        let Some(went) = &self.went else { return };
+        let Some(tuple) = oracle::decode(went).as_ref().and_then(tuple_of) else { return };
+        let back = tuple.reversed();
+        let segment = match tuple.protocol {
+            Protocol::TCP => ops::tcp_segment(back.sport, back.dport, sequence(5000, seq), 1001, flags, len.into()),
+            _ => ops::udp_segment(back.sport, back.dport, len.into()),
+        };
+        let packet = ops::ip_packet(back.src.wire(), back.dst.wire(), tuple.protocol.0, 64, &segment);
+        self.feed(PacketBuf::from_packet(&packet));
+    }
+
+    fn error(&mut self, kind: u8, quoted: u8, from_router: bool, corrupt: bool) {
+        let Some(went) = self.went.clone() else { return };
+        let Some(about) = oracle::decode(&went) else { return };
+        let v4 = about.src.is_ipv4();
+        let types: [(u8, u8); 4] =
+            if v4 { [(3, 3), (3, 4), (11, 0), (12, 0)] } else { [(1, 4), (2, 0), (3, 0), (4, 0)] };
+        let (kind, code) = types[usize::from(kind) % 4];
+        let cut = went.len().min(about.l4 + 4 + usize::from(quoted));
+        let message = ops::icmp_message(kind, code, [0, 0, 5, 0], &went[..cut]);
+        let router = if v4 { Addr::from_v4([10, 20, 0, 254]) } else { server_addr(false, 254) };
+        let src = if from_router { router } else { Addr::from(about.dst) };
+        let dst = Addr::from(about.src);
+        let mut packet = ops::ip_packet(src.wire(), dst.wire(), if v4 { 1 } else { 58 }, 64, &message);
+        if corrupt {
+            let last = packet.len() - 1;
+            packet[last] ^= 0x55;
+        }
+        self.feed(PacketBuf::from_packet(&packet));
+    }
+
+    fn fragments(&mut self, shape: &Shape, id: u8, order: u8, mask: u8) {
+        let (src, dst) = ends(shape);
+        let (sport, dport) = ports(shape);
+        let packet = match shape.protocol % 10 {
+            9 => echo(shape, 200),
+            _ => {
+                let segment = ops::udp_segment(sport, dport, 100 + usize::from(shape.len));
+                ops::ip_packet(src.wire(), dst.wire(), 17, 64, &segment)
+            }
+        };
+        let mut pieces = ops::fragment(&packet, 48, id % 4);
+        let len = pieces.len();
+        pieces.rotate_left(usize::from(order) % len);
+        if order & 0x80 != 0 {
+            pieces.reverse();
+        }
+        for (number, piece) in pieces.iter().enumerate() {
+            if mask >> (number % 8) & 1 == 0 {
+                self.feed(PacketBuf::from_packet(piece));
+            }
+        }
+    }
+
+    fn wait(&mut self, mantissa: u8, exponent: u8) {
+        let millis = u64::from(mantissa) * 10u64.pow(u32::from(exponent % 7));
+        self.now = self.now + Duration::from_millis(millis);
+        // Sometimes packets come before the engine was told the time.
+        if exponent & 0x80 == 0 {
+            self.engine.handle_timeout(self.now);
+            self.drain_events(Cause::Time);
+            assert!(self.engine.poll_timeout().is_none_or(|deadline| deadline > self.now), "work is left over");
+            self.model.check_ages(self.now);
+        }
+    }
+
+    fn swap(&mut self, number: u8) {
+        let spec = spec(number);
+        let next = Snapshot::build(spec.clone(), Some(self.engine.snapshot())).expect("valid");
+        let flows = self.engine.occupancy().0;
+        self.engine.apply(self.now, Command::Swap(Arc::new(next)));
+        assert_eq!(self.engine.occupancy().0, flows, "a swap ended flows");
+        self.model.swap(spec);
+        self.drain_events(Cause::Command);
+    }
+
+    fn delete(&mut self, number: u8) {
+        let before = self.engine.occupancy().0;
+        let filter = match number % 8 {
+            0 => FlowFilter { protocol: Some(Protocol::UDP), ..FlowFilter::default() },
+            1 => FlowFilter { src: Some((client_addr(true, number >> 3), 32)), ..FlowFilter::default() },
+            2 => FlowFilter { server: Some(vec![ServerId(u32::from(number >> 3) % 4)]), ..FlowFilter::default() },
+            3 => FlowFilter { state: Some("ESTABLISHED".into()), ..FlowFilter::default() },
+            4 => FlowFilter { dport: Some(80), ..FlowFilter::default() },
+            _ => FlowFilter { dst: Some((Addr::from_v4([203, 0, 113, 8]), 29)), ..FlowFilter::default() },
+        };
+        let command = if number == 255 { Command::Flush } else { Command::Delete(filter.clone()) };
+        let Outcome::Deleted(deleted) = self.engine.apply(self.now, command) else {
+            panic!("a deletion says how many")
+        };
+        assert_eq!(before - self.engine.occupancy().0, deleted as usize);
+        let (left, _) = self.engine.flows(self.now, 0, usize::MAX);
+        assert!(left.iter().all(|flow| number != 255 && !filter.matches(flow)), "not all that match are gone");
+        self.drain_events(Cause::Command);
+    }
+
+    /// What must hold whatever happened.
+    fn check(&mut self) {
+        self.engine.check_invariants();
+        let (occupancy, limit) = self.engine.occupancy();
+        assert!(occupancy <= limit);
+        assert_eq!(self.model.len(), occupancy, "the model has other flows than the engine");
+        let snapshot = self.engine.snapshot();
+        let servers = (0..snapshot.server_ids()).filter_map(|id| snapshot.server(ServerId(id as u32)));
+        let load: u64 = servers.map(|server| server.load.active() + server.load.inactive()).sum();
+        assert_eq!(load, occupancy as u64, "the servers' load is not that of the flows");
+        let stats = self.engine.stats();
+        let ended = stats.flows_expired + stats.flows_evicted + stats.flows_deleted + stats.flows_reused;
+        assert_eq!(stats.flows_created - ended, occupancy as u64);
+        let counted = counted(&self.engine);
+        assert!(counted <= self.packets && self.packets <= counted + stats.fragments_held);
+    }
+}
+
+/// Packets that have their verdict; fragments that are held have none yet.
+fn counted(engine: &Engine) -> u64 {
+    let stats = engine.stats();
+    stats.forwarded + stats.passed + stats.replied + stats.drops.iter().sum::<u64>()
+}
+
+/// A few configurations that differ in everything a reload may change.
+fn spec(number: u8) -> SnapshotSpec {
+    let v4 = |last: u8| Addr::from_v4([203, 0, 113, last]);
+    let v6 = |last: u8| {
+        let mut octets = [0; 16];
+        octets[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
+        octets[5] = 0xf;
+        octets[15] = last;
+        Addr::from_v6(octets)
+    };
+    let service =
+        |name: &str, vip: Addr, first: u16, last: u16, protocols: Protocols, servers: &[(u8, Option<u16>, u32)]| {
+            let servers = servers.iter().map(|&(host, port, weight)| ServerSpec {
+                name: format!("rs{host}"),
+                address: server_addr(vip.is_v4(), host),
+                port,
+                weight,
+            });
+            ServiceSpec {
+                name: name.into(),
+                vip,
+                ports: PortRange { first, last },
+                protocols,
+                method: Method::Nat,
+                scheduler: SchedulerKind::ALL[usize::from(number) % SchedulerKind::ALL.len()],
+                servers: servers.collect(),
+            }
+        };
+    use Protocols::{Tcp, TcpAndUdp, Udp};
+    let services = match number % 4 {
+        0 | 3 => vec![
+            service("web", v4(10), 80, 80, Tcp, &[(11, Some(8080), 1), (12, Some(8080), 2)]),
+            service("dns", v4(10), 53, 53, TcpAndUdp, &[(11, Some(53), 1)]),
+            service("range", v4(10), 8000, 8099, Udp, &[(12, Some(9000), 1)]),
+            // Shares a server and, towards the client, the ports with others: tuples collide on the server's side.
+            service("all", v4(11), 1, 65535, TcpAndUdp, &[(11, None, 1), (12, None, 1)]),
+            service("web6", v6(10), 80, 80, Tcp, &[(11, Some(8080), 1), (12, None, 1)]),
+            service("all6", v6(10), 1, 65535, Udp, &[(12, None, 1)]),
+        ],
+        1 => vec![
+            service("web", v4(10), 80, 80, Tcp, &[(11, Some(8080), 0), (13, Some(8081), 1)]),
+            service("all", v4(11), 1, 65535, TcpAndUdp, &[(11, Some(1), 1)]),
+            service("web6", v6(10), 80, 80, Tcp, &[]),
+        ],
+        _ => vec![service("web", v4(10), 80, 80, Tcp, &[]), service("dns", v4(12), 53, 53, Udp, &[(11, None, 0)])],
+    };
+    SnapshotSpec {
+        services,
+        local_vips: if number % 4 == 3 { vec![v4(11)] } else { Vec::new() },
+        limits: Limits { replies_per_second: 100, fragmented_packets: 4, held_fragment_bytes: 1500 },
+        mtu: if number % 4 == 1 { 1280 } else { 1500 },
+        ..SnapshotSpec::default()
+    }
+}
+
+fn from_client(shape: &Shape) -> PacketBuf {
+    let (src, dst) = ends(shape);
+    let (sport, dport) = ports(shape);
+    let len = usize::from(shape.len);
+    let (protocol, segment) = match shape.protocol {
+        0..=5 => {
+            let (seq, ack) = (sequence(1000, shape.seq), sequence(5000, shape.ack));
+            (6, ops::tcp_segment(sport, dport, seq, ack, shape.flags, len))
+        }
+        6..=8 => (17, ops::udp_segment(sport, dport, len)),
+        9 | 10 => return PacketBuf::from_packet(&echo(shape, len)),
+        _ => (132, vec![0; 12]),
+    };
+    let packet = ops::ip_packet(src.wire(), dst.wire(), protocol, shape.ttl, &segment);
+    match shape.partial && protocol != 132 {
+        true => oracle::to_partial(&packet),
+        false => PacketBuf::from_packet(&packet),
+    }
+}
+
+fn echo(shape: &Shape, len: usize) -> Vec<u8> {
+    let (src, dst) = ends(shape);
+    let (kind, protocol) = if shape.v6 { (128, 58) } else { (8, 1) };
+    let message = ops::icmp_message(kind, 0, [0, shape.sport, 0, 1], &vec![0x61; len]);
+    ops::ip_packet(src.wire(), dst.wire(), protocol, shape.ttl, &message)
+}
+
+/// Near the start of the connection, or, rarely, anywhere.
+fn sequence(base: u32, offset: u8) -> u32 {
+    match offset {
+        0..=249 => base + u32::from(offset),
+        _ => base.wrapping_add(u32::from(offset) << 24),
+    }
+}
+
+fn ends(shape: &Shape) -> (Addr, Addr) {
+    let vip = match (shape.v6, shape.vip % 8) {
+        (false, n) => Addr::from_v4([203, 0, 113, [10, 10, 10, 11, 11, 12, 10, 99][usize::from(n)]]),
+        (true, n) => {
+            let mut octets = [0; 16];
+            octets[..6].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8, 0, 0xf]);
+            octets[15] = if n == 7 { 99 } else { 10 };
+            Addr::from_v6(octets)
+        }
+    };
+    (client_addr(!shape.v6, shape.client), vip)
+}
+
+fn ports(shape: &Shape) -> (u16, u16) {
+    let sport = [40000, 40001, 40002, 1023, 5, 8080, 53, 0][usize::from(shape.sport % 8)];
+    (sport, SERVER_PORTS[usize::from(shape.dport % 8)])
+}
+
+fn client_addr(v4: bool, number: u8) -> Addr {
+    let last = number % 8 + 1;
+    match v4 {
+        // The last one claims to be a server.
+        true if last == 8 => server_addr(true, 11),
+        true => Addr::from_v4([198, 51, 100, last]),
+        false => server_like([0x20, 0x01, 0x0d, 0xb8], last),
+    }
+}
+
+fn server_addr(v4: bool, host: u8) -> Addr {
+    if v4 { Addr::from_v4([10, 20, 0, host]) } else { server_like([0xfd, 0x20, 0, 0], host) }
+}
+
+fn server_like(prefix: [u8; 4], last: u8) -> Addr {
+    let mut octets = [0; 16];
+    octets[..4].copy_from_slice(&prefix);
+    octets[15] = last;
+    Addr::from_v6(octets)
+}

@@ -1,0 +1,75 @@
+//! Any sequence of packets, time steps and commands: no panic, no contradiction, every packet counted once, and every
+//! forwarded packet goes where a naive model says.
+
+#[path = "../fuzz/harness/mod.rs"]
+mod harness;
+
+use harness::ops::{Bytes, Op, Shape};
+use harness::world::World;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_keeps_the_engine_in_order(size: u8, ops in vec(op(), 1..80)) {
+        let mut world = World::new(size);
+        for op in &ops {
+            world.step(op);
+        }
+        world.finish();
+    }
+
+    #[test]
+    fn connections_of_few_clients(size in 0u8..8, ops in vec(few_clients(), 1..80)) {
+        let mut world = World::new(size);
+        for op in &ops {
+            world.step(op);
+        }
+        world.finish();
+    }
+
+    #[test]
+    fn any_bytes_are_a_sequence(data in vec(any::<u8>(), 0..600)) {
+        harness::engine::run(&data);
+    }
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    vec(any::<u8>(), 16..40).prop_map(|bytes| Op::decode(&mut Bytes(&bytes)))
+}
+
+/// Mostly the packets of a proper connection between two clients and two services, so that flows get somewhere.
+fn few_clients() -> impl Strategy<Value = Op> {
+    let flags = prop::sample::select(vec![2u8, 2, 16, 16, 24, 17, 4, 20]);
+    let shape = (any::<bool>(), 0u8..2, 0u8..2, 0u8..5, 0u8..3, 0u8..9, flags, 0u8..4).prop_map(
+        |(v6, client, sport, vip, dport, protocol, flags, seq)| Shape {
+            v6,
+            client,
+            sport,
+            vip,
+            dport,
+            protocol,
+            flags,
+            seq,
+            ack: 1,
+            len: 3,
+            ttl: 64,
+            partial: seq == 3,
+        },
+    );
+    let answer = prop::sample::select(vec![18u8, 18, 16, 17, 20]);
+    prop_oneof![
+        8 => shape.clone().prop_map(Op::Client),
+        6 => (answer, 0u8..3).prop_map(|(flags, seq)| Op::Answer { flags, seq, len: 2 }),
+        2 => (any::<u8>(), any::<u8>(), any::<bool>()).prop_map(|(kind, quoted, from_router)| {
+            Op::Error { kind, quoted, from_router, corrupt: false }
+        }),
+        2 => (shape, 0u8..2, any::<u8>(), prop_oneof![Just(0u8), any::<u8>()])
+            .prop_map(|(shape, id, order, mask)| Op::Fragments { shape, id, order, mask }),
+        2 => (any::<u8>(), 0u8..6).prop_map(|(mantissa, exponent)| Op::Wait { mantissa, exponent }),
+        1 => (0u8..8).prop_map(Op::Swap),
+        1 => any::<u8>().prop_map(Op::Delete),
+    ]
+}
