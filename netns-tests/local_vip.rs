@@ -1,0 +1,78 @@
+//! A VIP that is an address of the gateway itself: the service's port is balanced, every other port is the host's own.
+
+use anyhow::ensure;
+
+use crate::cleanup::{ensure_same, snapshot};
+use crate::client::{answers, curl, spread};
+use crate::gateway::Setup;
+use crate::lab::scenario;
+use crate::servers::{THREE, VIPS, dual_service, nginx, three_nginx};
+
+const NEEDS: [&str; 2] = ["nginx", "curl"];
+
+/// `vips` are on the gateway's `device`.
+fn local(vips: [&'static str; 2], add: &'static str) {
+    scenario(&NEEDS, |lab| {
+        three_nginx(lab)?;
+        if !add.is_empty() {
+            lab.sh("gw", add)?;
+        }
+        // The host's own server, on another port of the same addresses.
+        nginx(lab, "gw", &[8081])?;
+        let before = snapshot(lab)?;
+        let services = dual_service(80, "tcp", "rr", &THREE, 8080)
+            .replace(VIPS[0], vips[0])
+            .replace(VIPS[1].trim_matches(['[', ']']), vips[1].trim_matches(['[', ']']));
+        let gateway = Setup::new(services).start(lab)?;
+        for vip in vips {
+            let names = answers(lab, vip, 9)?;
+            ensure!(spread(&names).values().all(|n| *n == 3), "{names:?}");
+            let own = curl(lab, &format!("http://{vip}:8081/"))?.success()?;
+            ensure!(own == "gw\n", "the host's own port answered {own}");
+            curl(lab, &format!("http://{vip}:8082/"))?.exits(7)?;
+            let ping = ["ping", "-c", "1", "-W", "2", vip.trim_matches(['[', ']'])];
+            lab.run("client", &ping)?.success()?;
+        }
+        gateway.stop()?;
+        ensure_same(&before, &snapshot(lab)?)?;
+        for vip in vips {
+            ensure!(curl(lab, &format!("http://{vip}:8081/"))?.success()? == "gw\n", "after gatun has gone");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn on_lo() {
+    local(VIPS, "ip addr add 203.0.113.10/32 dev lo; ip addr add 2001:db8:f::10/128 dev lo nodad");
+}
+
+#[test]
+fn on_the_uplink() {
+    local(
+        ["198.51.100.80", "[2001:db8:1::80]"],
+        "ip addr add 198.51.100.80/24 dev eth0; ip addr add 2001:db8:1::80/64 dev eth0 nodad",
+    );
+}
+
+/// The only address the gateway has.
+#[test]
+fn is_the_gateways_own_address() {
+    local(["198.51.100.1", "[2001:db8:1::1]"], "");
+}
+
+/// A strict reverse path filter, as some distributions set it.
+#[test]
+fn routed_with_strict_rp_filter() {
+    scenario(&NEEDS, |lab| {
+        three_nginx(lab)?;
+        lab.sh("gw", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 >$f; done")?;
+        let before = snapshot(lab)?;
+        let gateway = Setup::new(dual_service(80, "tcp", "rr", &THREE, 8080)).start(lab)?;
+        for vip in VIPS {
+            answers(lab, vip, 6)?;
+        }
+        gateway.stop()?;
+        ensure_same(&before, &snapshot(lab)?)
+    });
+}

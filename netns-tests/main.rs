@@ -1,0 +1,36 @@
+//! End-to-end tests: real programs, talking through gatun, in network namespaces.
+//!
+//! Each scenario makes a lab of its own (`scripts/lab`, under a name prefix of its own), so they run in parallel; each is
+//! one file. [`lab`] is the lab and what runs in it, [`gateway`] the gatun under test, [`report`] what is left of a
+//! scenario that failed, and how one is skipped.
+//!
+//! They need root (or a user namespace in which the whole test run is root) and /dev/net/tun.
+
+mod capture;
+mod client;
+mod flow_line;
+mod gateway;
+mod lab;
+mod process;
+mod report;
+mod servers;
+
+mod bulk;
+mod cleanup;
+mod cli;
+mod conntrack;
+mod dns;
+mod flood;
+mod fragments;
+mod icmp_errors;
+mod local_vip;
+mod metrics;
+mod no_server;
+mod ping;
+mod pmtu;
+mod ports;
+mod reload;
+mod segment_vip;
+mod server_stopped;
+mod spread;
+mod two_gateways;
