@@ -63,6 +63,16 @@ fn is_the_gateways_own_address() {
 
 /// A strict reverse path filter, as some distributions set it.
 #[test]
+fn with_strict_rp_filter() {
+    local(
+        VIPS,
+        "ip addr add 203.0.113.10/32 dev lo; ip addr add 2001:db8:f::10/128 dev lo nodad
+         for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 >$f; done",
+    );
+}
+
+/// The same for a VIP that is routed.
+#[test]
 fn routed_with_strict_rp_filter() {
     scenario(&NEEDS, |lab| {
         three_nginx(lab)?;

@@ -4,7 +4,7 @@
 //! the record on disk before it is made, and printed as a command of ip(8) or sysctl(8).
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,9 @@ pub const PROTOCOL: u8 = 0x67;
 /// `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` (include/uapi/linux/rtnetlink.h).
 pub const TABLE_MAIN: u32 = 254;
 pub const TABLE_LOCAL: u32 = 255;
+
+/// The IPv4 dummy address (RFC 7600 section 4.8, 192.0.0.8). With scope `host` nothing is ever sent from it.
+pub const ANCHOR: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -176,6 +179,10 @@ pub enum Change {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<IpAddr>,
     },
+    /// [`ANCHOR`] on the device.
+    Anchor {
+        device: String,
+    },
     /// Answer ARP or NDP for `address` on `device`.
     Proxy {
         address: IpAddr,
@@ -249,6 +256,7 @@ impl fmt::Display for Change {
                 }
                 Ok(())
             }
+            Change::Anchor { device } => write!(f, "ip addr add {ANCHOR}/32 dev {device} scope host"),
             Change::Proxy { address, device } => {
                 write!(f, "{} neigh add proxy {address} dev {device}", ip(Family::of(*address)))
             }

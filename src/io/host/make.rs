@@ -46,7 +46,7 @@ pub async fn prepare(net: &Net, change: &Change, peers: &[Peer]) -> Result<Optio
             let there = proxies.iter().any(|(a, name, _)| a == address && name == device);
             if there { inherited().unwrap_or(Undo::Nothing) } else { Undo::Remove }
         }
-        Change::Rule(_) | Change::Route { .. } | Change::MoveLocal(_) => Undo::Remove,
+        Change::Rule(_) | Change::Route { .. } | Change::Anchor { .. } | Change::MoveLocal(_) => Undo::Remove,
     };
     Ok(Some(undo))
 }
@@ -94,6 +94,10 @@ pub async fn perform(net: &Net, change: &Change, replace: bool) -> Result<(), Fa
                 other => other.map_err(fatal),
             }
         }
+        Change::Anchor { device } => match net.add_anchor(device).await {
+            Err(error) if errno(&error) == Some(libc::EEXIST) => Err(Failure::Exists),
+            other => other.map_err(fatal),
+        },
         Change::Proxy { address, device } => {
             // Adding it again would put our mark on somebody else's entry.
             let there = net.proxies().await.map_err(fatal)?.iter().any(|(a, name, _)| a == address && name == device);
@@ -152,6 +156,7 @@ pub async fn revert(net: &Net, entry: &Entry, peers: &[Peer]) -> Result<(), Host
         (Change::Route { table, destination, device, .. }, Undo::Remove) => {
             gone(net.delete_route(*table, *destination, device).await)
         }
+        (Change::Anchor { device }, Undo::Remove) => gone(net.drop_anchor(device).await),
         (Change::Proxy { address, device }, Undo::Remove) => gone(net.delete_proxy(*address, device).await),
         (Change::MoveLocal(family), Undo::Remove) => move_local_back(net, *family).await,
         // Only a record that somebody wrote by hand pairs them otherwise.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
+use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage};
 use netlink_packet_route::route::{
@@ -14,7 +15,7 @@ use netlink_packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::packet_core::Nla;
 use rtnetlink::{Error, Handle, IpVersion, LinkUnspec};
 
-use super::change::{Action, Family, LinkProperty, PROTOCOL, Ports, Rule, TABLE_MAIN};
+use super::change::{ANCHOR, Action, Family, LinkProperty, PROTOCOL, Ports, Rule, TABLE_MAIN};
 
 /// A connection to rtnetlink, and the links as they were when it was made.
 pub struct Net {
@@ -270,16 +271,31 @@ impl Net {
             .collect())
     }
 
+    /// [`ANCHOR`] on the device, with scope `host`.
+    pub async fn add_anchor(&self, device: &str) -> Result<(), Error> {
+        let mut request = self.handle.address().add(self.index(device)?, ANCHOR.into(), 32);
+        request.message_mut().header.scope = AddressScope::Host;
+        request.execute().await
+    }
+
+    pub async fn drop_anchor(&self, device: &str) -> Result<(), Error> {
+        self.drop_addresses(device, |address| address == ANCHOR).await
+    }
+
     /// Take the link-local address away that the kernel gave the device when it came up.
     pub async fn drop_link_local(&self, device: &str) -> Result<(), Error> {
-        use netlink_packet_route::address::AddressAttribute;
+        self.drop_addresses(device, |address| matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())).await
+    }
+
+    async fn drop_addresses(&self, device: &str, which: impl Fn(IpAddr) -> bool) -> Result<(), Error> {
         let index = self.index(device)?;
         let messages: Vec<_> = self.handle.address().get().set_link_index_filter(index).execute().try_collect().await?;
         for message in messages {
-            let link_local = message.attributes.iter().any(
-                |attribute| matches!(attribute, AddressAttribute::Address(IpAddr::V6(a)) if a.is_unicast_link_local()),
-            );
-            if link_local {
+            let listed = message
+                .attributes
+                .iter()
+                .any(|attribute| matches!(attribute, AddressAttribute::Address(address) if which(*address)));
+            if listed {
                 self.handle.address().del(message).execute().await?;
             }
         }

@@ -264,6 +264,12 @@ fn device_sysctls(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec
             // They also carry the host's own addresses: a local VIP, or a client that runs on the host.
             list.push(set("accept_local", "1"));
             list.push(set("send_redirects", "0"));
+            // What the engine passes on to the host itself (ping to a local VIP, errors about the host's own
+            // connections) is delivered here, and even the loose filter drops that from an interface that has no
+            // address at all (`no_addr` in __fib_validate_source, net/ipv4/fib_frontend.c).
+            if facts.rp_filter_all != 0 && facts.local_vips.keys().any(|vip| vip.is_ipv4()) {
+                list.push(Change::Anchor { device: plan.device.clone() });
+            }
         }
         Family::V6 => list.push(set("disable_ipv6", "0")),
     }
