@@ -4,7 +4,7 @@
 //! in steps of the greatest common divisor of all weights; on each level every server whose weight reaches the threshold
 //! is picked once. Weights 4, 3, 2 give AABABCABC, and not AAAABBBCC.
 //!
-//! Unlike there, levels above the weight of every available server are jumped over, so that a pick takes at most two
+//! Unlike there, levels above the weight of every available server are jumped over, so that a pick takes at most three
 //! rounds over the servers whatever the weights are.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,14 +41,18 @@ impl WeightedRoundRobin {
 
 impl Scheduler for WeightedRoundRobin {
     fn pick(&self, servers: &[Arc<Server>], _request: &Request) -> Option<usize> {
-        let reachable = servers.iter().filter(|server| server.is_available()).map(|server| server.weight).max()?;
+        let reachable = || servers.iter().filter(|server| server.is_available()).map(|server| server.weight).max();
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        // The rest of this round and the whole next one; more would mean that availability changes meanwhile.
-        for _ in 0..2 * servers.len() {
+        let mut rounds = 0;
+        // The rest of this round and two whole ones; more would mean that availability changes meanwhile.
+        for _ in 0..3 * servers.len() {
             if turn.next >= servers.len() {
                 let lower = turn.level.saturating_sub(self.step);
                 let level = if lower == 0 { self.top } else { lower };
-                *turn = Turn { next: 0, level: level.min(reachable) };
+                // A whole round found nobody.
+                let level = if rounds > 0 { level.min(reachable()?) } else { level };
+                *turn = Turn { next: 0, level };
+                rounds += 1;
             }
             let index = turn.next;
             turn.next += 1;
