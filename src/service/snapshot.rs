@@ -48,8 +48,10 @@ pub enum SnapshotError {
     DuplicateServer { service: String, server: String },
     #[error("service {service:?}: server {server:?} is of another address family than the VIP {vip}")]
     FamilyMismatch { service: String, server: String, vip: Addr },
-    #[error("service {service:?}: server {server:?} has the address of the VIP; packets would loop")]
-    ServerIsVip { service: String, server: String },
+    #[error("service {service:?}: servers {first:?} and {second:?} have one address and port; add up their weights")]
+    SameServer { service: String, first: String, second: String },
+    #[error("service {service:?}: server {server:?} has the VIP of service {of:?} as its address; packets would loop")]
+    ServerIsVip { service: String, server: String, of: String },
     #[error("service {service:?}: the port range {ports} does not fit from port {base} on at server {server:?}")]
     PortsDoNotFit { service: String, server: String, ports: PortRange, base: u16 },
 }
@@ -235,6 +237,8 @@ impl SnapshotSpec {
         let mut faults = Vec::new();
         let mut names = Map::default();
         let mut listeners: Map<(Addr, Protocol), Vec<&ServiceSpec>> = Map::default();
+        // Of several services at one VIP the first is named.
+        let vips: Map<Addr, &str> = self.services.iter().rev().map(|s| (s.vip, s.name.as_str())).collect();
         for (index, service) in self.services.iter().enumerate() {
             let mut fault = |error| faults.push(Fault { service: index, server: None, error });
             if names.insert(service.name.as_str(), ()).is_some() {
@@ -254,11 +258,19 @@ impl SnapshotSpec {
                 }
                 others.push(service);
             }
-            let mut servers = Map::default();
+            let (mut names, mut places) = (Map::default(), Map::default());
             for (at, server) in service.servers.iter().enumerate() {
-                let duplicate = servers.insert(server.name.as_str(), ()).is_some();
-                let errors = server_errors(service, server, duplicate);
-                faults.extend(errors.into_iter().map(|error| Fault { service: index, server: Some(at), error }));
+                let name = server.name.as_str();
+                let mut fault = |error| faults.push(Fault { service: index, server: Some(at), error });
+                let first = *places.entry((server.address, server.port)).or_insert(name);
+                if names.insert(name, ()).is_some() {
+                    let (service, server) = (service.name.clone(), server.name.clone());
+                    fault(SnapshotError::DuplicateServer { service, server });
+                } else if first != name {
+                    let (service, second) = (service.name.clone(), server.name.clone());
+                    fault(SnapshotError::SameServer { service, first: first.to_owned(), second });
+                }
+                server_errors(service, server, &vips).into_iter().for_each(fault);
             }
         }
         faults
@@ -270,21 +282,17 @@ fn conflicts(a: PortRange, b: PortRange) -> bool {
     a.overlaps(b) && (a == b || !(inside(a, b) || inside(b, a)))
 }
 
-fn server_errors(service: &ServiceSpec, server: &ServerSpec, duplicate: bool) -> Vec<SnapshotError> {
+fn server_errors(service: &ServiceSpec, server: &ServerSpec, vips: &Map<Addr, &str>) -> Vec<SnapshotError> {
     let names = || (service.name.clone(), server.name.clone());
     let (vip, ports) = (service.vip, service.ports);
     let mut errors = Vec::new();
-    if duplicate {
-        let (service, server) = names();
-        errors.push(SnapshotError::DuplicateServer { service, server });
-    }
     if server.address.is_v4() != vip.is_v4() {
         let (service, server) = names();
         errors.push(SnapshotError::FamilyMismatch { service, server, vip });
     }
-    if server.address == vip {
+    if let Some(of) = vips.get(&server.address) {
         let (service, server) = names();
-        errors.push(SnapshotError::ServerIsVip { service, server });
+        errors.push(SnapshotError::ServerIsVip { service, server, of: (*of).to_owned() });
     }
     if let Some(base) = server.port
         && u32::from(base) + u32::from(ports.last - ports.first) > u32::from(u16::MAX)

@@ -238,7 +238,7 @@ const BAD: &[(&str, &[&str])] = &[
     (
         "[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80-90\"\nserver = [\n  { address = \"203.0.113.10:80\" },\n  { address = \"[fd20::1]:80\" },\n  { address = \"10.0.0.1:65530\" },\n  { address = \"10.0.0.2\" },\n  { address = \"10.0.0.2\" },\n]\n[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:85-95\"\nserver = []\n",
         &[
-            "5:15: service \"a\": server \"203.0.113.10:80\" has the address of the VIP; packets would loop",
+            "5:15: service \"a\": server \"203.0.113.10:80\" has the VIP of service \"a\" as its address; packets would loop",
             "6:15: service \"a\": server \"[fd20::1]:80\" is of another address family than the VIP 203.0.113.10",
             "7:15: service \"a\": the port range 80-90 does not fit from port 65530 on at server \"10.0.0.1:65530\"",
             "9:15: service \"a\": two servers are named \"10.0.0.2\"; names must differ",
@@ -246,12 +246,20 @@ const BAD: &[(&str, &[&str])] = &[
             "13:10: services \"a\" and \"a\" both listen on tcp 203.0.113.10 port 85-95",
         ],
     ),
+    (
+        "[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80\"\nserver = [\n  { name = \"x\", address = \"203.0.113.11\" },\n  { name = \"y\", address = \"203.0.113.11\" },\n]\n[[service]]\nname = \"b\"\nlisten = \"203.0.113.11:80\"\nserver = []\n",
+        &[
+            "5:27: service \"a\": server \"x\" has the VIP of service \"b\" as its address; packets would loop",
+            "6:27: service \"a\": servers \"x\" and \"y\" have one address and port; add up their weights",
+            "6:27: service \"a\": server \"y\" has the VIP of service \"b\" as its address; packets would loop",
+        ],
+    ),
     // Mistakes of several kinds come together, in the order of the file.
     (
         "[gateway]\nmtu = 1\n[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80\"\nserver = [{ address = \"203.0.113.10\" }]\n[[service]]\nname = \"b\"\nlisten = \"203.0.113.10:80\"\nserver = []\ncolour = \"red\"\n",
         &[
             "2:7: [gateway]: mtu = 1 is out of range; it must be \"auto\" or a whole number from 1280 to 65535",
-            "6:23: service \"a\": server \"203.0.113.10\" has the address of the VIP; packets would loop",
+            "6:23: service \"a\": server \"203.0.113.10\" has the VIP of service \"a\" as its address; packets would loop",
             "9:10: services \"a\" and \"b\" both listen on tcp 203.0.113.10 port 80",
             "11:1: [[service]] \"b\": unknown key \"colour\"; keys here are name, listen, protocol, method, scheduler, server",
         ],
