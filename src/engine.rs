@@ -101,7 +101,9 @@ impl Engine {
     }
 
     fn decide(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
-        if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || view.src == view.dst {
+        // A program on this host talks to a local VIP from that very address; everybody else's packet to itself is forged.
+        let to_itself = view.src == view.dst && !self.snapshot.is_local(view.dst);
+        if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
             return Verdict::Drop(DropReason::Martian);
         }
         match (view.transport, view.ports()) {

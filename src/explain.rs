@@ -63,7 +63,8 @@ pub fn explain(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> 
 fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Explained {
     let snapshot = engine.snapshot();
     let dropped = |reason, service: Option<&str>| Explained::Dropped { reason, service: service.map(String::from) };
-    if packet.src.is_martian_source() || packet.dst.is_multicast_or_broadcast() || packet.src == packet.dst {
+    let to_itself = packet.src == packet.dst && !snapshot.is_local(packet.dst);
+    if packet.src.is_martian_source() || packet.dst.is_multicast_or_broadcast() || to_itself {
         return dropped(DropReason::Martian, None);
     }
     if let Some((flow, sender)) = engine.find(now, packet) {

@@ -8,7 +8,9 @@ use netlink_packet_route::route::RouteType;
 use super::HostError;
 use super::change::{Action, Change, Family};
 use super::netlink::{KernelRule, Net, absent_family};
-use super::plan::{Facts, HostPlan, MOVED_LOCAL, SLOTS, Uplink, Way, ZONE_A, ZONE_B, Zone, needs_slot, table, uses};
+use super::plan::{
+    Facts, HostPlan, MOVED_LOCAL, SLOTS, Uplink, Way, ZONE_A, ZONE_B, Zone, at, needs_slot, table, uses,
+};
 use super::sysctl;
 
 /// The rules of both families, as the kernel has them.
@@ -47,15 +49,15 @@ impl Rules {
 
     /// The blocks of all gateways and the device of each, by the rule that lets the device's packets skip the
     /// block.
-    pub fn blocks(&self) -> BTreeSet<(u8, String)> {
+    pub fn blocks(&self) -> BTreeSet<(Zone, u8, String)> {
         self.all()
             .filter(|(_, rule)| rule.ours)
             .filter_map(|(_, rule)| {
                 let (zone, slot) = Zone::of(rule.pref)?;
                 let own = rule.pref == zone.start(slot) && rule.rule.as_ref()?.action == Action::Goto(zone.end(slot));
-                own.then(|| (slot, rule.iif.clone()))
+                own.then(|| (zone, slot, rule.iif.clone()))
             })
-            .filter_map(|(slot, device)| Some((slot, device?)))
+            .filter_map(|(zone, slot, device)| Some((zone, slot, device?)))
             .collect()
     }
 
@@ -101,8 +103,11 @@ pub async fn gather(net: &Net, plan: &HostPlan, slot: Option<u8>, done: &[Change
             Some(slot) => slot,
             None => free_slot(net, &rules).await?,
         };
-        facts.others =
-            rules.blocks().into_iter().filter(|(slot, device)| *slot != facts.slot && *device != plan.device).collect();
+        facts.others = rules
+            .blocks()
+            .into_iter()
+            .filter(|(_, slot, device)| *slot != facts.slot && *device != plan.device)
+            .collect();
         local_table_behind(plan, &facts, &rules)?;
     }
     Ok(facts)
@@ -197,7 +202,16 @@ async fn advertisements(net: &Net, plan: &HostPlan, done: &[Change], facts: &mut
 }
 
 async fn free_slot(net: &Net, rules: &Rules) -> Result<u8, HostError> {
-    let taken: BTreeSet<u8> = rules.all().filter_map(|(_, rule)| Zone::of(rule.pref)).map(|(_, slot)| slot).collect();
+    // The rule by which another gateway skips a block stays when the block's own gateway goes.
+    let leftover = |rule: &KernelRule, zone: Zone, slot| {
+        rule.ours && rule.pref == zone.start(slot) + at::OTHERS && rule.iif.is_some()
+    };
+    let taken: BTreeSet<u8> = rules
+        .all()
+        .filter_map(|(_, rule)| Zone::of(rule.pref).map(|(zone, slot)| (rule, zone, slot)))
+        .filter(|(rule, zone, slot)| !leftover(rule, *zone, *slot))
+        .map(|(_, _, slot)| slot)
+        .collect();
     for slot in (0..SLOTS).filter(|slot| !taken.contains(slot)) {
         let empty = net
             .table_is_empty(table(slot))

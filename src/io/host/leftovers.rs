@@ -17,7 +17,7 @@ pub async fn clean_marks(net: &Net, device: &str) -> Result<(), HostError> {
     let failed = |error| HostError::netlink("clean up after a gateway that was killed", error);
     let rules = Rules::read(net).await?;
     let blocks = rules.blocks();
-    let own: Vec<u8> = blocks.iter().filter(|(_, name)| name == device).map(|(slot, _)| *slot).collect();
+    let own: Vec<u8> = blocks.iter().filter(|(.., name)| name == device).map(|(_, slot, _)| *slot).collect();
     let mut removed = 0;
     for (_, rule) in rules.all().filter(|(_, rule)| rule.ours) {
         let in_own_block = Zone::of(rule.pref).is_some_and(|(_, slot)| own.contains(&slot));
@@ -53,7 +53,7 @@ pub async fn clean_marks(net: &Net, device: &str) -> Result<(), HostError> {
 }
 
 /// A proxy entry with our mark whose address leads to no TUN device any more is nobody's.
-async fn clean_proxies(net: &Net, blocks: &BTreeSet<(u8, String)>) -> Result<usize, HostError> {
+async fn clean_proxies(net: &Net, blocks: &BTreeSet<(Zone, u8, String)>) -> Result<usize, HostError> {
     let failed = |error| HostError::netlink("clean up after a gateway that was killed", error);
     let mut removed = 0;
     for (address, link, ours) in net.proxies().await.map_err(failed)? {
@@ -63,7 +63,7 @@ async fn clean_proxies(net: &Net, blocks: &BTreeSet<(u8, String)>) -> Result<usi
         let found = net.lookup(address).await.map_err(failed)?.unwrap_or_default();
         let local = found.kind == RouteType::Local;
         let in_use = if local {
-            blocks.iter().any(|(_, name)| net.link(name).is_some())
+            blocks.iter().any(|(.., name)| net.link(name).is_some())
         } else {
             match &found.device {
                 Some(name) => net

@@ -83,8 +83,8 @@ pub struct ReturnPath {
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     pub slot: u8,
-    /// The other gateways of this host: slot and device.
-    pub others: Vec<(u8, String)>,
+    /// The blocks of other gateways of this host, and the device of each.
+    pub others: Vec<(Zone, u8, String)>,
     pub uplinks4: Vec<Uplink>,
     pub uplinks6: Vec<Uplink>,
     /// VIPs that are local addresses, and the interfaces that hold them.
@@ -150,7 +150,7 @@ pub fn table(slot: u8) -> u32 {
     (u32::from(PROTOCOL) << 8) + u32::from(slot)
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Zone {
     A,
     B,
@@ -386,7 +386,7 @@ fn block(plan: &HostPlan, facts: &Facts, family: Family, zone: Zone, list: &mut 
         let link_local = IpNet::V6(ipnet::Ipv6Net::new_assert([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10));
         list.push(Change::Rule(Rule::new(family, start + at::LINK_LOCAL, out).from(link_local)));
     }
-    for (slot, device) in &facts.others {
+    for (_, slot, device) in facts.others.iter().filter(|(other, ..)| *other == zone) {
         let (lower, device) = if *slot < facts.slot { (*slot, &plan.device) } else { (facts.slot, device) };
         list.push(Change::Rule(
             Rule::new(family, zone.start(lower) + at::OTHERS, Action::Goto(zone.end(lower))).iif(device),

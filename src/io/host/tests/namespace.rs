@@ -225,6 +225,30 @@ fn two_gateways_do_not_disturb_each_other() {
 }
 
 #[test]
+fn gateway_that_comes_back_takes_its_place_again() {
+    in_namespace("gateway_that_comes_back_takes_its_place_again", async |directory| {
+        host_with_two_links();
+        let device = tun("gatun0");
+        let _other = tun("gatun1");
+        let mut first = Host::claim("gatun0", directory).await.unwrap();
+        first.apply(&plan("gatun0", &LOCAL)).await.unwrap();
+        let mut second = Host::claim("gatun1", directory).await.unwrap();
+        second.apply(&plan("gatun1", &ROUTED)).await.unwrap();
+        let both = sh("ip rule; ip -6 rule");
+        drop(first);
+        close(device, "gatun0");
+        let mut first = claim_again("gatun0", directory).await;
+        let _device = tun("gatun0");
+        first.apply(&plan("gatun0", &LOCAL)).await.unwrap();
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(lines(&both), lines(&sh("ip rule; ip -6 rule")));
+        first.undo().await;
+        second.undo().await;
+        assert!(!sh("ip rule; ip -6 rule").contains("goto"));
+    });
+}
+
+#[test]
 fn dead_neighbour_is_not_waited_for_and_the_value_before_both_comes_back() {
     in_namespace("dead_neighbour_is_not_waited_for_and_the_value_before_both_comes_back", async |directory| {
         host_with_two_links();

@@ -196,7 +196,7 @@ fn rules_of_one_preference_match_on_the_same_attributes() {
     plan.returns.push(ReturnPath { from: "10.20.0.15/32".parse().unwrap(), protocol: Some(UDP), ports: None });
     plan.returns.push(server("198.51.100.1", TCP, 81));
     let mut facts = facts(&plan);
-    facts.others = vec![(3, "gatun1".into()), (4, "gatun2".into())];
+    facts.others = vec![(Zone::A, 3, "gatun1".into()), (Zone::B, 3, "gatun1".into()), (Zone::B, 4, "gatun2".into())];
     facts.local_first4 = false;
     facts.local_vips.insert(ip("198.51.100.1"), Some("eth0".into()));
     facts.local_vips.insert(ip("198.51.100.2"), None);
@@ -226,7 +226,7 @@ fn later_block_skips_the_earlier_so_that_a_packet_visits_each_gateway_once() {
     let plan = plan();
     let mut facts = facts(&plan);
     facts.slot = 1;
-    facts.others = vec![(0, "gatunA".into()), (2, "gatunB".into())];
+    facts.others = vec![(Zone::B, 0, "gatunA".into()), (Zone::B, 2, "gatunB".into())];
     let list = changes(&plan, &facts);
     let skip = |slot, device: &str| {
         let rule = Rule::new(Family::V4, Zone::B.start(slot) + 2, Action::Goto(Zone::B.end(slot)));
