@@ -25,11 +25,11 @@ pub use spec::{Limits, Method, PortRange, Protocols, ServerSpec, ServiceSpec, Sn
 
 use crate::wire::Addr;
 
-/// Names a service for as long as a flow refers to it. An index into [`Snapshot::services`].
+/// Names a service for as long as a flow refers to it. An index into `Snapshot::services`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceId(pub u32);
 
-/// Names a server of one service for as long as a flow refers to it. An index into [`Snapshot::servers`].
+/// Names a server of one service for as long as a flow refers to it. An index into `Snapshot::servers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServerId(pub u32);
 

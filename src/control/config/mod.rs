@@ -1,7 +1,7 @@
 //! The configuration file: read, checked, compiled into what the engine forwards by, and compared with another.
 //!
 //! The file is TOML. [`Config::parse`] reads it into typed values that remember where they stand, and reports every
-//! mistake that it finds, each with file, line and column. [`compile`] makes the [`SnapshotSpec`] of it; the types of
+//! mistake that it finds, each with file, line and column. [`compile`] makes the [`SnapshotSpec`](crate::service::SnapshotSpec) of it; the types of
 //! this module go no further than that and [`GatewayConfig`]. Nothing here touches the host except [`Config::load`],
 //! which reads the file, and [`host`], which looks at what the file asks of the machine.
 

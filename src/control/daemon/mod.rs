@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! Packet workers are threads of their own ([`crate::io::worker`]); everything here runs on one thread, in a tokio
-//! runtime: the main loop ([`Daemon::run`]) takes signals and orders of control clients one after the other, so that two
+//! runtime: the main loop (`Daemon::run`) takes signals and orders of control clients one after the other, so that two
 //! reloads can never overlap; small tasks beside it give the engines the time, pump events, measure rates, and serve the
 //! control socket and the metrics page. None of these tasks ends while the gateway runs: one that does, and a worker that
 //! does, stops the gateway with an error.

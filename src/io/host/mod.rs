@@ -3,11 +3,11 @@
 //!
 //! # Theory of operation
 //!
-//! The caller says what it wants ([`HostPlan`]). [`facts`] asks the kernel how the host is, [`plan`] makes of both
+//! The caller says what it wants ([`HostPlan`]). `facts` asks the kernel how the host is, [`plan`] makes of both
 //! a list of [`Change`]s, and [`Host`] makes those that are not made yet and takes back those no longer wanted.
 //! So the first set-up, a reload and the end are one thing: the difference between two lists.
 //!
-//! Every change is on disk before it is made ([`state`]), together with how it is undone. A gateway that was
+//! Every change is on disk before it is made (`state`), together with how it is undone. A gateway that was
 //! killed is cleaned up after by the next one with the same device name, from that file, and from the marks that
 //! our rules, routes and proxy entries carry in the kernel should the file be lost.
 //!
