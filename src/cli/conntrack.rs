@@ -214,7 +214,8 @@ fn stats(args: &StatsArgs, context: &mut Context) -> Result<()> {
         let dropped = device.dropped.map_or_else(|| "unknown".to_owned(), |packets| packets.to_string());
         let api::Device { name, received, sent, send_errors, .. } = device;
         output.line(&format!(
-            "\n{name}: {received} packets received, {sent} sent, {send_errors} not taken, {dropped} dropped before"
+            "\n{name}: {received} packets received, {sent} sent, {send_errors} refused by the kernel, \
+             {dropped} lost before gatun in the full queue"
         ))?;
     }
     Ok(())

@@ -75,7 +75,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     notify(&[NotifyState::Ready]);
     let services = snapshot.live.len();
     tracing::info!(
-        "gatun {} is up on {}: {services} services, {queues} queues",
+        "gatun {} is up on {}; services: {services}, queues: {queues}",
         env!("CARGO_PKG_VERSION"),
         config.device
     );

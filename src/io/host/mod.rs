@@ -384,10 +384,11 @@ async fn drop_stray_address(net: &Net, device: &str) {
 
 fn warn_of_trouble(plan: &HostPlan, facts: &Facts, net: &Net) {
     for family in Family::BOTH {
-        if plan::routed_vips(plan, facts).any(|vip| Family::of(vip) == family) && facts.uplinks(family).is_empty() {
+        if plan.vips.iter().any(|vip| Family::of(vip.address) == family) && facts.uplinks(family).is_empty() {
             warn!(
                 family = family.sysctl_dir(),
-                "no uplink: there is no default route, and `uplink` names no interface; neighbours are not told of the VIPs"
+                "no uplink: there is no default route, and `uplink` names no interface; what comes from clients may not be \
+                 forwarded, and neighbours are not told of the VIPs"
             );
         }
     }
