@@ -1,9 +1,12 @@
-//! What a packet of a known flow may cost: no allocation, and so many bytes a flow.
+//! What a packet of a known flow may cost: no allocation, and so many bytes a flow. What choosing a server may cost.
 
 mod support;
 
+use gatun::service::scheduler::Request;
+use gatun::service::{Method, PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::verdict::Verdict;
+use gatun::wire::Addr;
 use support::counting;
 use support::packet::{ACK, PSH};
 use support::traffic::{Client, established};
@@ -23,6 +26,38 @@ fn a_hit_allocates_nothing() {
             assert_eq!(engine.handle_packet(Instant::from_millis(n.into()), &mut buf), Verdict::Forward);
         }
         assert_eq!(counting::allocations() - before, 0);
+    }
+}
+
+#[test]
+fn a_pick_allocates_nothing() {
+    let server = |n: u8| ServerSpec {
+        name: n.to_string(),
+        address: Addr::from_v4([10, 20, 0, n]),
+        port: None,
+        // Some take no new flow.
+        weight: u32::from(n % 3),
+    };
+    let service = |(index, &scheduler): (usize, &SchedulerKind)| ServiceSpec {
+        name: scheduler.word().to_owned(),
+        vip: Addr::from_v4([203, 0, 113, index as u8]),
+        ports: PortRange::single(80),
+        protocols: Protocols::Tcp,
+        method: Method::Nat,
+        scheduler,
+        servers: (1..=9).map(server).collect(),
+    };
+    let services = SchedulerKind::ALL.iter().enumerate().map(service).collect();
+    let snapshot = Snapshot::build(SnapshotSpec { services, ..SnapshotSpec::default() }, None).expect("it is sound");
+    for service in &snapshot.live {
+        let before = counting::allocations();
+        for n in 0..1000_u16 {
+            let [high, low] = n.to_be_bytes();
+            let client = Addr::from_v4([198, 51, high, low]);
+            let request = Request { client, client_port: n, vip: service.spec.vip, port: 80 };
+            assert!(service.scheduler.pick(&service.servers, &request).is_some());
+        }
+        assert_eq!(counting::allocations() - before, 0, "{}", service.spec.name);
     }
 }
 
