@@ -70,6 +70,7 @@ package_of() {
         dig) echo bind9-dnsutils ;;
         ping) echo iputils-ping ;;
         nft) echo nftables ;;
+        perf) echo linux-perf ;;
         *) echo "$1" ;;
     esac
 }
