@@ -4,13 +4,14 @@ mod capture;
 mod strip;
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{BufReader, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, TsResolution};
 
@@ -46,12 +47,13 @@ pub struct Args {
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let compiled = Config::load(&args.config)?.compiled()?;
     let snapshot = Arc::new(Snapshot::build(compiled.snapshot, None)?);
+    let input = File::open(&args.input).with_context(|| args.input.display().to_string())?;
+    ensure!(!same_file(&input, &args.output), "{} would be overwritten while it is read", args.input.display());
     // A fixed seed: the same capture always gives the same answer.
     let config = EngineConfig { shard: 0, max_flows: compiled.gateway.max_flows, seed: [0, 0] };
     let mut replay =
         Replay { engine: Engine::new(config, snapshot), out: writer(&args.output)?, seen: Seen::default() };
 
-    let input = File::open(&args.input).with_context(|| args.input.display().to_string())?;
     let mut origin = None;
     capture::packets(BufReader::new(input), |captured| {
         // The first packet's time is the engine's zero. A capture of several CPUs may go back a little; time does not.
@@ -61,6 +63,11 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     .with_context(|| args.input.display().to_string())?;
     replay.out.into_writer().flush().with_context(|| args.output.display().to_string())?;
     show(&replay.seen, args.json, context)
+}
+
+fn same_file(open: &File, path: &Path) -> bool {
+    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    open.metadata().ok().map(identity) == std::fs::metadata(path).ok().map(identity)
 }
 
 fn writer(path: &Path) -> Result<PcapWriter<BufWriter<File>>> {

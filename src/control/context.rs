@@ -38,11 +38,12 @@ pub struct Control {
     orders: Option<mpsc::Sender<Order>>,
 }
 
-/// What does not change while the daemon runs.
+/// What this gateway is.
 #[derive(Debug, Default)]
 pub struct About {
     pub device: Option<Device>,
-    pub config: Option<PathBuf>,
+    /// The file it runs by; a reload may name another.
+    pub config: Mutex<Option<PathBuf>>,
 }
 
 /// How often the configuration was reloaded.
@@ -130,7 +131,7 @@ impl Control {
             pid: std::process::id(),
             uptime: self.uptime().as_secs(),
             device: self.device(),
-            config: self.about.config.as_ref().map(|path| path.display().to_string()),
+            config: self.about.config.lock().as_ref().map(|path| path.display().to_string()),
             generation: snapshot.generation,
             reloads_ok: self.reloads.ok.load(Ordering::Relaxed),
             reloads_failed: self.reloads.failed.load(Ordering::Relaxed),

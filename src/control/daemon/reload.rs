@@ -52,6 +52,7 @@ impl Daemon {
         let generation = snapshot.generation;
         self.gateway.swap(snapshot);
         self.compiled = Compiled { gateway, snapshot: new.snapshot };
+        *self.control.about().config.lock() = Some(path.clone());
         self.options.config = path;
         for change in changes.iter().filter(|change| change.needs_restart) {
             tracing::warn!("not changed before a restart: {change}");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use caps::Capability;
+use parking_lot::Mutex;
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -105,7 +106,7 @@ async fn bring_up(
         host.apply(&host_plan(config, &snapshot)).await?;
     }
 
-    let config = Some(options.config.clone());
+    let config = Mutex::new(Some(options.config.clone()));
     let control = Arc::new(Control::new(gateway.clone(), About { config, device: Some(device) }, Some(orders)));
     let mut tasks = JoinSet::new();
     tasks.spawn(keep_time(gateway.clone()));

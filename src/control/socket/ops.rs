@@ -223,6 +223,21 @@ mod tests {
         }
     }
 
+    // The document and the daemon speak of the same operations, and its requests are understood.
+    #[test]
+    fn every_request_in_the_documentation_is_one() {
+        let document = include_str!("../../../docs/CONTROL-API.md");
+        let requests: Vec<&str> = document.lines().filter_map(|line| line.strip_prefix("→ ")).collect();
+        for op in api::OPS {
+            assert!(document.contains(&format!("\n| `{op}` |")), "{op} is not in the table");
+            let example = format!("{{\"v\":1,\"op\":\"{op}\"");
+            assert!(requests.iter().any(|request| request.starts_with(&example)), "{op} has no example");
+        }
+        for request in requests {
+            assert!(parse(request.as_bytes()).is_ok(), "{request}: {:?}", parse(request.as_bytes()));
+        }
+    }
+
     fn rubbish() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
