@@ -100,6 +100,7 @@ struct FilterArgs {
     /// A TCP state, as ESTABLISHED
     #[arg(long, value_name = "STATE")]
     state: Option<String>,
+    /// By name
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
     /// By name, address, or address and port

@@ -1,0 +1,73 @@
+//! What the documents say is so, as far as a program can tell.
+
+#![cfg(feature = "gateway")]
+
+use std::path::Path;
+
+use gatun::control::api;
+use gatun::control::config::Config;
+use gatun::service::{SchedulerKind, Snapshot};
+use gatun::verdict::DropReason;
+
+const README: &str = include_str!("../README.md");
+const CONTROL_API: &str = include_str!("../docs/CONTROL-API.md");
+
+/// The blocks of `text` between a line "```language" and the next "```".
+fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
+    let fence = format!("```{language}\n");
+    text.split(&fence).skip(1).filter_map(|rest| rest.split("```").next()).collect()
+}
+
+#[test]
+fn the_configurations_of_the_readme_make_snapshots() {
+    let found = blocks(README, "toml");
+    assert!(!found.is_empty());
+    for text in found {
+        let config = Config::parse(Path::new("README.md"), text).unwrap_or_else(|errors| panic!("{errors}"));
+        let compiled = config.compiled().unwrap_or_else(|errors| panic!("{errors}"));
+        let snapshot = Snapshot::build(compiled.snapshot, None).unwrap();
+        assert!(snapshot.live.iter().all(|service| !service.servers.is_empty()), "an example that serves nobody");
+    }
+}
+
+#[test]
+fn the_readme_names_every_scheduler_among_the_supported_ones() {
+    let supported = README.split("## What is supported").nth(1).and_then(|rest| rest.split("## ").next()).unwrap();
+    for kind in SchedulerKind::ALL {
+        assert!(supported.contains(&format!("`{}`", kind.word())), "{}", kind.word());
+    }
+}
+
+#[test]
+fn the_drop_reasons_that_the_documents_show_exist() {
+    let lines = README.lines().filter_map(|line| line.trim().strip_prefix("reason     "));
+    let shown: Vec<&str> = lines.collect();
+    assert!(!shown.is_empty());
+    for word in shown {
+        assert!(DropReason::ALL.iter().any(|reason| reason.word() == word), "{word}");
+    }
+}
+
+#[test]
+fn the_control_api_describes_every_operation() {
+    for op in api::OPS {
+        assert!(CONTROL_API.contains(&format!("| `{op}` |")), "{op} has no row");
+    }
+    for op in api::RESERVED_OPS {
+        assert!(CONTROL_API.contains(&format!("`{op}`")), "{op} is not named");
+    }
+    assert!(CONTROL_API.contains(&format!("This page describes version {}.", api::VERSION)));
+}
+
+#[test]
+fn every_request_of_the_control_api_is_one() {
+    let requests: Vec<&str> = CONTROL_API.lines().filter_map(|line| line.strip_prefix("→ ")).collect();
+    assert!(requests.len() >= 5, "{requests:?}");
+    for line in requests {
+        let value: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let mut fields = value.as_object().cloned().expect(line);
+        assert_eq!(fields.remove("v"), Some(api::VERSION.into()), "{line}");
+        let request = serde_json::from_value::<api::Request>(fields.into());
+        assert!(request.is_ok(), "{line}: {request:?}");
+    }
+}
