@@ -1,12 +1,13 @@
 //! A VIP that is an address of the gateway itself: the service's port is balanced, every other port is the host's own.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use crate::cleanup::{ensure_same, snapshot};
-use crate::client::{answers, curl, spread};
+use crate::client::{answers, curl, download, random_file, sha256, spread};
+use crate::fragments;
 use crate::gateway::Setup;
 use crate::lab::scenario;
-use crate::servers::{THREE, VIPS, dual_service, nginx, three_nginx};
+use crate::servers::{THREE, VIPS, dual_service, named_service, nginx, three_nginx, udp_echo, udp_echo_at};
 
 const NEEDS: [&str; 2] = ["nginx", "curl"];
 
@@ -84,5 +85,33 @@ fn routed_with_strict_rp_filter() {
         }
         gateway.stop()?;
         ensure_same(&before, &snapshot(lab)?)
+    });
+}
+
+/// Fragments, which carry no port, and "too big" messages find their way all the same.
+#[test]
+fn with_fragments_and_a_narrow_hop() {
+    scenario(&NEEDS, |lab| {
+        three_nginx(lab)?;
+        random_file(lab, "original", 10)?;
+        udp_echo(lab, "rs1", 9000)?;
+        lab.sh("gw", "ip addr add 203.0.113.10/32 dev lo; ip addr add 2001:db8:f::10/128 dev lo nodad")?;
+        // The host's own server of the same kind, on another port of the same addresses.
+        VIPS.iter().try_for_each(|vip| udp_echo_at(lab, "gw", &format!("{vip}:9001")))?;
+        let services = dual_service(80, "tcp", "rr", &THREE, 8080)
+            + &named_service("echo", 9000, "udp", "rr", &[("rs1", 1)], 9000);
+        let _gateway = Setup::new(services).start(lab)?;
+        fragments::exchange(lab, VIPS, 9000)?;
+        fragments::exchange(lab, VIPS, 9001).context("the host's own port")?;
+        lab.sh(
+            "gw",
+            "ip route add 198.51.100.2/32 dev eth0 mtu lock 1400
+             ip route add 2001:db8:1::2/128 dev eth0 mtu lock 1400",
+        )?;
+        for vip in VIPS {
+            download(lab, vip, "original", "downloaded")?;
+            ensure!(sha256(lab, "downloaded")? == sha256(lab, "original")?, "the checksums differ");
+        }
+        Ok(())
     });
 }

@@ -126,19 +126,22 @@ pub fn unbound(lab: &Lab, node: &str, port: u16) -> Result<()> {
     })
 }
 
-/// A UDP server on a node that sends every datagram back, until the lab goes.
+/// A UDP server on a node, on all of its addresses, that sends every datagram back, until the lab goes.
 pub fn udp_echo(lab: &Lab, node: &str, port: u16) -> Result<()> {
-    for unspecified in ["0.0.0.0", "::"] {
-        let local: SocketAddr = SocketAddr::new(unspecified.parse()?, port);
-        let socket = lab.inside(node, move || bind_udp(local))??;
-        std::thread::spawn(move || {
-            let mut buffer = vec![0; 65536];
-            while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
-                // A peer that has gone answers with an ICMP error, which the next call reports.
-                let _ = socket.send_to(&buffer[..length], peer);
-            }
-        });
-    }
+    ["0.0.0.0", "[::]"].iter().try_for_each(|address| udp_echo_at(lab, node, &format!("{address}:{port}")))
+}
+
+/// The same on one address, which is then the source of what it sends.
+pub fn udp_echo_at(lab: &Lab, node: &str, local: &str) -> Result<()> {
+    let local: SocketAddr = local.parse()?;
+    let socket = lab.inside(node, move || bind_udp(local))??;
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 65536];
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+            // A peer that has gone answers with an ICMP error, which the next call reports.
+            let _ = socket.send_to(&buffer[..length], peer);
+        }
+    });
     Ok(())
 }
 
