@@ -64,7 +64,7 @@ pub fn segment(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
 /// established, and so protected, by sending an ACK after each SYN.
 fn completes_handshake(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
     let peer = &flow.sequence[sender.other() as usize];
-    peer.is_known && distance(peer.end, segment.ack).abs() <= RST_SLACK
+    peer.is_known && distance(peer.end, segment.ack).unsigned_abs() <= RST_SLACK.unsigned_abs()
 }
 
 fn note_sequence(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
