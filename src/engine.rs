@@ -204,6 +204,9 @@ impl Engine {
                 self.traffic.resize(self.traffic.len().max(snapshot.server_ids()), Traffic::default());
                 self.forget_reused_ids(&snapshot);
                 self.snapshot = snapshot;
+                let bounds = self.fragment_bounds();
+                let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
+                self.fragments.trim(bounds, dropped);
                 Outcome::Done
             }
             Command::Watch(on) => {

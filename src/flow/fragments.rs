@@ -188,13 +188,23 @@ impl Fragments {
         dropped
     }
 
+    /// Keeps to bounds that may be lower than before; `dropped` counts held fragments that had to go.
+    pub fn trim(&mut self, bounds: Bounds, dropped: &mut u64) {
+        while self.entries.len() > bounds.packets || self.held_bytes > bounds.held_bytes {
+            self.drop_oldest(dropped);
+        }
+    }
+
     /// When [`Fragments::expire`] has work, at the earliest.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.order.front().map(|(deadline, ..)| *deadline)
     }
 
     fn insert(&mut self, deadline: Instant, key: Key, fate: Option<Fate>, bounds: Bounds, dropped: &mut u64) {
-        while !self.entries.is_empty() && self.entries.len() >= bounds.packets {
+        if bounds.packets == 0 {
+            return;
+        }
+        while self.entries.len() >= bounds.packets {
             self.drop_oldest(dropped);
         }
         self.serial += 1;
