@@ -148,6 +148,10 @@ enum Class {
     Open,
 }
 
+/// A flow in the wheel is looked at again after this time at the latest, so that timeouts that a reload shortens hold soon for
+/// the flows there are; a million flows make for 3,300 looks a second.
+const RECHECK: Duration = Duration::from_secs(300);
+
 const UNREPLIED: usize = QUEUES - 2;
 const ANSWERED: usize = QUEUES - 1;
 
@@ -366,7 +370,7 @@ impl FlowTable {
                 self.expiry.enqueue(&mut FlowLinks(&mut self.flows), number, queue);
             }
             Class::Open => {
-                let deadline = self.deadline(number, timeouts);
+                let deadline = self.deadline(number, timeouts).min(now + RECHECK);
                 self.expiry.schedule(&mut FlowLinks(&mut self.flows), number, now, deadline);
             }
         }
