@@ -1,0 +1,263 @@
+//! Golden rows: a description, what is configured, what came before, a packet in, the verdict, the packet out. Every row
+//! stands for both families; packets are built by etherparse.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod conntrack;
+mod fragments;
+mod icmp;
+mod malformed;
+mod nat;
+mod refusal;
+mod reload;
+mod tcp_states;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use gatun::service::{PortRange, Protocols, Snapshot, SnapshotSpec};
+use gatun::time::Instant;
+use gatun::verdict::{DropReason, Verdict};
+use gatun::wire::PacketBuf;
+
+use support::oracle;
+use support::packet::Build;
+use support::world::{self, ServiceSpecExt, service};
+
+#[test]
+fn nat() {
+    run(nat::rows);
+}
+
+#[test]
+fn icmp_errors() {
+    run(icmp::rows);
+}
+
+#[test]
+fn refusals() {
+    run(refusal::rows);
+}
+
+#[test]
+fn malformed_packets() {
+    run(malformed::rows);
+}
+
+#[test]
+fn every_reason_to_drop_has_a_row() {
+    let mut seen = BTreeSet::new();
+    for net in [Net::V4, Net::V6] {
+        for rows in [nat::rows, icmp::rows, refusal::rows, malformed::rows] {
+            for row in rows(&net) {
+                if let Verdict::Drop(reason) | Verdict::Refuse(reason) = row.verdict {
+                    seen.insert(reason);
+                }
+            }
+        }
+    }
+    // No packet gets this verdict: it is what becomes of held fragments. See fragments.rs.
+    seen.insert(DropReason::FragmentTimeout);
+    let missing: Vec<_> = DropReason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
+    assert!(missing.is_empty(), "no row for {missing:?}");
+}
+
+/// One line of a table.
+pub struct Row {
+    pub name: String,
+    pub spec: SnapshotSpec,
+    pub max_flows: usize,
+    pub setup: Vec<PacketBuf>,
+    pub packet: PacketBuf,
+    pub verdict: Verdict,
+    /// What is sent, its checksum completed; `None` when nothing is.
+    pub out: Option<Vec<u8>>,
+}
+
+impl Row {
+    pub fn new(name: &str, spec: SnapshotSpec, packet: impl Packet, verdict: Verdict) -> Row {
+        Row { name: name.into(), spec, max_flows: 1024, setup: Vec::new(), packet: packet.buf(), verdict, out: None }
+    }
+
+    /// A packet that goes on as another.
+    pub fn forward(name: &str, spec: SnapshotSpec, packet: impl Packet, out: impl Packet) -> Row {
+        Row::new(name, spec, packet, Verdict::Forward).out(out)
+    }
+
+    pub fn drop(name: &str, spec: SnapshotSpec, packet: impl Packet, reason: DropReason) -> Row {
+        Row::new(name, spec, packet, Verdict::Drop(reason))
+    }
+
+    /// A packet that is dropped and answered.
+    pub fn refuse(name: &str, spec: SnapshotSpec, packet: impl Packet, reason: DropReason, out: impl Packet) -> Row {
+        Row::new(name, spec, packet, Verdict::Refuse(reason)).out(out)
+    }
+
+    /// A packet that goes on as it came.
+    pub fn pass(name: &str, spec: SnapshotSpec, packet: impl Packet) -> Row {
+        let buf = packet.buf();
+        Row::new(name, spec, buf.clone(), Verdict::Pass).out(buf)
+    }
+
+    pub fn out(mut self, out: impl Packet) -> Row {
+        self.out = Some(oracle::complete(&out.buf()));
+        self
+    }
+
+    pub fn after<P: Packet>(mut self, setup: impl IntoIterator<Item = P>) -> Row {
+        self.setup.extend(setup.into_iter().map(|packet| packet.buf()));
+        self
+    }
+
+    pub fn max_flows(mut self, max_flows: usize) -> Row {
+        self.max_flows = max_flows;
+        self
+    }
+
+    fn run(self, net: &Net) {
+        let name = format!("{:?}: {}", net, self.name);
+        let snapshot = Snapshot::build(self.spec, None).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut engine = world::engine(snapshot.into(), self.max_flows);
+        for mut packet in self.setup {
+            engine.handle_packet(Instant::ZERO, &mut packet);
+            engine.check_invariants();
+        }
+        let mut buf = self.packet.clone();
+        let verdict = engine.handle_packet(Instant::ZERO, &mut buf);
+        assert_eq!(verdict, self.verdict, "{name}");
+        assert_eq!(verdict.sends(), self.out.is_some(), "{name}: the row has no packet out, or one too many");
+        engine.check_invariants();
+        if let Some(expected) = self.out {
+            let sent = oracle::complete(&buf);
+            if sent != expected {
+                let (sent, expected) = (oracle::decode(&sent), oracle::decode(&expected));
+                panic!("{name}:\nsent     {sent:02x?}\nexpected {expected:02x?}\n{:02x?}", buf.packet());
+            }
+            if verdict == Verdict::Forward && buf.vnet.is_gso() {
+                assert_eq!(buf.vnet, self.packet.vnet, "{name}: the offloads changed");
+            }
+        }
+    }
+}
+
+/// Whatever can stand in a row.
+pub trait Packet {
+    fn buf(&self) -> PacketBuf;
+}
+
+impl Packet for Build {
+    fn buf(&self) -> PacketBuf {
+        Build::buf(self)
+    }
+}
+
+impl Packet for PacketBuf {
+    fn buf(&self) -> PacketBuf {
+        self.clone()
+    }
+}
+
+impl Packet for Vec<u8> {
+    fn buf(&self) -> PacketBuf {
+        PacketBuf::from_packet(self)
+    }
+}
+
+impl<P: Packet> Packet for &P {
+    fn buf(&self) -> PacketBuf {
+        (*self).buf()
+    }
+}
+
+fn run(rows: fn(&Net) -> Vec<Row>) {
+    for net in [Net::V4, Net::V6] {
+        let rows = rows(&net);
+        assert!(rows.len() > 5);
+        for row in rows {
+            row.run(&net);
+        }
+    }
+}
+
+/// Addresses of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Net {
+    V4,
+    V6,
+}
+
+impl Net {
+    pub const BOTH: [Net; 2] = [Net::V4, Net::V6];
+
+    pub fn is_v4(self) -> bool {
+        self == Net::V4
+    }
+
+    fn pick(self, v4: &str, v6: &str) -> IpAddr {
+        if self.is_v4() { v4 } else { v6 }.parse().expect("an address")
+    }
+
+    pub fn client(self, port: u16) -> SocketAddr {
+        (self.pick("198.51.100.2", "2001:db8:1::2"), port).into()
+    }
+
+    /// Another client, by number from 0.
+    pub fn other(self, number: u8, port: u16) -> SocketAddr {
+        let (v4, v6) = (format!("198.51.101.{number}"), format!("2001:db8:2::{number:x}"));
+        (self.pick(&v4, &v6), port).into()
+    }
+
+    pub fn vip(self, port: u16) -> SocketAddr {
+        (self.pick("203.0.113.10", "2001:db8:f::10"), port).into()
+    }
+
+    pub fn vip2(self, port: u16) -> SocketAddr {
+        (self.pick("203.0.113.11", "2001:db8:f::11"), port).into()
+    }
+
+    /// A server, by number from 1.
+    pub fn rs(self, number: u8, port: u16) -> SocketAddr {
+        let (v4, v6) = (format!("10.20.0.1{number}"), format!("fd20::1{number}"));
+        (self.pick(&v4, &v6), port).into()
+    }
+
+    /// A router behind the gateway.
+    pub fn inner_router(self) -> SocketAddr {
+        (self.pick("10.20.0.254", "fd20::fe"), 0).into()
+    }
+
+    /// A router on the way to the client.
+    pub fn outer_router(self) -> SocketAddr {
+        (self.pick("192.0.2.1", "2001:db8:9::1"), 0).into()
+    }
+
+    /// Neither client nor server nor VIP.
+    pub fn stranger(self, port: u16) -> SocketAddr {
+        (self.pick("192.0.2.77", "2001:db8:9::77"), port).into()
+    }
+
+    /// TCP 80 to servers 1 and 2 at 8080; UDP and TCP 53 to server 1; UDP 8000-8099 to server 2 from 9000 on; on the second
+    /// VIP everything to server 1 but TCP 443, which goes to server 2, and 1000-1999, which go to server 3.
+    pub fn spec(self) -> SnapshotSpec {
+        let ip = |end: SocketAddr| end.ip().to_string();
+        let (vip, vip2) = (ip(self.vip(0)), ip(self.vip2(0)));
+        let (rs1, rs2, rs3) = (ip(self.rs(1, 0)), ip(self.rs(2, 0)), ip(self.rs(3, 0)));
+        let range = |first, last| PortRange { first, last };
+        let services = vec![
+            service("web", &vip, PortRange::single(80), Protocols::Tcp).server(&rs1, Some(8080), 1).server(
+                &rs2,
+                Some(8080),
+                1,
+            ),
+            service("dns", &vip, PortRange::single(53), Protocols::TcpAndUdp).server(&rs1, Some(53), 1),
+            service("range", &vip, range(8000, 8099), Protocols::Udp).server(&rs2, Some(9000), 1),
+            service("all", &vip2, PortRange::ALL, Protocols::TcpAndUdp).server(&rs1, None, 1),
+            service("some", &vip2, range(1000, 1999), Protocols::TcpAndUdp).server(&rs3, None, 1),
+            service("tls", &vip2, PortRange::single(443), Protocols::Tcp).server(&rs2, None, 1),
+            service("drained", &vip, PortRange::single(81), Protocols::TcpAndUdp).server(&rs1, None, 0),
+            service("empty", &vip, PortRange::single(82), Protocols::TcpAndUdp),
+        ];
+        SnapshotSpec { services, ..SnapshotSpec::default() }
+    }
+}
