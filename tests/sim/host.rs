@@ -1,0 +1,324 @@
+//! A host: smoltcp's stack over a queue of packets, and the programs that run on it.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::{tcp, udp};
+use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, IpCidr};
+
+pub const WEB: u16 = 8080;
+pub const ECHO: u16 = 5353;
+/// How long a client waits for an answer before it asks again, in microseconds.
+const ASK_AGAIN: i64 = 1_000_000;
+
+pub struct Host {
+    pub addresses: Vec<IpAddr>,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    queue: Queue,
+    programs: Vec<Program>,
+    /// Connections that were served here to their end.
+    pub served: usize,
+}
+
+/// What runs on a host.
+enum Program {
+    /// Takes a connection, reads the request, answers with its sum and more, closes. Just one: smoltcp gives a
+    /// SYN that comes twice to the first socket that listens, even when a later one has the connection; so used ones must
+    /// stand before all that listen.
+    Web { socket: SocketHandle, got: Vec<u8>, answer: Option<(Vec<u8>, usize)> },
+    /// Sends each datagram back, backwards.
+    Echo { socket: SocketHandle },
+    /// Connects, sends `request`, and reads until it has the answer.
+    Get {
+        socket: SocketHandle,
+        at: i64,
+        local: u16,
+        to: SocketAddr,
+        request: Vec<u8>,
+        sent: usize,
+        got: Vec<u8>,
+        expected: Vec<u8>,
+        state: Progress,
+    },
+    /// Sends datagrams, each until it is answered.
+    Ask { socket: SocketHandle, at: i64, to: SocketAddr, left: u32, asked: Option<i64> },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Waiting,
+    Connected,
+    Done,
+}
+
+impl Host {
+    pub fn new(addresses: &[&str], seed: u64) -> Host {
+        let mut queue = Queue::default();
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, &mut queue, Instant::ZERO);
+        let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().expect("an address")).collect();
+        interface.update_ip_addrs(|list| {
+            for address in &addresses {
+                // Everything is on the link, as far as the host knows.
+                list.push(IpCidr::new((*address).into(), 0)).expect("room for two");
+            }
+        });
+        let sockets = SocketSet::new(Vec::new());
+        Host { addresses, interface, sockets, queue, programs: Vec::new(), served: 0 }
+    }
+
+    pub fn serve(&mut self, connections: usize) {
+        for _ in 0..connections {
+            let socket = self.sockets.add(tcp_socket());
+            self.programs.push(Program::Web { socket, got: Vec::new(), answer: None });
+        }
+        let socket = self.sockets.add(udp_socket(ECHO));
+        self.programs.push(Program::Echo { socket });
+    }
+
+    /// From `at` microseconds on: send `len` bytes, and check the answer.
+    pub fn get(&mut self, at: i64, local: u16, to: SocketAddr, len: usize) {
+        let socket = self.sockets.add(tcp_socket());
+        let mut request = (len as u32).to_be_bytes().to_vec();
+        request.extend((0..len).map(|n| (n * 31 + n / 251 + usize::from(local)) as u8));
+        let (expected, state) = (answer_to(&request), Progress::Waiting);
+        self.programs.push(Program::Get { socket, at, local, to, request, sent: 0, got: Vec::new(), expected, state });
+    }
+
+    pub fn ask(&mut self, at: i64, local: u16, to: SocketAddr, questions: u32) {
+        let socket = self.sockets.add(udp_socket(local));
+        self.programs.push(Program::Ask { socket, at, to, left: questions, asked: None });
+    }
+
+    pub fn receive(&mut self, packet: Vec<u8>) {
+        self.queue.arrived.push_back(packet);
+    }
+
+    /// Lets stack and programs do what they can at `now`; returns what is sent.
+    pub fn poll(&mut self, now: i64) -> Vec<Vec<u8>> {
+        let time = Instant::from_micros(now);
+        loop {
+            self.interface.poll(time, &mut self.queue, &mut self.sockets);
+            let mut busy = false;
+            for program in &mut self.programs {
+                busy |= program.run(now, &mut self.interface, &mut self.sockets, &mut self.served);
+            }
+            if !busy {
+                break;
+            }
+        }
+        self.queue.sent.drain(..).collect()
+    }
+
+    /// When [`Host::poll`] has something to do, if no packet comes.
+    pub fn poll_at(&mut self, now: i64) -> Option<i64> {
+        let stack = self.interface.poll_at(Instant::from_micros(now), &self.sockets).map(|at| at.total_micros());
+        let programs = self.programs.iter().filter_map(|program| match program {
+            Program::Get { at, state: Progress::Waiting, .. } => Some(*at),
+            Program::Ask { at, left, asked, .. } if *left > 0 => Some(asked.map_or(*at, |asked| asked + ASK_AGAIN)),
+            _ => None,
+        });
+        stack.into_iter().chain(programs).min()
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.programs.iter().all(|program| match program {
+            Program::Get { state, .. } => *state == Progress::Done,
+            Program::Ask { left, .. } => *left == 0,
+            _ => true,
+        })
+    }
+}
+
+impl Program {
+    /// Does one round; whether there may be more to do at once.
+    fn run(
+        &mut self,
+        now: i64,
+        interface: &mut Interface,
+        sockets: &mut SocketSet<'static>,
+        served: &mut usize,
+    ) -> bool {
+        match self {
+            Program::Web { socket, got, answer } => {
+                let socket = sockets.get_mut::<tcp::Socket<'_>>(*socket);
+                if !socket.is_open() && answer.is_none() {
+                    got.clear();
+                    socket.listen(WEB).expect("a closed socket can listen");
+                    return true;
+                }
+                let mut busy = take(socket, got);
+                if answer.is_none() && is_whole(got) {
+                    *answer = Some((answer_to(got), 0));
+                    *served += 1;
+                }
+                if let Some((bytes, sent)) = answer
+                    && *sent < bytes.len()
+                    && socket.can_send()
+                {
+                    *sent += socket.send_slice(&bytes[*sent..]).expect("it can send");
+                    busy = true;
+                    if *sent == bytes.len() {
+                        socket.close();
+                    }
+                }
+                busy
+            }
+            Program::Echo { socket } => {
+                let socket = sockets.get_mut::<udp::Socket<'_>>(*socket);
+                let mut busy = false;
+                while let Ok((data, from)) = socket.recv() {
+                    let backwards: Vec<u8> = data.iter().rev().copied().collect();
+                    // From the address that was asked; a full queue loses the answer, as it may.
+                    let _ = socket.send_slice(&backwards, from);
+                    busy = true;
+                }
+                busy
+            }
+            Program::Get { socket, at, local, to, request, sent, got, expected, state } => {
+                let socket = sockets.get_mut::<tcp::Socket<'_>>(*socket);
+                match state {
+                    Progress::Waiting if now >= *at => {
+                        socket.connect(interface.context(), *to, *local).expect("a free socket connects");
+                        *state = Progress::Connected;
+                        true
+                    }
+                    Progress::Connected => {
+                        let mut busy = take(socket, got);
+                        if *sent < request.len() && socket.can_send() {
+                            *sent += socket.send_slice(&request[*sent..]).expect("it can send");
+                            busy = true;
+                        }
+                        if got.len() >= expected.len() {
+                            assert!(got == expected, "{local} to {to}: the answer is to something else");
+                            socket.close();
+                            *state = Progress::Done;
+                            return true;
+                        }
+                        assert!(socket.is_open(), "{local} to {to}: the connection broke");
+                        busy
+                    }
+                    _ => false,
+                }
+            }
+            Program::Ask { socket, at, to, left, asked } => {
+                if *left == 0 || now < *at {
+                    return false;
+                }
+                let socket = sockets.get_mut::<udp::Socket<'_>>(*socket);
+                let question: Vec<u8> = (0..*left as u8 + 40).map(|n| n ^ *left as u8).collect();
+                while let Ok((data, from)) = socket.recv() {
+                    assert_eq!(
+                        SocketAddr::new(from.endpoint.addr.into(), from.endpoint.port),
+                        *to,
+                        "an answer from elsewhere"
+                    );
+                    // A late answer to an earlier question is none.
+                    if data.iter().rev().eq(&question) {
+                        (*left, *asked) = (*left - 1, None);
+                        return true;
+                    }
+                }
+                if asked.is_none_or(|at| now >= at + ASK_AGAIN) {
+                    socket.send_slice(&question, *to).expect("room for one datagram");
+                    *asked = Some(now);
+                    return true;
+                }
+                false
+            }
+        }
+    }
+}
+
+/// Reads what has come.
+fn take(socket: &mut tcp::Socket<'_>, into: &mut Vec<u8>) -> bool {
+    let before = into.len();
+    while socket.can_recv() {
+        let read = socket.recv(|data| {
+            into.extend_from_slice(data);
+            (data.len(), ())
+        });
+        if read.is_err() {
+            break;
+        }
+    }
+    into.len() > before
+}
+
+/// A request begins with the length of what follows.
+fn is_whole(request: &[u8]) -> bool {
+    request.split_first_chunk().is_some_and(|(len, rest)| rest.len() >= u32::from_be_bytes(*len) as usize)
+}
+
+/// What a server sends back: the sum of the request, and a body that follows from it.
+fn answer_to(request: &[u8]) -> Vec<u8> {
+    // FNV-1a: nothing of the code under test.
+    let add = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let sum = request.iter().fold(0xcbf2_9ce4_8422_2325, add);
+    let len = 500 + (sum % 30_000) as usize;
+    let mut answer = sum.to_be_bytes().to_vec();
+    answer.extend((0..len).map(|n| (sum >> (n % 57)) as u8 ^ n as u8));
+    answer
+}
+
+fn tcp_socket() -> tcp::Socket<'static> {
+    let buffer = || tcp::SocketBuffer::new(vec![0; 16 << 10]);
+    tcp::Socket::new(buffer(), buffer())
+}
+
+fn udp_socket(port: u16) -> udp::Socket<'static> {
+    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 32], vec![0; 8 << 10]);
+    let mut socket = udp::Socket::new(buffer(), buffer());
+    socket.bind(port).expect("a port other than 0");
+    socket
+}
+
+/// The host's end of its link.
+#[derive(Default)]
+struct Queue {
+    arrived: VecDeque<Vec<u8>>,
+    sent: Vec<Vec<u8>>,
+}
+
+struct Arrived(Vec<u8>);
+struct Sent<'a>(&'a mut Vec<Vec<u8>>);
+
+impl Device for Queue {
+    type RxToken<'a> = Arrived;
+    type TxToken<'a> = Sent<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Arrived, Sent<'_>)> {
+        Some((Arrived(self.arrived.pop_front()?), Sent(&mut self.sent)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sent<'_>> {
+        Some(Sent(&mut self.sent))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = 1500;
+        capabilities
+    }
+}
+
+impl RxToken for Arrived {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl TxToken for Sent<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut packet = vec![0; len];
+        let result = f(&mut packet);
+        self.0.push(packet);
+        result
+    }
+}

@@ -1,0 +1,59 @@
+//! A whole network under a virtual clock: smoltcp hosts as clients and servers at both ends of the engine, TCP and UDP over
+//! both families, and links that lose, delay, duplicate, reorder and corrupt. Every transfer must arrive whole, with
+//! reloads in the middle. A seed decides everything; `GATUN_SEED=N` runs that one alone.
+
+mod host;
+mod network;
+
+use network::Network;
+
+const SEEDS: u64 = 24;
+
+#[test]
+fn transfers_survive_bad_links_and_reloads() {
+    let seeds = match std::env::var("GATUN_SEED") {
+        Ok(seed) => vec![seed.parse().expect("GATUN_SEED is a number")],
+        Err(_) => (0..SEEDS).collect::<Vec<u64>>(),
+    };
+    let mut servers = [0; network::SERVERS];
+    let (mut packets, mut impaired) = (0, 0);
+    for &seed in &seeds {
+        let _guard = SayOnPanic(seed);
+        let mut network = Network::new(seed);
+        network.run();
+        for (sum, n) in servers.iter_mut().zip(network.served()) {
+            *sum += n;
+        }
+        packets += network.packets;
+        impaired += network.impaired;
+    }
+    println!(
+        "{} seeds, {packets} packets, {impaired} of them impaired; connections by server: {servers:?}",
+        seeds.len()
+    );
+    if seeds.len() > 1 {
+        assert!(servers.iter().all(|n| *n > 0), "a server had nothing to do: {servers:?}");
+        assert!(impaired > packets / 100, "the links were too good to show anything");
+    }
+}
+
+#[test]
+fn one_seed_is_one_run() {
+    let run = || {
+        let mut network = Network::new(4711);
+        network.run();
+        (network.packets, network.impaired, network.now, network.served())
+    };
+    assert_eq!(run(), run());
+}
+
+/// Tells the seed of a run that fails.
+struct SayOnPanic(u64);
+
+impl Drop for SayOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the seed was {0}; run it again with GATUN_SEED={0}", self.0);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Hosts, links, the gateway between them, and an operator who reloads. The clock jumps to whatever comes next.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use fastrand::Rng;
+use gatun::command::Command;
+use gatun::engine::{Engine, EngineConfig};
+use gatun::service::{
+    Method, PortRange, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec,
+};
+use gatun::time::Instant;
+use gatun::verdict::{DropReason, Verdict};
+use gatun::wire::{Addr, PacketBuf, View};
+
+use crate::host::{ECHO, Host, WEB};
+
+pub const CLIENTS: usize = 3;
+pub const SERVERS: usize = 3;
+const VIPS: [&str; 2] = ["203.0.113.10", "2001:db8:f::10"];
+/// Virtual time that a run may take, in microseconds: TCP over a link that loses a tenth is slow.
+const LIMIT: i64 = 1_800_000_000;
+
+pub struct Network {
+    pub now: i64,
+    pub packets: usize,
+    pub impaired: usize,
+    rng: Rng,
+    link: Link,
+    hosts: Vec<Host>,
+    engine: Engine,
+    /// Next to arrive first.
+    under_way: BinaryHeap<Reverse<Transit>>,
+    reloads: Vec<i64>,
+    scheduler: SchedulerKind,
+}
+
+/// A packet under way: when it arrives, in which order it was sent, where, and what.
+type Transit = (i64, usize, Place, Vec<u8>);
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Gateway,
+    Host(usize),
+}
+
+/// Chances in percent; times in microseconds.
+struct Link {
+    loss: u32,
+    duplication: u32,
+    corruption: u32,
+    delay: i64,
+    jitter: i64,
+}
+
+impl Network {
+    pub fn new(seed: u64) -> Network {
+        let mut rng = Rng::with_seed(seed);
+        let link = Link {
+            loss: rng.u32(0..8),
+            duplication: rng.u32(0..5),
+            corruption: rng.u32(0..3),
+            delay: rng.i64(100..20_000),
+            jitter: rng.i64(1..10_000),
+        };
+        let scheduler = SchedulerKind::ALL[rng.usize(..SchedulerKind::ALL.len())];
+        let snapshot = Snapshot::build(spec(scheduler, &[1; SERVERS]), None).expect("valid");
+        let config = EngineConfig { shard: 0, max_flows: 256, seed: [seed, 1] };
+        let mut network = Network {
+            now: 0,
+            packets: 0,
+            impaired: 0,
+            link,
+            hosts: hosts(&mut rng),
+            engine: Engine::new(config, Arc::new(snapshot)),
+            under_way: BinaryHeap::new(),
+            reloads: (0..4).map(|_| rng.i64(100_000..8_000_000)).collect(),
+            scheduler,
+            rng,
+        };
+        network.start_clients();
+        network
+    }
+
+    /// Until every transfer is done, and then until every flow is gone.
+    pub fn run(&mut self) {
+        while !self.hosts.iter().all(Host::is_done) {
+            assert!(self.now < LIMIT, "the transfers do not come to an end");
+            self.step();
+        }
+        while let Some(deadline) = self.engine.poll_timeout() {
+            self.now = self.now.max(deadline.micros() as i64);
+            self.engine.handle_timeout(self.engine_now());
+        }
+        self.engine.check_invariants();
+        assert_eq!(self.engine.occupancy().0, 0);
+        let snapshot = self.engine.snapshot();
+        let servers = (0..snapshot.server_ids()).filter_map(|id| snapshot.server(ServerId(id as u32)));
+        assert!(servers.clone().count() >= SERVERS && servers.into_iter().all(|server| server.load.is_idle()));
+        let stats = self.engine.stats();
+        assert_eq!((stats.drops(DropReason::TableFull), stats.drops(DropReason::NoServer)), (0, 0));
+    }
+
+    pub fn served(&self) -> [usize; SERVERS] {
+        std::array::from_fn(|n| self.hosts[CLIENTS + n].served)
+    }
+
+    /// Jumps to what comes next, and lets it happen.
+    fn step(&mut self) {
+        let arrival = self.under_way.peek().map(|Reverse((at, ..))| *at);
+        let hosts = self.hosts.iter_mut().filter_map(|host| host.poll_at(self.now)).min();
+        let engine = self.engine.poll_timeout().map(|at| at.micros() as i64);
+        let reload = self.reloads.iter().min().copied();
+        let next = [arrival, hosts, engine, reload].into_iter().flatten().min().expect("something is left to happen");
+        self.now = self.now.max(next);
+        self.engine.handle_timeout(self.engine_now());
+        if self.reloads.iter().any(|at| *at <= self.now) {
+            self.reload();
+        }
+        while self.under_way.peek().is_some_and(|Reverse((at, ..))| *at <= self.now) {
+            let Some(Reverse((_, _, place, packet))) = self.under_way.pop() else { break };
+            match place {
+                Place::Gateway => self.forward(&packet),
+                Place::Host(n) => self.hosts[n].receive(packet),
+            }
+        }
+        for n in 0..self.hosts.len() {
+            for packet in self.hosts[n].poll(self.now) {
+                self.packets += 1;
+                self.send(Place::Gateway, packet);
+            }
+        }
+    }
+
+    fn forward(&mut self, packet: &[u8]) {
+        let mut buf = PacketBuf::from_packet(packet);
+        let verdict = self.engine.handle_packet(self.engine_now(), &mut buf);
+        // What nobody corrupted is never refused.
+        assert!(!matches!(verdict, Verdict::Refuse(_)) || self.link.corruption > 0, "{verdict:?}");
+        if verdict.sends() {
+            let destination = View::parse(buf.packet()).expect("what is sent is a packet").dst.ip();
+            if let Some(host) = self.hosts.iter().position(|host| host.addresses.contains(&destination)) {
+                self.send(Place::Host(host), buf.packet().to_vec());
+            }
+        }
+    }
+
+    /// Puts a packet on a link, which does with it what links do.
+    fn send(&mut self, to: Place, packet: Vec<u8>) {
+        let chance = |rng: &mut Rng, percent: u32| rng.u32(..100) < percent;
+        let copies = 1 + usize::from(chance(&mut self.rng, self.link.duplication));
+        self.impaired += copies - 1;
+        for _ in 0..copies {
+            if chance(&mut self.rng, self.link.loss) {
+                self.impaired += 1;
+                continue;
+            }
+            let mut packet = packet.clone();
+            if chance(&mut self.rng, self.link.corruption) {
+                let at = self.rng.usize(..packet.len());
+                packet[at] ^= 1 << self.rng.u32(..8);
+                self.impaired += 1;
+            }
+            let arrival = self.now + self.link.delay + self.rng.i64(..self.link.jitter);
+            let order = self.under_way.len() + self.packets * 64;
+            self.under_way.push(Reverse((arrival, order, to, packet)));
+        }
+    }
+
+    /// Other weights, sometimes a server less, never none.
+    fn reload(&mut self) {
+        self.reloads.retain(|at| *at > self.now);
+        let mut weights: [u32; SERVERS] = std::array::from_fn(|_| self.rng.u32(..4));
+        weights[self.rng.usize(..SERVERS)] = 1;
+        let mut spec = spec(self.scheduler, &weights);
+        if self.rng.bool() {
+            for service in &mut spec.services {
+                service.servers.retain(|server| server.weight > 0);
+            }
+        }
+        let next = Snapshot::build(spec, Some(self.engine.snapshot())).expect("valid");
+        let flows = self.engine.occupancy();
+        self.engine.apply(self.engine_now(), Command::Swap(Arc::new(next)));
+        assert_eq!(self.engine.occupancy(), flows);
+    }
+
+    fn start_clients(&mut self) {
+        for client in 0..CLIENTS {
+            for (number, vip) in VIPS.iter().enumerate() {
+                let vip: IpAddr = vip.parse().expect("an address");
+                let mut local = 40_000 + number as u16 * 100;
+                for _ in 0..self.rng.usize(1..4) {
+                    let (at, len) = (self.rng.i64(0..6_000_000), self.rng.usize(1..40_000));
+                    self.hosts[client].get(at, local, SocketAddr::new(vip, 80), len);
+                    local += 1;
+                }
+                let (at, questions) = (self.rng.i64(0..3_000_000), self.rng.u32(1..20));
+                self.hosts[client].ask(at, local, SocketAddr::new(vip, 53), questions);
+            }
+        }
+    }
+
+    fn engine_now(&self) -> Instant {
+        Instant::from_micros(self.now as u64)
+    }
+}
+
+fn hosts(rng: &mut Rng) -> Vec<Host> {
+    let mut hosts = Vec::new();
+    for n in 0..CLIENTS {
+        hosts.push(Host::new(&[&format!("198.51.100.{}", n + 1), &format!("2001:db8:1::{}", n + 1)], rng.u64(..)));
+    }
+    for n in 0..SERVERS {
+        let [v4, v6] = server_addresses(n);
+        let mut host = Host::new(&[&v4, &v6], rng.u64(..));
+        host.serve(32);
+        hosts.push(host);
+    }
+    hosts
+}
+
+fn server_addresses(n: usize) -> [String; 2] {
+    [format!("10.20.0.{}", n + 11), format!("fd20::{}", n + 11)]
+}
+
+/// A web service and an echo service on each VIP, both on other ports than the servers'.
+fn spec(scheduler: SchedulerKind, weights: &[u32; SERVERS]) -> SnapshotSpec {
+    let addr = |text: &str| Addr::from(text.parse::<IpAddr>().expect("an address"));
+    let service = |(family, vip): (usize, &&str), name: &str, port: u16, server_port: u16, protocols: Protocols| {
+        let server = |(n, weight): (usize, &u32)| ServerSpec {
+            name: format!("rs{n}"),
+            address: addr(&server_addresses(n)[family]),
+            port: Some(server_port),
+            weight: *weight,
+        };
+        ServiceSpec {
+            name: format!("{name}{family}"),
+            vip: addr(vip),
+            ports: PortRange::single(port),
+            protocols,
+            method: Method::Nat,
+            scheduler,
+            servers: weights.iter().enumerate().map(server).collect(),
+        }
+    };
+    let services = VIPS
+        .iter()
+        .enumerate()
+        .flat_map(|vip| [service(vip, "web", 80, WEB, Protocols::Tcp), service(vip, "echo", 53, ECHO, Protocols::Udp)]);
+    SnapshotSpec { services: services.collect(), ..SnapshotSpec::default() }
+}
