@@ -10,7 +10,7 @@ use gatun::service::{
 };
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
-use gatun::wire::{Addr, PacketBuf, Protocol, Tuple};
+use gatun::wire::{Addr, PacketBuf, Protocol, Tuple, View};
 
 use super::model::{Cause, Model, is_right, quoted_tuple, tuple_of};
 use super::ops::{self, Op, Shape};
@@ -123,7 +123,7 @@ impl World {
     fn forwarded(&mut self, input: &Decoded, before: &PacketBuf, buf: &PacketBuf) {
         let output = oracle::decode(buf.packet()).expect("what is forwarded is a packet");
         if matches!(input.protocol, 1 | 58) && input.fragment.is_none() {
-            return self.error_forwarded(input, &output, buf);
+            return self.error_forwarded(input, &output, before, buf);
         }
         let later = input.fragment.is_some_and(|(_, offset, _)| offset != 0);
         if later {
@@ -132,6 +132,7 @@ impl World {
         let (from, to) = (tuple_of(input), tuple_of(&output));
         let from = from.expect("only TCP and UDP are forwarded");
         assert_eq!(to, self.model.translation(&from), "{from:?} went another way than its flow");
+        assert_eq!(Some(self.client_of(before)), self.model.client(&from), "{from:?} belongs to another shard");
         assert_eq!(input.payload, output.payload);
         assert_eq!(input.ttl, output.ttl);
         if input.fragment.is_some() {
@@ -149,13 +150,24 @@ impl World {
         }
     }
 
-    fn error_forwarded(&self, input: &Decoded, output: &Decoded, buf: &PacketBuf) {
+    fn error_forwarded(&self, input: &Decoded, output: &Decoded, before: &PacketBuf, buf: &PacketBuf) {
         assert!(is_right(buf), "a translated error with a wrong checksum");
         let quoted = quoted_tuple(input).expect("only errors that quote ports are translated");
         let (to, dst, src) = self.model.quoted(&quoted).expect("the error is about no flow");
         assert_eq!(quoted_tuple(output), Some(to));
         assert_eq!(Addr::from(output.dst), dst);
+        assert_eq!(
+            Some(self.client_of(before)),
+            self.model.client(&quoted.reversed()),
+            "an error belongs to another shard"
+        );
         assert_eq!(Addr::from(output.src), src.unwrap_or(Addr::from(input.src)));
+    }
+
+    /// What decides on the shard of a packet.
+    fn client_of(&self, packet: &PacketBuf) -> Addr {
+        let view = View::parse(packet.packet()).expect("it was forwarded");
+        gatun::engine::client_of(self.engine.snapshot(), packet, &view)
     }
 
     fn replied(&self, input: &Decoded, before: &PacketBuf, buf: &PacketBuf) {
