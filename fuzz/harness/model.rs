@@ -156,8 +156,11 @@ impl Model {
 
     /// No flow is older than it may be, after the engine was given the time.
     pub fn check_ages(&self, now: Instant) {
-        let longest = self.spec.timeouts.tcp_established.max(self.spec.timeouts.udp);
         for flow in &self.flows {
+            let longest = match flow.original.protocol {
+                Protocol::TCP => self.spec.timeouts.tcp_established,
+                _ => self.spec.timeouts.udp,
+            };
             assert!(now - flow.seen <= longest + Duration::from_secs(1), "{flow:?} outlived its time at {now:?}");
         }
     }

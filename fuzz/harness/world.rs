@@ -409,7 +409,9 @@ fn echo(shape: &Shape, len: usize) -> Vec<u8> {
 /// Near the start of the connection, or, rarely, anywhere.
 fn sequence(base: u32, offset: u8) -> u32 {
     match offset {
-        0..=249 => base + u32::from(offset),
+        0..=247 => base + u32::from(offset),
+        // Half the sequence space away, where before and after meet.
+        248..=250 => (base + u32::from(offset - 248)).wrapping_add(1 << 31),
         _ => base.wrapping_add(u32::from(offset) << 24),
     }
 }
