@@ -18,7 +18,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::command::{Command, Event, FlowChange, FlowRecord, Outcome, Volume};
 use crate::flow::{Bounds, Fate, Flow, FlowId, FlowTable, Fragments, InsertError, Later, Owner, Sender, track};
-use crate::forward::refuse::{RateLimit, Refusal, refuse};
+use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, echo, icmp_error};
 use crate::service::scheduler::Request;
 use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
@@ -294,16 +294,20 @@ impl Engine {
             Transport::Tcp(segment) if segment.has(tcp::RST) => track::rst_is_plausible(flow, sender, segment),
             _ => true,
         };
-        self.stats.rst_ignored += u64::from(!believed);
+        self.count_traffic(server, sender, view.len);
+        if !believed {
+            // It says nothing about the flow, not even that it lives.
+            self.table.count(id, sender, view.len);
+            self.stats.rst_ignored += 1;
+            return;
+        }
         let mark = |flow: &Flow| (flow.tcp_state, flow.replied, flow.assured);
         let (before, after, was_active, is_active) =
             self.table.refresh(now, id, &self.snapshot.spec.timeouts, |flow| {
                 let (before, was_active) = (mark(flow), flow.is_active());
-                flow.packets[sender as usize] += 1;
-                flow.bytes[sender as usize] += view.len as u64;
+                flow.count(sender, view.len);
                 match &view.transport {
-                    Transport::Tcp(segment) if believed => track::segment(flow, sender, segment),
-                    Transport::Tcp(_) => {}
+                    Transport::Tcp(segment) => track::segment(flow, sender, segment),
                     _ => {
                         flow.assured |= flow.replied && sender == Sender::Client;
                         flow.replied |= sender == Sender::Server;
@@ -311,7 +315,6 @@ impl Engine {
                 }
                 (before, mark(flow), was_active, flow.is_active())
             });
-        self.count_traffic(server, sender, view.len);
         if was_active != is_active
             && let Some(server) = self.snapshot.server(ServerId(server))
         {
@@ -343,7 +346,9 @@ impl Engine {
         let quoted = match icmp_error::quoted(buf, view) {
             Ok(Some(quoted)) => quoted,
             Ok(None) => return unknown(DropReason::IcmpNoFlow),
-            Err(reason) => return Verdict::Drop(reason),
+            // Nobody wants it (RFC 5508 REQ-3); what only cannot be read may be of a kind that others know.
+            Err(DropReason::BadIcmpChecksum) => return Verdict::Drop(DropReason::BadIcmpChecksum),
+            Err(reason) => return unknown(reason),
         };
         let Some((id, sender)) = self.table.lookup(&quoted.reversed()) else {
             return unknown(DropReason::IcmpNoFlow);
@@ -438,6 +443,9 @@ impl Engine {
         refusal: Refusal,
         from: Addr,
     ) -> Verdict {
+        if !is_answerable(view, refusal) {
+            return Verdict::Drop(reason);
+        }
         if !self.refusals.allows(now, self.snapshot.spec.limits.replies_per_second) {
             self.stats.refusals_limited += 1;
             return Verdict::Drop(reason);
@@ -559,15 +567,27 @@ impl Engine {
 
 /// The far endpoint of a packet's flow: its source when it is addressed to a VIP, else its destination. Of an ICMP error,
 /// that of the packet that it quotes. Both directions of a flow give the same answer, whatever is translated.
+///
+/// Where the client is itself a VIP or a server (a program on the gateway, a server that uses its own cluster), the addresses
+/// of a packet do not tell which end is which: all such flows share one answer.
 pub fn client_of(snapshot: &Snapshot, buf: &PacketBuf, view: &View) -> Addr {
-    let towards = |src: Addr, dst: Addr| if snapshot.is_vip(dst) { src } else { dst };
-    if matches!(view.transport, Transport::Icmp(icmp::Kind::Error))
-        && let Some(quoted) = buf.packet().get(view.l4 + icmp::LEN..)
-        && let Ok((inner, _)) = View::parse_quoted(quoted)
-    {
-        return towards(inner.dst, inner.src);
-    }
-    towards(view.src, view.dst)
+    let (src, dst) = match quoted_in_error(buf, view) {
+        Some(inner) => (inner.dst, inner.src),
+        None => (view.src, view.dst),
+    };
+    client_between(snapshot, src, dst)
+}
+
+/// As [`client_of`], of a packet from `src` to `dst`.
+pub fn client_between(snapshot: &Snapshot, src: Addr, dst: Addr) -> Addr {
+    let client = if snapshot.is_vip(dst) { src } else { dst };
+    if snapshot.is_vip(client) || snapshot.is_server(client) { Addr::UNSPECIFIED } else { client }
+}
+
+fn quoted_in_error(buf: &PacketBuf, view: &View) -> Option<View> {
+    let Transport::Icmp(icmp::Kind::Error) = view.transport else { return None };
+    let quoted = buf.packet().get(view.l4 + icmp::LEN..)?;
+    View::parse_quoted(quoted).ok().map(|(inner, _)| inner)
 }
 
 /// The shard of a client, out of `shards`.

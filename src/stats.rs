@@ -18,7 +18,7 @@ pub struct Stats {
     pub refusals_limited: u64,
     pub flows_created: u64,
     pub flows_expired: u64,
-    /// Half-open flows that made room for new ones.
+    /// Half-open, finished or once answered flows that made room for new ones.
     pub flows_evicted: u64,
     /// Flows ended by a command.
     pub flows_deleted: u64,

@@ -55,7 +55,8 @@ drop_reasons! {
     Truncated = "truncated",
     /// The version nibble is neither 4 nor 6.
     NotIp = "not_ip",
-    /// An IP header field contradicts the packet (header length, total length, an IPv4-mapped address on the wire).
+    /// An IP header field contradicts the packet (header length, total length, an IPv4-mapped address on the wire), or an
+    /// IPv6 routing header has segments left.
     BadIpHeader = "bad_ip_header",
     /// The IPv4 header checksum is wrong.
     BadIpChecksum = "bad_ip_checksum",

@@ -69,11 +69,6 @@ impl Model {
         })
     }
 
-    /// The client of the flow that a packet with this tuple is of.
-    pub fn client(&self, tuple: &Tuple) -> Option<Addr> {
-        self.flows.iter().find(|f| f.original == *tuple || f.reply == *tuple).map(|flow| flow.original.src)
-    }
-
     pub fn seen(&mut self, now: Instant, tuple: &Tuple) {
         if let Some(flow) = self.flows.iter_mut().find(|f| f.original == *tuple || f.reply == *tuple) {
             flow.seen = now;

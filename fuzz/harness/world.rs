@@ -23,6 +23,8 @@ pub struct World {
     pub now: Instant,
     model: Model,
     packets: u64,
+    /// The last packet was no RST that the engine ignored.
+    believed: bool,
     /// The last packet that came in, and the last one that was forwarded to a server.
     came: Vec<u8>,
     went: Option<Vec<u8>>,
@@ -37,7 +39,7 @@ impl World {
         let mut engine = Engine::new(EngineConfig { shard: 0, max_flows: limit, seed: [7, 9] }, snapshot);
         engine.apply(Instant::ZERO, Command::Watch(true));
         let now = Instant::from_secs(1000);
-        World { engine, now, model: Model::new(spec, limit), packets: 0, came: Vec::new(), went: None }
+        World { engine, now, model: Model::new(spec, limit), packets: 0, believed: true, came: Vec::new(), went: None }
     }
 
     pub fn step(&mut self, op: &Op) {
@@ -88,7 +90,9 @@ impl World {
         self.packets += 1;
         self.came = before.packet().to_vec();
         let input = oracle::decode(before.packet());
+        let ignored = self.engine.stats().rst_ignored;
         let verdict = self.engine.handle_packet(self.now, &mut buf);
+        self.believed = self.engine.stats().rst_ignored == ignored;
         let tuple = input.as_ref().and_then(tuple_of);
         self.drain_events(Cause::Packet(tuple));
         match (&input, verdict) {
@@ -132,7 +136,12 @@ impl World {
         let (from, to) = (tuple_of(input), tuple_of(&output));
         let from = from.expect("only TCP and UDP are forwarded");
         assert_eq!(to, self.model.translation(&from), "{from:?} went another way than its flow");
-        assert_eq!(Some(self.client_of(before)), self.model.client(&from), "{from:?} belongs to another shard");
+        let to = to.expect("what is forwarded has ports");
+        assert_eq!(
+            self.client_of(before),
+            self.client_of_answer(&to),
+            "the answer to {from:?} belongs to another shard"
+        );
         assert_eq!(input.payload, output.payload);
         assert_eq!(input.ttl, output.ttl);
         if input.fragment.is_some() {
@@ -144,7 +153,9 @@ impl World {
         let headers = if input.src.is_ipv4() { 40 } else { 60 };
         let is_syn = input.tcp.as_ref().is_some_and(|tcp| tcp.flags & 2 != 0);
         assert!(!is_syn || mss.is_none_or(|mss| mss <= self.model.spec.mtu - headers), "MSS {mss:?} is not clamped");
-        self.model.seen(self.now, &from);
+        if self.believed {
+            self.model.seen(self.now, &from);
+        }
         if self.model.vips.contains(&from.dst) {
             self.went = Some(oracle::complete(buf));
         }
@@ -156,11 +167,8 @@ impl World {
         let (to, dst, src) = self.model.quoted(&quoted).expect("the error is about no flow");
         assert_eq!(quoted_tuple(output), Some(to));
         assert_eq!(Addr::from(output.dst), dst);
-        assert_eq!(
-            Some(self.client_of(before)),
-            self.model.client(&quoted.reversed()),
-            "an error belongs to another shard"
-        );
+        let to = self.model.translation(&quoted.reversed()).expect("it is about a flow");
+        assert_eq!(self.client_of(before), self.client_of_answer(&to), "an error belongs to another shard");
         assert_eq!(Addr::from(output.src), src.unwrap_or(Addr::from(input.src)));
     }
 
@@ -168,6 +176,11 @@ impl World {
     fn client_of(&self, packet: &PacketBuf) -> Addr {
         let view = View::parse(packet.packet()).expect("it was forwarded");
         gatun::engine::client_of(self.engine.snapshot(), packet, &view)
+    }
+
+    /// The same for a packet that answers one of tuple `to`.
+    fn client_of_answer(&self, to: &Tuple) -> Addr {
+        gatun::engine::client_between(self.engine.snapshot(), to.dst, to.src)
     }
 
     fn replied(&self, input: &Decoded, before: &PacketBuf, buf: &PacketBuf) {

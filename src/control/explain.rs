@@ -55,7 +55,7 @@ fn flags(letters: &str) -> Result<u8, String> {
 pub fn ask_gateway(gateway: &Gateway, question: Question) -> api::Explanation {
     let snapshot = gateway.snapshot();
     let tuple = question.tuple;
-    let client = if snapshot.is_vip(tuple.dst) { tuple.src } else { tuple.dst };
+    let client = crate::engine::client_between(&snapshot, tuple.src, tuple.dst);
     let engine = gateway.shards()[gateway.shard_of_client(client)].lock();
     answer(&engine, gateway.now(), question)
 }

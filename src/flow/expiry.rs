@@ -6,7 +6,7 @@
 //!
 //! * Flows that may be evicted (half-open, finished, or answered just once) are in a *queue* by their class. All of a class have the same
 //!   timeout and go to the tail with each packet, so a queue's head is both the next to expire and the oldest to evict.
-//! * All others are in a hierarchical *timer wheel*: four levels of 64 lists, a tick of 128 ms. A packet of such a flow
+//! * All others are in a hierarchical *timer wheel*: four levels of 64 lists, a tick of 131 ms. A packet of such a flow
 //!   touches no list: when the wheel comes to the flow and finds that it has lived on, it puts it further ahead.
 //!
 //! The wheel's clock only moves past a list when that list is empty, so a sweep may stop anywhere (it has a budget) and go

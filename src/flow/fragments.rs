@@ -225,5 +225,8 @@ impl Fragments {
 
 fn key(view: &View) -> Key {
     let id = view.fragment.map_or(0, |fragment| fragment.id);
-    Key { src: view.src, dst: view.dst, id, protocol: view.protocol }
+    // RFC 791 section 3.2 counts the protocol in; RFC 8200 section 4.5 does not, and there a later fragment cannot tell:
+    // extension headers may stand between the fragment header and the transport header of the first.
+    let protocol = if view.src.is_v4() { view.protocol } else { Protocol::default() };
+    Key { src: view.src, dst: view.dst, id, protocol }
 }

@@ -10,7 +10,8 @@
 //! [`FlowId`]s and forgets them at [`FlowTable::remove`]. The caller does not keep one across calls to the engine.
 //!
 //! What cannot happen: two flows with one tuple ([`FlowTable::insert`] refuses), a flow in no list or in two, a number
-//! both free and in use. [`FlowTable::check_invariants`] says so, in debug builds after every tenth mutation or so.
+//! both free and in use. [`FlowTable::check_invariants`] says so; debug builds ask it after a flow
+//! comes or goes, always in a small table and now and then in a large one.
 
 use std::time::Duration;
 
@@ -106,6 +107,12 @@ impl Flow {
         };
         let (addresses, ports) = self.deltas[sender as usize];
         Rewrite { src: to.src, dst: to.dst, sport: to.sport, dport: to.dport, addresses, ports }
+    }
+
+    /// Counts a packet of `bytes` from `sender`.
+    pub fn count(&mut self, sender: Sender, bytes: usize) {
+        self.packets[sender as usize] += 1;
+        self.bytes[sender as usize] += bytes as u64;
     }
 
     /// How long the flow lives without a packet.
@@ -294,6 +301,11 @@ impl FlowTable {
             self.link(now, id.0, timeouts);
         }
         result
+    }
+
+    /// Counts a packet that does not keep the flow alive.
+    pub fn count(&mut self, id: FlowId, sender: Sender, bytes: usize) {
+        self.flows[id.0 as usize].count(sender, bytes);
     }
 
     /// Ends a flow and returns what it was.

@@ -3,8 +3,9 @@
 use super::{Flow, Sender, Sequence, TcpState, Trigger, next};
 use crate::wire::tcp;
 
-/// How far beyond what was acknowledged a segment may reach to be believed: the largest windows in use are far smaller.
-const MAX_WINDOW: i32 = 1 << 24;
+/// How far beyond what was acknowledged a segment may reach to be believed. Windows can be larger (1 GiB, RFC 7323
+/// section 2.3), receive buffers hardly are; a wider bound would let a stranger guess a number within it.
+const MAX_WINDOW: i32 = 1 << 26;
 /// How far beyond the highest sequence number seen a RST may lie: segments before it may have been lost on the way here.
 const RST_SLACK: i32 = 1 << 16;
 
@@ -50,6 +51,9 @@ pub fn segment(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
         () if segment.has(tcp::ACK) => Some(Trigger::Ack),
         () => None,
     };
+    if segment.has(tcp::SYN) && !syn_is_plausible(flow, sender, segment) {
+        return;
+    }
     let completes = completes_handshake(flow, sender, segment);
     note_sequence(flow, sender, segment);
     flow.replied |= sender == Sender::Server;
@@ -60,6 +64,20 @@ pub fn segment(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
     flow.assured |= flow.replied && flow.tcp_state == TcpState::Established;
 }
 
+/// Whether a SYN may say anything about the flow: while it is half-open; and from a client that connects again over a
+/// connection that is being closed, with numbers that lie ahead (RFC 9293 section 3.6.1). Any other is a duplicate or forged,
+/// and must not move the sequence numbers that a RST is judged by.
+fn syn_is_plausible(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
+    let own = &flow.sequence[sender as usize];
+    match flow.tcp_state {
+        state if state.is_half_open() => true,
+        TcpState::FinWait | TcpState::CloseWait | TcpState::LastAck => {
+            sender == Sender::Client && !segment.has(tcp::ACK) && distance(own.end, segment.seq) > 0
+        }
+        _ => false,
+    }
+}
+
 /// Whether an ACK in a half-open flow is for what the other end really sent. Otherwise a stranger could make flows look
 /// established, and so protected, by sending an ACK after each SYN.
 fn completes_handshake(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
@@ -68,25 +86,24 @@ fn completes_handshake(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bo
 }
 
 fn note_sequence(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
-    let acked_by_peer = {
-        let peer = &flow.sequence[sender.other() as usize];
-        peer.has_acked.then_some(peer.ack)
-    };
+    if segment.has(tcp::SYN) && !flow.tcp_state.is_half_open() {
+        // Another connection: what the other end said belongs to the old one.
+        flow.sequence[sender.other() as usize] = Sequence::default();
+    }
+    let peer = flow.sequence[sender.other() as usize];
     let own = &mut flow.sequence[sender as usize];
-    if segment.has(tcp::SYN) {
-        // Also a client that starts over in a half-open flow with another initial number.
-        *own = Sequence { end: segment.seq_end(), is_known: true, ..*own };
-    } else if !own.is_known {
-        *own = Sequence { end: segment.seq_end(), is_known: true, ..*own };
-    } else {
-        let end = segment.seq_end();
-        let reach = acked_by_peer.unwrap_or(own.end);
-        if distance(own.end, end) > 0 && distance(reach, end) <= MAX_WINDOW && !segment.has(tcp::RST) {
+    let end = segment.seq_end();
+    if segment.has(tcp::SYN) || !own.is_known {
+        *own = Sequence { end, is_known: true, ..Sequence::default() };
+    } else if !segment.has(tcp::RST) {
+        let acked = if peer.has_acked { peer.ack } else { own.end };
+        if distance(own.end, end) > 0 && distance(acked, end) <= MAX_WINDOW {
             own.end = end;
         }
     }
-    if segment.has(tcp::ACK) {
-        if !own.has_acked || (1..=MAX_WINDOW).contains(&distance(own.ack, segment.ack)) {
+    // Nobody acknowledges what was not sent.
+    if segment.has(tcp::ACK) && peer.is_known && distance(segment.ack, peer.end) >= 0 {
+        if !own.has_acked || distance(own.ack, segment.ack) > 0 {
             own.ack = segment.ack;
         }
         own.has_acked = true;

@@ -22,27 +22,29 @@ pub enum Refusal {
     TimeExceeded,
 }
 
-/// Replaces the packet by the refusal, from `from` to the packet's source. `false`: there is none for such a packet, and
-/// the buffer is as it was.
-#[must_use]
-pub fn refuse(buf: &mut PacketBuf, view: &View, refusal: Refusal, from: Addr) -> bool {
+/// Whether there is an answer to such a packet at all.
+pub fn is_answerable(view: &View, refusal: Refusal) -> bool {
     if view.fragment.is_some_and(|f| f.offset != 0) || view.src.is_martian_source() {
         return false;
     }
+    match view.transport {
+        Transport::Icmp(icmp::Kind::Error | icmp::Kind::Other) | Transport::Later => false,
+        Transport::Tcp(tcp) => refusal != Refusal::Closed || !tcp.has(tcp::RST),
+        _ => true,
+    }
+}
+
+/// Replaces the packet by the refusal, from `from` to the packet's source; only where it [`is_answerable`]. `false`: the
+/// buffer has no room for it.
+#[must_use]
+pub fn refuse(buf: &mut PacketBuf, view: &View, refusal: Refusal, from: Addr) -> bool {
+    let v4 = view.src.is_v4();
     match (refusal, view.transport) {
-        (_, Transport::Icmp(icmp::Kind::Error | icmp::Kind::Other) | Transport::Later) => false,
-        (Refusal::Closed, Transport::Tcp(tcp)) => !tcp.has(tcp::RST) && reset(buf, view, &tcp, from),
-        (Refusal::Closed, _) => {
-            let message = match view.src.is_v4() {
-                true => (icmp::V4_UNREACHABLE, icmp::V4_PORT_UNREACHABLE),
-                false => (icmp::V6_UNREACHABLE, icmp::V6_PORT_UNREACHABLE),
-            };
-            error(buf, view, message, from)
-        }
-        (Refusal::TimeExceeded, _) => {
-            let kind = if view.src.is_v4() { icmp::V4_TIME_EXCEEDED } else { icmp::V6_TIME_EXCEEDED };
-            error(buf, view, (kind, 0), from)
-        }
+        (Refusal::Closed, Transport::Tcp(tcp)) => reset(buf, view, &tcp, from),
+        (Refusal::Closed, _) if v4 => error(buf, view, (icmp::V4_UNREACHABLE, icmp::V4_PORT_UNREACHABLE), from),
+        (Refusal::Closed, _) => error(buf, view, (icmp::V6_UNREACHABLE, icmp::V6_PORT_UNREACHABLE), from),
+        (Refusal::TimeExceeded, _) if v4 => error(buf, view, (icmp::V4_TIME_EXCEEDED, 0), from),
+        (Refusal::TimeExceeded, _) => error(buf, view, (icmp::V6_TIME_EXCEEDED, 0), from),
     }
 }
 

@@ -83,6 +83,8 @@ impl Server {
 /// How many flows a server has, over all shards. Changes when a flow starts, ends, or changes between active and not.
 #[derive(Debug, Default)]
 pub struct ServerLoad {
+    /// Changes only when a flow starts or ends, so that it is never zero while there is one.
+    flows: AtomicI64,
     active: AtomicI64,
     inactive: AtomicI64,
     admitted: AtomicU64,
@@ -111,16 +113,18 @@ impl ServerLoad {
 
     /// Whether any flow still refers to the server.
     pub fn is_idle(&self) -> bool {
-        self.active() + self.inactive() == 0
+        self.flows.load(Ordering::Acquire) <= 0
     }
 
     pub(crate) fn start(&self, active: bool) {
+        self.flows.fetch_add(1, Ordering::Relaxed);
         self.admitted.fetch_add(1, Ordering::Relaxed);
         self.side(active).fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn end(&self, active: bool) {
         self.side(active).fetch_sub(1, Ordering::Relaxed);
+        self.flows.fetch_sub(1, Ordering::Release);
     }
 
     pub(crate) fn shift(&self, to_active: bool) {

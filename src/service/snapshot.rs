@@ -26,6 +26,8 @@ pub struct Snapshot {
     /// By [`ServerId`]; `None` where an id is free.
     servers: Vec<Option<Arc<Server>>>,
     vips: Map<Addr, Vip>,
+    /// The addresses of all servers, retired ones included.
+    server_addresses: Map<Addr, ()>,
     exact: Map<(Addr, Protocol, u16), Arc<Service>>,
 }
 
@@ -79,6 +81,7 @@ impl Snapshot {
             services: Vec::new(),
             servers: Vec::new(),
             vips: Map::default(),
+            server_addresses: Map::default(),
             exact: Map::default(),
         };
         if let Some(previous) = previous {
@@ -96,6 +99,7 @@ impl Snapshot {
                 snapshot.vips.entry(service.vip()).or_insert(Vip { retired: true, ranges: Vec::new() });
             }
         }
+        snapshot.server_addresses = snapshot.servers.iter().flatten().map(|server| (server.address, ())).collect();
         Ok(snapshot)
     }
 
@@ -114,6 +118,11 @@ impl Snapshot {
     #[inline]
     pub fn is_vip(&self, addr: Addr) -> bool {
         self.vips.contains_key(&addr)
+    }
+
+    /// Whether `addr` is that of a server, of a live service or of one that still has flows.
+    pub fn is_server(&self, addr: Addr) -> bool {
+        self.server_addresses.contains_key(&addr)
     }
 
     /// Whether what no service takes at this VIP is left to the host, since the address is the host's own.

@@ -72,6 +72,10 @@ fn walk_extensions(bytes: &[u8], mut next: u8) -> Result<(u8, usize, Option<Frag
             }
             _ => return Ok((next, at, fragment)),
         };
+        // With segments left, the destination is not the one that the transport checksum covers (RFC 8200 section 8.1).
+        if next == ROUTING && header[3] != 0 {
+            return Err(DropReason::BadIpHeader);
+        }
         let len = match next {
             FRAGMENT => {
                 if fragment.is_some() {

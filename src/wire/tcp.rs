@@ -41,7 +41,7 @@ impl Header {
     }
 }
 
-/// Reads the header; `bytes` ends where the IP packet does. `first_fragment`: more payload follows in other packets.
+/// Reads the header; `bytes` ends where the IP packet does.
 pub fn parse(bytes: &[u8]) -> Result<Header, DropReason> {
     let header: &[u8; MIN_LEN] = bytes.first_chunk().ok_or(DropReason::Truncated)?;
     let header_len = usize::from(header[12] >> 4) * 4;

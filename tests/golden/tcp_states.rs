@@ -171,6 +171,45 @@ fn only_a_plausible_rst_ends_a_flow() {
 }
 
 #[test]
+fn a_forged_syn_does_not_make_a_forged_rst_plausible() {
+    // Both halves of the sequence space, seen from what the client has sent.
+    for seq in [3_000_000, 0x7000_0000, 0x9000_0000, 0xf000_0000] {
+        for (from_client, flags) in [(true, SYN), (false, SYN | ACK)] {
+            let mut c = Connection::open(Net::V4);
+            c.send(from_client, c.segment(from_client, flags, seq, 1));
+            assert_eq!(c.state(), "ESTABLISHED");
+            c.send(from_client, c.segment(from_client, RST, seq + 1, 0));
+            assert_eq!((c.state(), c.engine.stats().rst_ignored), ("ESTABLISHED", 1), "SYN and RST from {seq} on");
+        }
+    }
+}
+
+#[test]
+fn an_implausible_rst_does_not_keep_a_flow_alive() {
+    let mut c = Connection::open(Net::V4);
+    let remaining = c.engine.flows(c.now, 0, 1).0[0].remaining;
+    c.pass(Duration::from_secs(60));
+    c.client(RST, 0x8000_0000, 0);
+    assert_eq!(c.engine.flows(c.now, 0, 1).0[0].remaining, remaining - Duration::from_secs(60));
+}
+
+#[test]
+fn ports_used_again_while_the_old_connection_closes_are_judged_by_the_new_numbers() {
+    let mut c = Connection::open(Net::V4);
+    c.client(FIN | ACK, 1001, 5001);
+    assert_eq!(c.state(), "CLOSE_WAIT");
+    c.client(SYN, 2_000_000_000, 0);
+    c.server(SYN | ACK, 3_000_000_000, 2_000_000_001);
+    c.client(ACK, 2_000_000_001, 3_000_000_001);
+    assert_eq!(c.state(), "ESTABLISHED");
+    // The old numbers count no more, the new ones do.
+    c.client(RST, 1002, 0);
+    assert_eq!(c.state(), "ESTABLISHED");
+    c.client(RST, 2_000_000_001, 0);
+    assert_eq!(c.state(), "CLOSE");
+}
+
+#[test]
 fn sequence_numbers_wrap() {
     let mut c = Connection::new(Net::V4);
     c.client(SYN, u32::MAX - 1, 0);
