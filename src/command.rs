@@ -12,10 +12,10 @@ use crate::wire::{Addr, Protocol, Tuple};
 pub enum Command {
     /// Forward by this snapshot from now on.
     Swap(Arc<Snapshot>),
-    /// End the flows that match.
-    Delete(FlowFilter),
-    /// End every flow.
-    Flush,
+    /// End the flows that match; an empty filter matches every flow. One call looks at [`DELETE_BUDGET`] places of the
+    /// flow table at most, from place `cursor` on (0 to start), so that packets never wait for a million deletions.
+    /// Flows that come between two calls may be missed.
+    Delete { filter: FlowFilter, cursor: usize },
     /// Record events for [`crate::engine::Engine::poll_event`], or stop doing so.
     Watch(bool),
 }
@@ -24,9 +24,15 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Done,
-    /// So many flows were ended.
-    Deleted(u64),
+    /// So many flows were ended by this call, and where to go on; `None` at the end of the table.
+    Deleted {
+        count: u64,
+        next: Option<usize>,
+    },
 }
+
+/// Places of the flow table that one [`Command::Delete`] looks at.
+pub const DELETE_BUDGET: usize = 4096;
 
 /// Packets and bytes (IP length, headers included) one way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 
-use crate::command::{Command, Event, FlowChange, FlowRecord, Outcome, Volume};
+use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
 use crate::flow::{Bounds, Fate, Flow, FlowId, FlowTable, Fragments, InsertError, Later, Owner, Sender, track};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, echo, icmp_error};
@@ -214,8 +214,7 @@ impl Engine {
                 self.events.clear();
                 Outcome::Done
             }
-            Command::Flush => self.delete(now, |_| true),
-            Command::Delete(filter) => self.delete(now, |flow| filter.matches(flow)),
+            Command::Delete { filter, cursor } => self.delete(now, &filter, cursor),
         }
     }
 
@@ -498,18 +497,19 @@ impl Engine {
         }
     }
 
-    fn delete(&mut self, now: Instant, matches: impl Fn(&FlowRecord) -> bool) -> Outcome {
-        let mut cursor = 0;
-        let mut deleted = 0;
-        while let Some((id, next)) = self.table.next_from(cursor) {
-            if matches(&self.record(now, self.table.flow(id))) {
+    fn delete(&mut self, now: Instant, filter: &FlowFilter, cursor: usize) -> Outcome {
+        let end = cursor.saturating_add(DELETE_BUDGET).min(self.table.places());
+        let mut count = 0;
+        for place in cursor..end {
+            if let Some(id) = self.table.at(place)
+                && filter.matches(&self.record(now, self.table.flow(id)))
+            {
                 self.end(now, id);
-                deleted += 1;
+                count += 1;
             }
-            cursor = next;
         }
-        self.stats.flows_deleted += deleted;
-        Outcome::Deleted(deleted)
+        self.stats.flows_deleted += count;
+        Outcome::Deleted { count, next: (end < self.table.places()).then_some(end) }
     }
 
     fn count_traffic(&mut self, server: u32, sender: Sender, bytes: usize) {

@@ -303,10 +303,17 @@ impl World {
             4 => FlowFilter { dport: Some(80), ..FlowFilter::default() },
             _ => FlowFilter { dst: Some((Addr::from_v4([203, 0, 113, 8]), 29)), ..FlowFilter::default() },
         };
-        let command = if number == 255 { Command::Flush } else { Command::Delete(filter.clone()) };
-        let Outcome::Deleted(deleted) = self.engine.apply(self.now, command) else {
-            panic!("a deletion says how many")
-        };
+        let filter = if number == 255 { FlowFilter::default() } else { filter };
+        let (mut deleted, mut cursor) = (0, Some(0));
+        while let Some(from) = cursor {
+            let command = Command::Delete { filter: filter.clone(), cursor: from };
+            let Outcome::Deleted { count, next } = self.engine.apply(self.now, command) else {
+                panic!("a deletion says how many")
+            };
+            assert!(next.is_none_or(|next| next > from), "a deletion gets on");
+            deleted += count;
+            cursor = next;
+        }
         assert_eq!(before - self.engine.occupancy().0, deleted as usize);
         let (left, _) = self.engine.flows(self.now, 0, usize::MAX);
         assert!(left.iter().all(|flow| number != 255 && !filter.matches(flow)), "not all that match are gone");

@@ -371,6 +371,16 @@ impl FlowTable {
         Some((FlowId((cursor + ahead) as u32), cursor + ahead + 1))
     }
 
+    /// One past the highest number that a flow has, or had.
+    pub fn places(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// The flow with this number.
+    pub fn at(&self, place: usize) -> Option<FlowId> {
+        self.flows.get(place).filter(|flow| flow.in_use).map(|_| FlowId(place as u32))
+    }
+
     fn deadline(&self, number: u32, timeouts: &Timeouts) -> Instant {
         let flow = &self.flows[number as usize];
         flow.seen + flow.timeout(timeouts)

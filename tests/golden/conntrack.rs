@@ -36,6 +36,15 @@ fn connect(engine: &mut Engine, net: Net, n: u8) {
     assert_eq!(send(engine, &tcp(client, net.vip(80)).flags(ACK).seq(1001, 5001)), Verdict::Forward);
 }
 
+/// The tables here are small: one slice is all.
+fn delete(filter: FlowFilter) -> Command {
+    Command::Delete { filter, cursor: 0 }
+}
+
+fn deleted(count: u64) -> Outcome {
+    Outcome::Deleted { count, next: None }
+}
+
 fn sources(engine: &Engine) -> Vec<Addr> {
     engine.flows(NOW, 0, usize::MAX).0.iter().map(|flow| flow.original.src).collect()
 }
@@ -108,7 +117,7 @@ fn a_listing_shows_each_flow_once_whatever_the_slice() {
     // Gaps in the table.
     let odd = |n: u8| FlowFilter { src: Some((Addr::from(net.other(n, 0).ip()), 32)), ..FlowFilter::default() };
     for n in (0..40).step_by(3) {
-        assert_eq!(engine.apply(NOW, Command::Delete(odd(n))), Outcome::Deleted(1));
+        assert_eq!(engine.apply(NOW, delete(odd(n))), deleted(1));
     }
     for slice in [1, 2, 7, 100] {
         let (mut seen, mut cursor) = (Vec::new(), Some(0));
@@ -197,7 +206,7 @@ fn filters_delete_what_matches_and_nothing_else() {
         send(&mut engine, &udp(net.other(3, 7), net.vip(53)));
         send(&mut engine, &udp(net.other(4, 8), net.vip(53)));
         send(&mut engine, &udp(net.other(5, 6), net.vip2(700)));
-        assert_eq!(engine.apply(NOW, Command::Delete(filter.clone())), Outcome::Deleted(count), "{filter:?}");
+        assert_eq!(engine.apply(NOW, delete(filter.clone())), deleted(count), "{filter:?}");
         assert_eq!(engine.occupancy().0 as u64, 5 - count);
         assert_eq!(engine.stats().flows_deleted, count);
         engine.check_invariants();
@@ -207,9 +216,9 @@ fn filters_delete_what_matches_and_nothing_else() {
     send(&mut engine, &udp(net.other(3, 7), net.vip(53)));
     let server = engine.flows(NOW, 0, 9).0[0].server;
     let by_server = FlowFilter { server: Some(vec![ServerId(77), server]), ..none() };
-    assert_eq!(engine.apply(NOW, Command::Delete(by_server)), Outcome::Deleted(1));
-    assert_eq!(engine.apply(NOW, Command::Flush), Outcome::Deleted(1));
-    assert_eq!(engine.apply(NOW, Command::Flush), Outcome::Deleted(0));
+    assert_eq!(engine.apply(NOW, delete(by_server)), deleted(1));
+    assert_eq!(engine.apply(NOW, delete(FlowFilter::default())), deleted(1));
+    assert_eq!(engine.apply(NOW, delete(FlowFilter::default())), deleted(0));
     // Load went with the flows.
     let snapshot = engine.snapshot();
     assert!(snapshot.live.iter().flat_map(|service| &service.servers).all(|server| server.load.is_idle()));
@@ -240,12 +249,12 @@ fn a_watcher_sees_flows_come_change_and_go() {
         send(&mut engine, &udp(net.rs(1, 53), net.other(3, 7)));
         assert_eq!(seen(&mut engine), [(New, "-"), (Update, "-")]);
         let filter = FlowFilter { protocol: Some(Protocol::UDP), ..FlowFilter::default() };
-        engine.apply(NOW, Command::Delete(filter));
+        engine.apply(NOW, delete(filter));
         assert_eq!(seen(&mut engine), [(Destroy, "-")]);
         engine.handle_timeout(NOW + Duration::from_secs(241));
         assert_eq!(seen(&mut engine), [(Destroy, "CLOSE_WAIT")]);
         engine.apply(NOW, Command::Watch(false));
-        engine.apply(NOW, Command::Flush);
+        engine.apply(NOW, delete(FlowFilter::default()));
         assert_eq!(seen(&mut engine), []);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatun::command::{Command, Outcome};
+use gatun::command::{Command, FlowFilter, Outcome};
 use gatun::engine::Engine;
 use gatun::service::{ServiceSpec, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
@@ -95,7 +95,7 @@ fn the_flows_of_a_removed_service_go_on_and_its_vip_stays_one() {
         assert_eq!(gateway.send(&udp(rs, client)), Ok(client));
         assert_eq!(gateway.send(&udp(net.other(1, 1), vip)), Err(Verdict::Refuse(DropReason::NoService)));
         // Once its last flow is gone, the next reloads forget it.
-        gateway.engine.apply(Instant::ZERO, Command::Flush);
+        gateway.engine.apply(Instant::ZERO, Command::Delete { filter: FlowFilter::default(), cursor: 0 });
         gateway.reload(|_| ());
         assert!(!gateway.engine.snapshot().is_vip(Addr::from(vip.ip())));
         assert_eq!(gateway.send(&udp(client, vip)), Err(Verdict::Pass));
@@ -154,7 +154,7 @@ fn traffic_of_a_server_survives_a_reload_and_a_new_one_starts_at_zero() {
     gateway.reload(|spec| find(spec, "web").servers[0].weight = 9);
     assert_eq!(gateway.engine.traffic(id), before);
     // The service goes with its flow; its number goes to a new server.
-    gateway.engine.apply(Instant::ZERO, Command::Flush);
+    gateway.engine.apply(Instant::ZERO, Command::Delete { filter: FlowFilter::default(), cursor: 0 });
     let dns = find(&mut gateway.spec, "dns").clone();
     gateway.reload(|spec| spec.services.retain(|service| service.name != "dns"));
     gateway.reload(|_| ());

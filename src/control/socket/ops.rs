@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
 use serde_json::Value;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
@@ -50,11 +51,13 @@ pub(super) async fn perform(
             Err(fault) => return Ok(Err(fault)),
         },
         Request::ConntrackCount {} => out.ok(&control.count()),
-        Request::ConntrackDelete { filter } => match delete(control, &filter) {
+        Request::ConntrackDelete { filter } => match delete(control, &filter).await {
             Ok(deleted) => out.ok(&api::Deleted { deleted }),
             Err(fault) => return Ok(Err(fault)),
         },
-        Request::ConntrackFlush {} => out.ok(&api::Deleted { deleted: command(control, &Command::Flush) }),
+        Request::ConntrackFlush {} => {
+            out.ok(&api::Deleted { deleted: delete_all(control, &FlowFilter::default()).await });
+        }
         Request::Explain { proto, src, dst, sport, dport, tcp_flags } => {
             match Question::new(&proto, (src, sport), (dst, dport), tcp_flags.as_deref()) {
                 Ok(question) => out.ok(&ask_gateway(control.gateway(), question)),
@@ -176,23 +179,41 @@ fn tell(told: Result<Arc<Told>, RecvError>, filter: &FlowFilter, out: &mut Out) 
     0
 }
 
-fn delete(control: &Control, filter: &api::Filter) -> Result<u64, Fault> {
+async fn delete(control: &Control, filter: &api::Filter) -> Result<u64, Fault> {
     if *filter == api::Filter::default() {
         let message = "the filter is empty; conntrack.flush deletes every flow";
         return Err(Fault::new(FaultCode::BadRequest, message));
     }
     let filter = view::filter(&control.gateway().snapshot(), filter)?;
-    Ok(command(control, &Command::Delete(filter)))
+    Ok(delete_all(control, &filter).await)
 }
 
-/// Gives the command to every shard, and says how many flows it ended.
-fn command(control: &Control, command: &Command) -> u64 {
-    let now = control.gateway().now();
-    let apply = |shard: &parking_lot::Mutex<crate::engine::Engine>| match shard.lock().apply(now, command.clone()) {
-        Outcome::Deleted(flows) => flows,
-        Outcome::Done => 0,
-    };
-    control.gateway().shards().iter().map(apply).sum()
+/// Ends the flows that match in every shard, and says how many that were. A slice of the table per lock hold, and
+/// other tasks in between: events are pumped while a large table is emptied.
+async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
+    let mut deleted = 0;
+    for shard in control.gateway().shards() {
+        let mut cursor = Some(0);
+        while let Some(from) = cursor {
+            let command = Command::Delete { filter: filter.clone(), cursor: from };
+            let outcome = {
+                let mut engine = shard.lock();
+                let outcome = engine.apply(control.gateway().now(), command);
+                // A worker that waits goes first, before the next slice.
+                MutexGuard::unlock_fair(engine);
+                outcome
+            };
+            cursor = match outcome {
+                Outcome::Deleted { count, next } => {
+                    deleted += count;
+                    next
+                }
+                Outcome::Done => None,
+            };
+            tokio::task::yield_now().await;
+        }
+    }
+    deleted
 }
 
 #[cfg(test)]
