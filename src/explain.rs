@@ -21,16 +21,9 @@ pub struct Explanation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Explained {
     /// The packet belongs to a flow and is translated to this tuple.
-    Known {
-        flow: Box<FlowRecord>,
-        from_client: bool,
-        translated: Tuple,
-    },
+    Known { flow: Box<FlowRecord>, from_client: bool, translated: Tuple },
     /// The packet starts a flow.
-    Admitted {
-        choice: Choice,
-        translated: Tuple,
-    },
+    Admitted { choice: Choice, translated: Tuple },
     /// An echo request to a VIP: the gateway answers.
     Echo,
     /// Neither for a VIP nor part of a flow: the host routes it on as it is.
@@ -38,7 +31,25 @@ pub enum Explained {
     Dropped {
         reason: DropReason,
         service: Option<String>,
+        /// What the sender is told, as long as the rate limit lets it through.
+        answer: Option<Answer>,
     },
+}
+
+/// What the sender of a refused packet gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Reset,
+    PortUnreachable,
+}
+
+impl Answer {
+    pub fn words(self) -> &'static str {
+        match self {
+            Answer::Reset => "a TCP RST",
+            Answer::PortUnreachable => "an ICMP port unreachable",
+        }
+    }
 }
 
 /// How a server was chosen.
@@ -62,7 +73,11 @@ pub fn explain(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> 
 
 fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Explained {
     let snapshot = engine.snapshot();
-    let dropped = |reason, service: Option<&str>| Explained::Dropped { reason, service: service.map(String::from) };
+    let dropped = |reason, service: Option<&str>| Explained::Dropped {
+        reason,
+        service: service.map(String::from),
+        answer: answer(reason, packet.protocol, tcp_flags),
+    };
     let to_itself = packet.src == packet.dst && !snapshot.is_local(packet.dst);
     if packet.src.is_martian_source() || packet.dst.is_multicast_or_broadcast() || to_itself {
         return dropped(DropReason::Martian, None);
@@ -105,4 +120,15 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
     };
     Explained::Admitted { choice, translated: forward::plan(service, server, packet).reversed() }
+}
+
+/// As [`crate::forward::refuse`] does it.
+fn answer(reason: DropReason, protocol: Protocol, tcp_flags: u8) -> Option<Answer> {
+    match (reason, protocol) {
+        (DropReason::NoService | DropReason::NoServer | DropReason::NoFlow, Protocol::TCP) => {
+            (tcp_flags & tcp::RST == 0).then_some(Answer::Reset)
+        }
+        (DropReason::NoService | DropReason::NoServer, Protocol::UDP) => Some(Answer::PortUnreachable),
+        _ => None,
+    }
 }

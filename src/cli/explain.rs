@@ -74,9 +74,15 @@ fn ask_config(path: &Path, question: Question) -> Result<api::Explanation> {
 
 fn rows(explanation: &api::Explanation, tcp_flags: &str) -> Vec<(&'static str, String)> {
     let api::Explanation { packet, verdict, after, .. } = explanation;
-    let mut rows = vec![("packet", show(packet) + &flags(packet, tcp_flags)), ("verdict", verdict.clone())];
+    let mut verdict = verdict.clone();
+    if let Some(reason) = &explanation.reason {
+        verdict.push_str(&format!(" {reason}"));
+    }
+    if let Some(answer) = &explanation.answer {
+        verdict.push_str(&format!(", answered with {answer}"));
+    }
+    let mut rows = vec![("packet", show(packet) + &flags(packet, tcp_flags)), ("verdict", verdict)];
     let mut row = |key, value: Option<String>| rows.extend(value.map(|value| (key, value)));
-    row("reason", explanation.reason.clone());
     row("meaning", explanation.meaning.clone());
     row("service", explanation.service.clone());
     row(

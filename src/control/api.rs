@@ -403,6 +403,9 @@ pub struct Explanation {
     /// The drop reason and what it means.
     pub reason: Option<String>,
     pub meaning: Option<String>,
+    /// What the sender of a dropped packet is told: `a TCP RST`, `an ICMP port unreachable`.
+    #[serde(default)]
+    pub answer: Option<String>,
     /// `to_server` or `to_client`.
     pub direction: Option<String>,
     /// The flow that the packet belongs to; `null` when it would start one.

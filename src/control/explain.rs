@@ -72,6 +72,7 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
         verdict: "forward".to_owned(),
         reason: None,
         meaning: None,
+        answer: None,
         direction: None,
         flow: None,
         service: None,
@@ -106,11 +107,12 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
         }
         Explained::Echo => told.verdict = "reply".to_owned(),
         Explained::Passed => told.verdict = "pass".to_owned(),
-        Explained::Dropped { reason, service } => {
+        Explained::Dropped { reason, service, answer } => {
             told.verdict = "drop".to_owned();
             told.service = service;
             told.reason = Some(reason.word().to_owned());
             told.meaning = Some(reason.sentence().to_owned());
+            told.answer = answer.map(|answer| answer.words().to_owned());
         }
     }
     told
