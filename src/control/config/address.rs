@@ -39,9 +39,14 @@ fn bracketed(addr: Addr) -> String {
     if addr.is_v4() { addr.to_string() } else { format!("[{addr}]") }
 }
 
+const NO_BRACKETS: &str = r#"is an IPv6 address without brackets; write "[2001:db8::1]:80""#;
+
 /// On failure says what is wrong, as the end of a sentence that begins with the text.
 pub fn parse_listen(text: &str) -> Result<Listen, String> {
     let (address, ports) = split(text)?;
+    if ports.is_none() && !text.starts_with('[') && address.contains(':') {
+        return Err(NO_BRACKETS.to_owned());
+    }
     let ports = ports.ok_or(r#"has no port; add ":80", a range as ":8000-8099", or ":*" for all ports"#)?;
     let vip = parse_address(address, "is no IP address of a service")?;
     Ok(Listen { vip, ports: parse_ports(ports)? })
@@ -62,7 +67,8 @@ pub fn parse_server(text: &str) -> Result<ServerAddress, String> {
     Ok(ServerAddress { address, port: Some(ports.first) })
 }
 
-/// Splits address from ports, without the brackets of an IPv6 address.
+/// Splits address from ports, without the brackets of an IPv6 address. One without brackets has no port: its last group
+/// cannot be told from one.
 fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     if let Some(rest) = text.strip_prefix('[') {
         let (address, behind) = rest.split_once(']').ok_or(r#"lacks the "]" after the IPv6 address"#)?;
@@ -72,10 +78,11 @@ fn split(text: &str) -> Result<(&str, Option<&str>), String> {
             None => Err(r#"has something other than ":PORT" after the "]""#.to_owned()),
         };
     }
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Ok((text, None));
+    }
     match text.split_once(':') {
-        Some((_, behind)) if behind.contains(':') => {
-            Err(r#"is an IPv6 address without brackets; write "[2001:db8::1]:80""#.to_owned())
-        }
+        Some((_, behind)) if behind.contains(':') => Err(NO_BRACKETS.to_owned()),
         Some(("", _)) => Err(r#"has no address; write "203.0.113.10:80" or "[2001:db8::1]:80""#.to_owned()),
         Some((address, ports)) => Ok((address, Some(ports))),
         None => Ok((text, None)),
@@ -161,6 +168,7 @@ mod tests {
             ("203.0.113.10:80-", None),
             ("203.0.113.010:80", None),
             ("2001:db8:f::10:80", None),
+            ("2001:db8:f::10", None),
             ("[2001:db8:f::10", None),
             ("[2001:db8:f::10]80", None),
             ("[203.0.113.300]:80", None),
@@ -189,8 +197,20 @@ mod tests {
         for text in ["10.20.0.11:8080", "10.20.0.11", "[fd20::11]:8080", "[fd20::11]"] {
             assert_eq!(parse_server(text).map(|server| server.to_string()), Ok(text.to_owned()));
         }
-        // Without brackets the last group could be a port as well as a part of the address.
-        for text in ["fd20::11:8080", "fd20::11", "10.20.0.11:80-90", "10.20.0.11:*", "10.20.0.11:0", ""] {
+        // Without brackets there is no port: the last group is a part of the address.
+        for text in ["fd20::11", "fd20::11:8080"] {
+            let server = ServerAddress { address: text.parse::<IpAddr>().expect("an address").into(), port: None };
+            assert_eq!(parse_server(text), Ok(server));
+        }
+        for text in [
+            "fd20::11:80801",
+            "fd20:0:0:0:0:0:0:11:80",
+            "fe80::1",
+            "10.20.0.11:80-90",
+            "10.20.0.11:*",
+            "10.20.0.11:0",
+            "",
+        ] {
             assert!(parse_server(text).is_err(), "{text:?}");
         }
     }
