@@ -115,7 +115,7 @@ impl Setup {
 
     fn launch(&self, lab: &Lab, config: &Path, log: &Path) -> Result<Running> {
         let mut command = process::command_in(&lab.netns("gw"), binary())?;
-        command.arg("run").arg("-c").arg(config).args(&self.arguments);
+        command.arg("run").arg("-c").arg(config).args(&self.arguments).env("GATUN_STATE_DIR", state_dir(lab));
         Running::logged(command, log)
     }
 }
@@ -125,10 +125,15 @@ fn binary() -> PathBuf {
     std::env::var_os("GATUN_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_gatun")), PathBuf::from)
 }
 
+/// Where gateways keep their records: they are gone with the lab, whatever becomes of the gateways.
+pub fn state_dir(lab: &Lab) -> PathBuf {
+    lab.path("state")
+}
+
 /// A `gatun` command that needs no gateway and no privilege.
 pub fn gatun(lab: &Lab, words: &[&str]) -> Result<Finished> {
     let mut command = process::command_in(&lab.netns("gw"), binary())?;
-    command.args(words);
+    command.args(words).env("GATUN_STATE_DIR", state_dir(lab));
     process::finish(command, PATIENCE)
 }
 

@@ -54,4 +54,8 @@ fn a_missing_file_and_wrong_usage_differ() {
     assert_eq!(code, Some(1));
     assert_eq!(stderr, "/nonexistent/gatun.toml: cannot be read: No such file or directory (os error 2)\n");
     assert_eq!(run(here, &["check", "--frobnicate"]).0, Some(2));
+    let default = "/etc/gatun/gatun.toml";
+    let (code, _, stderr) = run(here, &["check"]);
+    let hint = stderr.starts_with(&format!("gatun: there is no {default}: ")) && stderr.contains("-c FILE");
+    assert_eq!(hint && code == Some(1), !Path::new(default).exists(), "{stderr}");
 }

@@ -357,9 +357,13 @@ after      tcp 198.51.100.2:40000 > 10.20.0.11:8080
     );
     let dropped = explain(&["tcp", "198.51.100.2:40000", "203.0.113.10:80", "--tcp-flags", "A"]);
     assert!(
-        dropped.contains("\nverdict    drop\nreason     no_flow\nmeaning    A TCP packet that is no SYN"),
+        dropped.contains("\nverdict    drop no_flow, answered with a TCP RST\nmeaning    A TCP packet that is no SYN"),
         "{dropped}"
     );
+    let reset = explain(&["tcp", "198.51.100.2:40000", "203.0.113.10:81", "--tcp-flags", "R"]);
+    assert!(reset.contains("\nverdict    drop no_service\n"), "nobody answers a RST: {reset}");
+    let closed = explain(&["udp", "198.51.100.2:40000", "203.0.113.10:9"]);
+    assert!(closed.contains("\nverdict    drop no_service, answered with an ICMP port unreachable\n"), "{closed}");
     let echo = explain(&["icmpv6", "2001:db8:1::2", "2001:db8:f::10"]);
     assert!(echo.contains("\nverdict    reply\n"), "{echo}");
     let passed = explain(&["udp", "[2001:db8:1::2]:5", "[2001:db8:1::3]:53"]);
@@ -371,6 +375,20 @@ after      tcp 198.51.100.2:40000 > 10.20.0.11:8080
     let known = fixture.ok(&["explain", "tcp", "10.20.0.11:8080", "198.51.100.2:40000", "--tcp-flags", "SA"]);
     assert!(known.contains("\nflow       known, SYN_SENT, expires in 239 s; towards the client\n"), "{known}");
     assert!(known.contains("\nafter      tcp 203.0.113.10:80 > 198.51.100.2:40000\n"), "{known}");
+}
+
+#[test]
+fn the_help_names_the_control_socket_where_one_is_spoken_to() {
+    let help = |command: &str| outcome(gatun(&[command, "--help"]).output().unwrap()).1;
+    for command in ["status", "run", "explain", "reload"] {
+        assert!(help(command).contains("--control"), "{command}");
+    }
+    for command in ["check", "replay", "completions", "man"] {
+        assert!(!help(command).contains("--control"), "{command}");
+        // A script may pass it all the same.
+        let (_, _, stderr) = outcome(gatun(&[command, "--control", "x", "--frobnicate"]).output().unwrap());
+        assert!(stderr.contains("--frobnicate") && !stderr.contains("'--control'"), "{stderr}");
+    }
 }
 
 #[test]

@@ -83,6 +83,7 @@ impl Fixture {
             "run/control.sock",
         ]);
         command.current_dir(self.directory.path()).env("NOTIFY_SOCKET", self.path("notify"));
+        command.env("GATUN_STATE_DIR", "state");
         command
             .env_remove("RUST_LOG")
             .env_remove("GATUN_CONTROL")
@@ -229,11 +230,14 @@ fn a_gateway_from_start_to_end() {
     let (code, text) = fixture.gatun(&["reload"]);
     assert!(code == Some(0) && text.contains("\"gatun-dt0\" -> \"gatun-dt9\" (needs a restart)"), "{text}");
     assert_eq!(fixture.status()["device"]["name"], "gatun-dt0");
+    let (code, _) = fixture.gatun(&["reload"]);
+    assert_eq!((code, &fixture.status()["generation"]), (Some(0), &3.into()), "nothing changed");
 
     fixture.signal("-TERM");
     fixture.expect_notification("STOPPING=1");
     let (status, log) = fixture.wait();
     assert_eq!(status.code(), Some(0), "{log}");
+    assert_eq!(log.matches("not changed before a restart").count(), 1, "{log}");
     assert!(log.contains("stopped") && !log.contains(" WARN gatun is"), "{log}");
     assert!(!fixture.path("run/control.sock").exists());
 }
@@ -280,12 +284,24 @@ fn starts_that_cannot_succeed_say_why_in_one_sentence() {
     fixture.write_config(&good);
     let mut unprivileged = Command::new("setpriv");
     unprivileged.args(["--bounding-set=-all", "--inh-caps=-all", env!("CARGO_BIN_EXE_gatun"), "run", "-c"]);
-    unprivileged.args(["gatun.toml", "--control", "control.sock"]).current_dir(fixture.directory.path());
+    unprivileged
+        .env("GATUN_STATE_DIR", "state")
+        .args(["gatun.toml", "--control", "control.sock"])
+        .current_dir(fixture.directory.path());
     fixture.fails_to_start(unprivileged.stderr(Stdio::piped()), "CAP_NET_ADMIN");
     assert!(!fixture.path("control.sock").exists());
 
     let mut bad_filter = fixture.command();
-    fixture.fails_to_start(bad_filter.args(["--log", "gatun=shout"]), "is no log filter");
+    fixture.fails_to_start(bad_filter.args(["--log", "gatun=shout"]), "is no log filter: error parsing");
+    // Root may read and write everything until it has given CAP_DAC_OVERRIDE up.
+    let lock = fixture.path("foreign/.lock");
+    std::fs::create_dir_all(fixture.path("foreign")).unwrap();
+    std::fs::write(&lock, "").unwrap();
+    std::os::unix::fs::chown(&lock, Some(12345), None).unwrap();
+    let mut foreign = fixture.command();
+    let state_dir = fixture.path("foreign");
+    let sentence = format!("{} belongs to user 12345", lock.display());
+    fixture.fails_to_start(foreign.arg("--state-dir").arg(state_dir), &sentence);
     std::fs::create_dir_all(fixture.path("run")).unwrap();
     std::fs::write(fixture.path("run/control.sock"), "precious").unwrap();
     fixture.fails_to_start(&mut fixture.command(), "is no socket");
@@ -298,6 +314,17 @@ fn starts_that_cannot_succeed_say_why_in_one_sentence() {
     let output = fixture.command().output().unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && log.contains("another gatun answers on run/control.sock"), "{log}");
+    // Another one with the same device learns that, whatever else is taken.
+    let pid = fixture.pid();
+    // 127.0.0.1 cannot be used there either: the loopback is down.
+    std::fs::write(fixture.path("other.toml"), good.replace("\"off\"", "\"127.0.0.1:9108\"")).unwrap();
+    let mut second = Command::new("nsenter");
+    second.arg(format!("--net=/proc/{pid}/ns/net")).args([env!("CARGO_BIN_EXE_gatun"), "run", "-c", "other.toml"]);
+    second.args(["--control", "run/other.sock"]).current_dir(fixture.directory.path());
+    let output = second.env("GATUN_STATE_DIR", "state").output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    let sentence = format!("another gateway (process {pid}) uses device gatun-dt3 already");
+    assert!(output.status.code() == Some(1) && log.contains(&sentence), "{log}");
     // The first one is as it was.
     assert_eq!(fixture.status()["generation"], 1);
     fixture.signal("-TERM");

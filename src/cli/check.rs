@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{Context, output};
+use super::{Context, exists_or_hint, output};
 use crate::control::config::host::Host;
 use crate::control::config::{Config, DEFAULT_PATH};
 
@@ -20,6 +20,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<ExitCode> {
+    exists_or_hint(&args.config)?;
     let file = args.config.display();
     let config = match Config::load(&args.config) {
         Ok(config) => config,

@@ -1,10 +1,9 @@
 //! `gatun completions`: for a shell to source.
 
 use anyhow::Result;
-use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Cli, Context};
+use super::Context;
 
 /// Print a shell's completions
 #[derive(Debug, clap::Args)]
@@ -15,7 +14,7 @@ pub struct Args {
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     // Collected first: the generator panics when it cannot write.
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "gatun", &mut script);
+    clap_complete::generate(args.shell, &mut super::command(), "gatun", &mut script);
     std::io::Write::write_all(context.output.raw(), &script)?;
     Ok(())
 }

@@ -4,10 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use clap::CommandFactory;
 use clap_mangen::Man;
 
-use super::{Cli, Context};
+use super::Context;
 
 /// Print the manual page of a command, or write all of them to a directory
 #[derive(Debug, clap::Args)]
@@ -21,7 +20,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
-    let mut root = Cli::command();
+    let mut root = super::command();
     root.build();
     if let Some(directory) = &args.dir {
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;

@@ -19,14 +19,16 @@ mod service;
 mod status;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
+use anyhow::{Result, bail};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use client::Client;
 use output::Output;
+
+use crate::control::config::DEFAULT_PATH;
 
 /// Where a gateway listens unless its configuration says otherwise.
 pub const DEFAULT_CONTROL: &str = "/run/gatun/control.sock";
@@ -77,7 +79,8 @@ impl Context {
 
 /// Parses the arguments and does what they say.
 pub fn main() -> ExitCode {
-    let Cli { control, command } = Cli::parse();
+    let parsed = command().get_matches();
+    let Cli { control, command } = Cli::from_arg_matches(&parsed).unwrap_or_else(|error| error.exit());
     let mut context = Context { control, output: Output::stdout() };
     let done = run(command, &mut context).and_then(|code| {
         context.output.flush()?;
@@ -92,6 +95,30 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Commands that speak to no gateway.
+const ALONE: [&str; 4] = ["check", "replay", "completions", "man"];
+
+/// The whole command line, for parsing and for what describes it.
+fn command() -> clap::Command {
+    // Everybody takes --control, so that a script may pass it anywhere; where it has no effect the help is silent.
+    ALONE.iter().fold(Cli::command(), |cli, name| {
+        cli.mut_subcommand(name, |command| {
+            command.arg(Arg::new("control").long("control").value_name("PATH").global(true).hide(true))
+        })
+    })
+}
+
+/// Who has not written a configuration yet learns where to begin.
+fn exists_or_hint(config: &Path) -> Result<()> {
+    if config == Path::new(DEFAULT_PATH) && matches!(config.try_exists(), Ok(false)) {
+        bail!(
+            "there is no {DEFAULT_PATH}: write one (config/minimal.toml and config/full.toml among gatun's sources are \
+             examples), or name another file with -c FILE"
+        );
+    }
+    Ok(())
 }
 
 fn run(command: Command, context: &mut Context) -> Result<ExitCode> {

@@ -3,13 +3,14 @@
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
-use super::Context;
+use super::{Context, exists_or_hint};
 use crate::control::config::DEFAULT_PATH;
 use crate::control::daemon::{self, Options};
+use crate::io::host::STATE_DIRECTORY;
 
 /// Run the gateway until SIGTERM; SIGHUP reloads the configuration
 #[derive(Debug, clap::Args)]
@@ -23,6 +24,9 @@ pub struct Args {
     /// Print the commands that set the host up, and do nothing
     #[arg(long, conflicts_with = "no_routes")]
     print_routes: bool,
+    /// Where to keep the record of what was changed on this host, by which a start cleans up after a gateway that was killed
+    #[arg(long, value_name = "DIRECTORY", env = "GATUN_STATE_DIR", default_value = STATE_DIRECTORY, hide_env_values = true)]
+    state_dir: PathBuf,
     /// What to log: error, warn, info, debug or trace, also by module (`info,gatun::io=debug`) [default: RUST_LOG, else
     /// info]
     #[arg(long, value_name = "FILTER")]
@@ -40,19 +44,25 @@ enum LogFormat {
 }
 
 pub(super) fn run(args: Args, context: &mut Context) -> Result<()> {
+    exists_or_hint(&args.config)?;
     if args.print_routes {
         context.output.line(daemon::print_routes(&args.config)?.trim_end())?;
         return Ok(());
     }
     start_log(args.log.as_deref(), args.log_format)?;
-    daemon::run(&Options { config: args.config, control: context.control.clone(), no_routes: args.no_routes })
+    daemon::run(&Options {
+        config: args.config,
+        control: context.control.clone(),
+        no_routes: args.no_routes,
+        state_dir: args.state_dir,
+    })
 }
 
 fn start_log(filter: Option<&str>, format: LogFormat) -> Result<()> {
     let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok();
     let directives = filter.or(from_environment.as_deref()).filter(|filter| !filter.trim().is_empty());
     let directives = directives.unwrap_or("info");
-    let filter = EnvFilter::try_new(directives).with_context(|| format!("{directives:?} is no log filter"))?;
+    let filter = EnvFilter::try_new(directives).map_err(|error| anyhow!("{directives:?} is no log filter: {error}"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match format {
         LogFormat::Json => log.json().init(),

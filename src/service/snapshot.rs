@@ -103,6 +103,25 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// This snapshot without the retired servers and services that no flow uses any more; `None` while there are none.
+    /// Flows are forwarded as before, so the generation is the same.
+    pub fn tidied(&self) -> Option<Snapshot> {
+        let servers = || self.servers.iter().flatten();
+        let is_live = |service: &Service| self.live.iter().any(|live| live.id == service.id);
+        let serves = |server: &Server| self.live.iter().flat_map(|live| &live.servers).any(|live| live.id == server.id);
+        let idle_server = servers().any(|server| server.load.is_idle() && !serves(server));
+        let empty_service = self
+            .services
+            .iter()
+            .flatten()
+            .any(|service| !is_live(service) && !servers().any(|server| server.service == service.id));
+        if !idle_server && !empty_service {
+            return None;
+        }
+        let tidied = Snapshot::build(self.spec.clone(), Some(self)).ok()?;
+        Some(Snapshot { generation: self.generation, ..tidied })
+    }
+
     /// The service that listens for this packet.
     #[inline]
     pub fn service_for(&self, vip: Addr, protocol: Protocol, port: u16) -> Option<&Arc<Service>> {

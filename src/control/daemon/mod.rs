@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::api::{Difference, Fault, FaultCode};
-use super::config::Compiled;
+use super::config::{Change, Compiled};
 use super::context::{Control, Order};
 use crate::io::Gateway;
 use crate::io::worker::Workers;
@@ -40,6 +40,8 @@ pub use start::print_routes;
 const TICK: Duration = Duration::from_millis(100);
 const EVENT_PUMP: Duration = Duration::from_millis(50);
 const SAMPLING: Duration = Duration::from_secs(2);
+/// How often what is kept for old flows is looked at: a removed VIP's route outlives its last flow by so much at most.
+const TIDYING: Duration = Duration::from_secs(3);
 /// Orders of control clients that may wait for the one that is carried out.
 const ORDERS_WAITING: usize = 16;
 
@@ -51,6 +53,8 @@ pub struct Options {
     pub control: Option<PathBuf>,
     /// Leave the host's routes, rules and sysctls to the operator.
     pub no_routes: bool,
+    /// Where the record of changes to the host is kept.
+    pub state_dir: PathBuf,
 }
 
 /// Runs the gateway until it is told to stop.
@@ -80,6 +84,8 @@ pub(super) struct Daemon {
     control: Arc<Control>,
     tasks: JoinSet<&'static str>,
     done: Done,
+    /// What the file has otherwise, and only a restart changes.
+    pending: Vec<Change>,
 }
 
 struct Signals {
@@ -101,8 +107,10 @@ impl Signals {
 impl Daemon {
     async fn run(&mut self, mut signals: Signals, mut orders: mpsc::Receiver<Order>) -> Result<()> {
         let mut tick = every(TICK);
+        let mut tidy = every(TIDYING);
         loop {
             tokio::select! {
+                _ = tidy.tick() => self.tidy().await,
                 _ = tick.tick() => {
                     if self.done.workers.as_ref().is_some_and(Workers::have_failed) {
                         return Err(anyhow!("a packet worker ended; the log says why"));
@@ -145,12 +153,8 @@ impl Daemon {
         let result = self.try_reload(config).await;
         let reloads = &self.control.reloads;
         match &result {
-            Ok(difference) => {
+            Ok(_) => {
                 reloads.ok.fetch_add(1, Ordering::Relaxed);
-                for change in &difference.changes {
-                    tracing::info!("reload: {change}");
-                }
-                tracing::info!("reloaded: {} changes, generation {}", difference.changes.len(), difference.generation);
             }
             Err(error) => {
                 reloads.failed.fetch_add(1, Ordering::Relaxed);

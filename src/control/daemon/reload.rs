@@ -44,20 +44,54 @@ impl Daemon {
         let gateway =
             GatewayConfig { uplinks: new.gateway.uplinks, mtu: new.gateway.mtu, ..self.compiled.gateway.clone() };
         let old = self.gateway.snapshot();
-        let snapshot = Arc::new(Snapshot::build(new.snapshot.clone(), Some(&old))?);
+        // The device's MTU and the host's own addresses are part of it, and no line of the difference.
+        let same = new.snapshot == self.compiled.snapshot;
+        let snapshot = if same { old.clone() } else { Arc::new(Snapshot::build(new.snapshot.clone(), Some(&old))?) };
+        // Also when nothing changes in the file: the host may be another meanwhile.
         if let Some(host) = &mut self.done.host {
             host.apply(&host_plan(&gateway, &snapshot)).await.context("the host could not be set up for it")?;
         }
         // From here on nothing can fail.
         let generation = snapshot.generation;
-        self.gateway.swap(snapshot);
+        if !same {
+            self.gateway.swap(snapshot);
+        }
         self.compiled = Compiled { gateway, snapshot: new.snapshot };
         *self.control.about().config.lock() = Some(path.clone());
         self.options.config = path;
-        for change in changes.iter().filter(|change| change.needs_restart) {
+        self.log(&changes, generation);
+        // What was removed and has no flow need not wait.
+        self.tidy().await;
+        Ok(Difference { changes: lines(&changes), generation })
+    }
+
+    /// What waits for a restart is told once, not at every reload until then.
+    fn log(&mut self, changes: &[Change], generation: u64) {
+        let (pending, done): (Vec<&Change>, Vec<&Change>) = changes.iter().partition(|change| change.needs_restart);
+        for change in &done {
+            tracing::info!("reload: {change}");
+        }
+        for change in pending.iter().filter(|change| !self.pending.contains(change)) {
             tracing::warn!("not changed before a restart: {change}");
         }
-        Ok(Difference { changes: lines(&changes), generation })
+        self.pending = pending.into_iter().cloned().collect();
+        match done.len() {
+            0 => tracing::info!("reloaded: nothing changed, generation {generation}"),
+            count => tracing::info!("reloaded: changes: {count}, generation {generation}"),
+        }
+    }
+
+    /// Lets go of services and servers that were kept for their old flows and have none any more.
+    pub(super) async fn tidy(&mut self) {
+        let Some(snapshot) = self.gateway.snapshot().tidied() else { return };
+        if let Some(host) = &mut self.done.host
+            && let Err(error) = host.apply(&host_plan(&self.compiled.gateway, &snapshot)).await
+        {
+            tracing::warn!("the routes of what was removed stay for now: {:#}", anyhow::Error::from(error));
+            return;
+        }
+        tracing::info!("let go of what was kept for flows that have ended now");
+        self.gateway.swap(Arc::new(snapshot));
     }
 }
 

@@ -20,14 +20,12 @@ use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
 use crate::control::metrics::{self, Bounds};
 use crate::control::socket::{Limits, Socket};
-use crate::io::host::Host;
+use crate::io::host::{self, Host};
 use crate::io::tun::{self, TunSettings};
 use crate::io::worker::{self, Workers};
 use crate::io::{Gateway, link_mtu, path_mtu, privilege};
 use crate::service::Snapshot;
 
-/// Where the record of changes to the host is kept.
-const STATE_DIRECTORY: &str = "/run/gatun";
 /// The device, routes, rules and the sysctls of the network; neighbour announcements.
 const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
 
@@ -54,11 +52,19 @@ impl Done {
 
 /// Brings the gateway up. When this returns, packets are forwarded and control clients are answered.
 pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Result<Daemon> {
-    let options = Options { config: std::path::absolute(&options.config)?, ..options.clone() };
+    let options = Options {
+        config: std::path::absolute(&options.config)?,
+        state_dir: std::path::absolute(&options.state_dir)?,
+        ..options.clone()
+    };
     let compiled = load(&options.config).await?;
     let snapshot = Arc::new(Snapshot::build(compiled.snapshot.clone(), None)?);
-    // A port below 1024 may need a capability that is given up next.
-    let metrics = compiled.gateway.metrics.map(listen).transpose()?;
+    if compiled.gateway.routes && !options.no_routes {
+        host::sweep(&options.state_dir);
+    }
+    // A port below 1024 may need a capability that is given up next. Whether it went well is asked later: where another
+    // gateway has the device, that is the better reason.
+    let metrics = compiled.gateway.metrics.map(listen).transpose();
     drop_privileges(&options.config)?;
 
     let config = &compiled.gateway;
@@ -80,7 +86,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
         env!("CARGO_PKG_VERSION"),
         config.device
     );
-    Ok(Daemon { options, compiled, gateway, control, tasks, done })
+    Ok(Daemon { options, compiled, gateway, control, tasks, done, pending: Vec::new() })
 }
 
 async fn bring_up(
@@ -89,19 +95,20 @@ async fn bring_up(
     compiled: &Compiled,
     gateway: &Arc<Gateway>,
     orders: mpsc::Sender<Order>,
-    metrics: Option<tokio::net::TcpListener>,
+    metrics: Result<Option<tokio::net::TcpListener>>,
 ) -> Result<(Arc<Control>, JoinSet<&'static str>)> {
     let config = &compiled.gateway;
     let snapshot = gateway.snapshot();
     // The name of the device is taken before the device is touched: it may be that of a gateway that runs.
     if config.routes && !options.no_routes {
-        done.host = Some(Host::claim(&config.device, Path::new(STATE_DIRECTORY)).await?);
+        done.host = Some(Host::claim(&config.device, &options.state_dir).await?);
     }
     let socket = Socket::bind(options.control.as_ref().unwrap_or(&config.control))?;
     let settings = TunSettings { name: config.device.clone(), queues: config.queues.count(), mtu: snapshot.spec.mtu };
     let workers = worker::start(gateway, tun::open(&settings)?)?;
     let device = Device::new(&config.device, workers.counters());
     done.workers = Some(workers);
+    let metrics = metrics?;
     if let Some(host) = &mut done.host {
         host.apply(&host_plan(config, &snapshot)).await?;
     }

@@ -224,7 +224,8 @@ impl Change {
     }
 }
 
-fn ip(family: Family) -> &'static str {
+/// The command for a family.
+pub fn ip(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
         Family::V6 => "ip -6",

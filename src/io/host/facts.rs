@@ -129,7 +129,10 @@ async fn uplinks(net: &Net, plan: &HostPlan, facts: &mut Facts) -> Result<(), Ho
         }
         let defaults =
             net.default_links(family).await.map_err(|error| HostError::netlink("read the default routes", error))?;
-        let names: BTreeSet<String> = defaults.into_iter().map(|(name, _)| name).collect();
+        let mut names: BTreeSet<String> = defaults.into_iter().map(|(name, _)| name).collect();
+        if names.is_empty() {
+            names = connected(net, plan, family).await?;
+        }
         let found = names
             .iter()
             .filter_map(|name| net.link(name))
@@ -141,6 +144,22 @@ async fn uplinks(net: &Net, plan: &HostPlan, facts: &mut Facts) -> Result<(), Ho
         }
     }
     Ok(())
+}
+
+/// Without a default route clients can only be where the host itself has an address: every interface that is up and has
+/// one, but for the loopback and the own device. Link-local addresses do not count, every interface has one of those.
+async fn connected(net: &Net, plan: &HostPlan, family: Family) -> Result<BTreeSet<String>, HostError> {
+    let addresses = net.addresses().await.map_err(|error| HostError::netlink("read the addresses", error))?;
+    let beyond_link = |address: &IpAddr| match address {
+        IpAddr::V4(address) => !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    Ok(addresses
+        .into_iter()
+        .filter(|(address, name)| Family::of(*address) == family && beyond_link(address) && *name != plan.device)
+        .filter(|(_, name)| net.link(name).is_some_and(|link| link.up && !link.loopback))
+        .map(|(_, name)| name)
+        .collect())
 }
 
 async fn vips(net: &Net, plan: &HostPlan, facts: &mut Facts) -> Result<(), HostError> {

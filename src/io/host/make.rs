@@ -210,9 +210,9 @@ pub fn parameter_trouble(path: &str, value: &str, error: &io::Error) {
     }
 }
 
-const FORWARDING6: &str = "net/ipv6/conf/all/forwarding";
+pub const FORWARDING6: &str = "net/ipv6/conf/all/forwarding";
 
-fn forwarding_flags() -> Vec<(String, String)> {
+pub fn forwarding_flags() -> Vec<(String, String)> {
     let mut names = sysctl::ipv6_interfaces().unwrap_or_default();
     names.push("default".to_owned());
     names

@@ -18,6 +18,7 @@
 //! What somebody else changed in the meantime is left alone.
 
 pub mod announce;
+mod by_hand;
 pub mod change;
 mod facts;
 mod leftovers;
@@ -26,6 +27,7 @@ mod netlink;
 pub mod plan;
 mod returns;
 mod state;
+mod sweep;
 mod sysctl;
 
 #[cfg(test)]
@@ -33,6 +35,7 @@ mod tests;
 
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -40,15 +43,15 @@ use tracing::{debug, info, warn};
 
 use announce::Announcement;
 use change::{Change, Family};
-use facts::Rules;
 use leftovers::clean_marks;
 use make::{Failure, parameter_trouble, perform, prepare, revert};
 use netlink::{Net, errno, into_io};
 use plan::Facts;
-use state::{Entry, Peer, Record, Refused, Saved, Turn, Undo};
+use state::{Entry, Peer, Record, Refused, Saved, Trouble, Turn, Undo};
 
 pub use change::Ports;
 pub use plan::{HostPlan, Listener, ReturnPath, VipPlan};
+pub use sweep::sweep;
 
 /// Where the record of changes is kept unless the operator says otherwise.
 pub const STATE_DIRECTORY: &str = "/run/gatun";
@@ -57,7 +60,7 @@ pub const STATE_DIRECTORY: &str = "/run/gatun";
 pub enum HostError {
     #[error("another gateway{} uses device {device} already: stop it, or give this one another `device`", pid_note(.pid))]
     InUse { device: String, pid: Option<u32> },
-    #[error("cannot keep the record of changes in {}: {error}; run as root or name a directory that can be written", .path.display())]
+    #[error("cannot keep the record of changes: {}: {error}{}; name another directory with --state-dir", .path.display(), owner_note(.path, .error))]
     State { path: PathBuf, error: io::Error },
     #[error(
         "no privilege to {what}: run as root or give gatun CAP_NET_ADMIN, or set the host up by hand and use --no-routes"
@@ -88,7 +91,27 @@ fn pid_note(pid: &Option<u32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
+/// Root without CAP_DAC_OVERRIDE, which the gateway gives up, may not write where only another user may.
+fn owner_note(path: &Path, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return String::new();
+    }
+    let owner = |path: &Path| Some((path.to_owned(), std::fs::symlink_metadata(path).ok()?.uid()));
+    // SAFETY: geteuid(2) takes nothing and cannot fail.
+    let me = unsafe { libc::geteuid() };
+    match owner(path).or_else(|| owner(path.parent()?)) {
+        Some((path, uid)) if uid != me => {
+            format!(" ({} belongs to user {uid}, and gatun runs as user {me} without CAP_DAC_OVERRIDE)", path.display())
+        }
+        _ => String::new(),
+    }
+}
+
 impl HostError {
+    fn state(trouble: Trouble) -> Self {
+        HostError::State { path: trouble.path, error: trouble.error }
+    }
+
     fn netlink(what: impl Into<String>, error: rtnetlink::Error) -> Self {
         let what = what.into();
         match errno(&error) {
@@ -116,11 +139,10 @@ impl Host {
     /// # Errors
     /// A live gateway has the device; no privilege; the record cannot be written.
     pub async fn claim(device: &str, directory: &Path) -> Result<Host, HostError> {
-        let at = |error| HostError::State { path: directory.to_owned(), error };
-        let _turn = Turn::take(directory).map_err(at)?;
+        let _turn = Turn::take(directory).map_err(HostError::state)?;
         let (record, saved) = Record::open(directory, device).map_err(|refused| match refused {
             Refused::InUse(pid) => HostError::InUse { device: device.to_owned(), pid },
-            Refused::Io(error) => at(error),
+            Refused::Trouble(trouble) => HostError::state(trouble),
         })?;
         let mut host = Host {
             device: device.to_owned(),
@@ -131,7 +153,8 @@ impl Host {
             announcer: None,
         };
         host.clean(saved).await?;
-        host.record.start(device).map_err(at)?;
+        let path = host.record.path().to_owned();
+        host.record.start(device).map_err(|error| HostError::State { path, error })?;
         Ok(host)
     }
 
@@ -202,27 +225,14 @@ impl Host {
         drop(turn);
     }
 
-    /// The changes as commands, for an operator who makes them by hand. Needs no privilege, and no device.
+    /// The changes as commands, for an operator who makes them by hand, and the way back. Needs no privilege, and no device.
     pub async fn print_commands(plan: &HostPlan) -> Result<String, HostError> {
         let net = connect().await?;
-        let facts = facts::gather(&net, plan, None, &[]).await?;
-        let rules = Rules::read(&net).await?;
-        let mut text = String::new();
-        for change in plan::changes(plan, &facts) {
-            let moved = match &change {
-                Change::MoveLocal(family) => rules.to_move(*family),
-                _ => Vec::new(),
-            };
-            for command in change.commands(&moved) {
-                text.push_str(&command);
-                text.push('\n');
-            }
-        }
-        Ok(text)
+        by_hand::commands(&net, plan).await
     }
 
     fn turn(&self) -> Result<Turn, HostError> {
-        Turn::take(&self.directory).map_err(|error| HostError::State { path: self.directory.clone(), error })
+        Turn::take(&self.directory).map_err(HostError::state)
     }
 
     /// Make one change unless it is made already.
@@ -387,7 +397,7 @@ fn warn_of_trouble(plan: &HostPlan, facts: &Facts, net: &Net) {
         if plan.vips.iter().any(|vip| Family::of(vip.address) == family) && facts.uplinks(family).is_empty() {
             warn!(
                 family = family.sysctl_dir(),
-                "no uplink: there is no default route, and `uplink` names no interface; what comes from clients may not be \
+                "no uplink: there is no default route and no interface with an address, and `uplink` names none; what comes from clients may not be \
                  forwarded, and neighbours are not told of the VIPs"
             );
         }

@@ -38,6 +38,7 @@ pub struct Link {
     pub mtu: u32,
     pub txqueuelen: u32,
     pub up: bool,
+    pub loopback: bool,
     /// It resolves addresses by ARP or NDP.
     pub resolves: bool,
     pub address: Vec<u8>,
@@ -395,6 +396,7 @@ impl From<LinkMessage> for Link {
             mtu: 0,
             txqueuelen: 0,
             up: flags.contains(LinkFlags::Up),
+            loopback: flags.contains(LinkFlags::Loopback),
             resolves: !flags.intersects(LinkFlags::Noarp | LinkFlags::Loopback),
             address: Vec::new(),
         };

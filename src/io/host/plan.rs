@@ -44,7 +44,8 @@ pub struct HostPlan {
     pub mtu: Option<u32>,
     /// Packets the kernel may queue towards the gateway; the kernel's own default of 500 drops silently.
     pub txqueuelen: u32,
-    /// Where VIPs are announced; empty: the interfaces of the default routes.
+    /// Where clients come from and VIPs are announced; empty: the interfaces of the default routes, and where there is
+    /// none, every interface that is up and has an address.
     pub uplinks: Vec<String>,
     pub vips: Vec<VipPlan>,
     /// Packets that must reach the gateway on their way back from a server.

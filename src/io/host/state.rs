@@ -93,10 +93,12 @@ pub struct Turn {
 }
 
 impl Turn {
-    pub fn take(directory: &Path) -> io::Result<Turn> {
-        fs::create_dir_all(directory)?;
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join(".lock"))?;
-        lock(&file, libc::LOCK_EX)?;
+    pub fn take(directory: &Path) -> Result<Turn, Trouble> {
+        fs::create_dir_all(directory).map_err(|error| Trouble::with(directory, error))?;
+        let path = directory.join(".lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(|error| Trouble::with(&path, error))?;
+        lock(&file, libc::LOCK_EX).map_err(|error| Trouble::with(&path, error))?;
         Ok(Turn { _file: file })
     }
 }
@@ -106,12 +108,19 @@ impl Turn {
 pub enum Refused {
     /// A live process holds the file.
     InUse(Option<u32>),
-    Io(io::Error),
+    Trouble(Trouble),
 }
 
-impl From<io::Error> for Refused {
-    fn from(error: io::Error) -> Self {
-        Refused::Io(error)
+/// What could not be read or written.
+#[derive(Debug)]
+pub struct Trouble {
+    pub path: PathBuf,
+    pub error: io::Error,
+}
+
+impl Trouble {
+    fn with(path: &Path, error: io::Error) -> Self {
+        Trouble { path: path.to_owned(), error }
     }
 }
 
@@ -119,14 +128,16 @@ impl Record {
     /// Lock the file of `device` and return what a predecessor left in it.
     pub fn open(directory: &Path, device: &str) -> Result<(Record, Saved), Refused> {
         let path = path(directory, device);
-        let mut file = OpenOptions::new().create(true).truncate(false).read(true).append(true).open(&path)?;
+        let trouble = |error| Refused::Trouble(Trouble::with(&path, error));
+        let file = OpenOptions::new().create(true).truncate(false).read(true).append(true).open(&path);
+        let mut file = file.map_err(trouble)?;
         match lock(&file, libc::LOCK_EX | libc::LOCK_NB) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(Refused::InUse(read(&mut file)?.pid));
+                return Err(Refused::InUse(read(&mut file).map_err(trouble)?.pid));
             }
-            other => other?,
+            other => other.map_err(trouble)?,
         }
-        let saved = read(&mut file)?;
+        let saved = read(&mut file).map_err(trouble)?;
         let next = saved.open.iter().map(|entry| entry.id + 1).max().unwrap_or(0);
         Ok((Record { path, file, next }, saved))
     }
@@ -215,11 +226,28 @@ fn parse(bytes: &[u8]) -> Saved {
 }
 
 fn header_netns(bytes: &[u8]) -> Option<u64> {
+    header(bytes).map(|header| header.netns)
+}
+
+fn header(bytes: &[u8]) -> Option<Header> {
     let first = bytes.split(|byte| *byte == b'\n').next()?;
     match serde_json::from_slice(first) {
-        Ok(Line::Header(header)) => Some(header.netns),
+        Ok(Line::Header(header)) => Some(header),
         _ => None,
     }
+}
+
+/// The boot that a record was written in; `None` where it does not say.
+pub fn written_in(file: &mut File) -> Option<String> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).ok()?;
+    header(&bytes).map(|header| header.boot)
+}
+
+/// Whether the gateway of a record lives no more. Records are opened by who has the [`Turn`] only, so it stays true
+/// for as long as the caller has that.
+pub fn is_dead(file: &File) -> bool {
+    lock(file, libc::LOCK_EX | libc::LOCK_NB).is_ok()
 }
 
 /// `DEVICE.state` in the namespace of process 1; elsewhere the namespace is part of the name, for `/run` is
@@ -235,7 +263,7 @@ fn path(directory: &Path, device: &str) -> PathBuf {
     }
 }
 
-fn boot() -> String {
+pub fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 

@@ -356,7 +356,8 @@ fn printed_commands_do_what_apply_does_for_local_vips() {
 fn printed_commands(name: &str, vips: [&'static str; 2]) {
     in_namespace(name, async move |directory| {
         host_with_two_links();
-        let _device = tun("gatun0");
+        let bare = settled().await;
+        let device = tun("gatun0");
         sh("echo 1 > /proc/sys/net/ipv6/conf/gatun0/addr_gen_mode; ip link set gatun0 up");
         let plan = plan("gatun0", &vips);
         let before = settled().await;
@@ -376,12 +377,15 @@ fn printed_commands(name: &str, vips: [&'static str; 2]) {
         host.undo().await;
         assert_same(&before, &settled().await);
 
-        for command in printed.lines() {
+        let type_in = |command: &str| {
             // Not every host has procps.
             match command.strip_prefix("sysctl -w ").and_then(|setting| setting.split_once('=')) {
                 Some((name, value)) => sh(&format!("echo {value} > /proc/sys/{}", name.replace('.', "/"))),
                 None => sh(command),
-            };
+            }
+        };
+        for command in printed.lines().filter(|line| !line.starts_with('#')) {
+            type_in(command);
         }
         let by_hand = settled().await;
         assert_same(&applied, &unmarked(by_hand.clone()));
@@ -391,6 +395,35 @@ fn printed_commands(name: &str, vips: [&'static str; 2]) {
         host.apply(&plan).await.unwrap();
         host.undo().await;
         assert_same(&by_hand, &settled().await);
+
+        drop(device);
+        let (_, back) = printed.split_once("# The way back").expect("the second part");
+        for command in back.lines().skip(1) {
+            type_in(command.strip_prefix("# ").expect("a comment"));
+        }
+        assert_same(&bare, &settled().await);
+    });
+}
+
+/// Clients may be on any of the host's networks where nothing else says where they are.
+#[test]
+fn without_a_default_route_every_interface_with_an_address_is_an_uplink() {
+    in_namespace("without_a_default_route_every_interface_with_an_address_is_an_uplink", async |directory| {
+        host_with_two_links();
+        sh("ip route del default; ip -6 route del default");
+        let _device = tun("gatun0");
+        let before = settled().await;
+        let mut host = Host::claim("gatun0", directory).await.unwrap();
+        host.apply(&plan("gatun0", &ROUTED)).await.unwrap();
+        // The far ends are up, with link-local addresses only.
+        for (link, forwards) in [("up0", "1"), ("lan", "1"), ("far0", "0"), ("rs", "0"), ("lo", "0")] {
+            assert_eq!(sysctl(&format!("net/ipv4/conf/{link}/forwarding")), forwards, "{link}");
+        }
+        assert!(sh("ip neigh show proxy").contains("203.0.113.10 dev up0"));
+        assert!(sh("ip -6 neigh show proxy").contains("2001:db8:f::10 dev up0"));
+        assert!(!sh("ip neigh show proxy; ip -6 neigh show proxy").contains("dev far0"));
+        host.undo().await;
+        assert_same(&before, &settled().await);
     });
 }
 
