@@ -172,11 +172,13 @@ impl Model {
     }
 }
 
-/// Source, destination, identification, protocol.
+/// Source, destination, identification, and in IPv4 the protocol.
 type FragmentKey = (IpAddr, IpAddr, u32, u8);
 
 fn fragment_key(packet: &Decoded) -> Option<FragmentKey> {
-    packet.fragment.map(|(id, ..)| (packet.src, packet.dst, id, packet.protocol))
+    // In IPv6 a later fragment may name another protocol than the first (RFC 8200 section 4.5).
+    let protocol = if packet.src.is_ipv4() { packet.protocol } else { 0 };
+    packet.fragment.map(|(id, ..)| (packet.src, packet.dst, id, protocol))
 }
 
 /// The tuple of a TCP or UDP packet that has its ports with it.

@@ -1,6 +1,6 @@
 //! A whole network under a virtual clock: smoltcp hosts as clients and servers at both ends of the engine, TCP and UDP over
 //! both families, and links that lose, delay, duplicate, reorder and corrupt. Every transfer must arrive whole, with
-//! reloads in the middle. A seed decides everything; `GATUN_SEED=N` runs that one alone.
+//! reloads in the middle. A seed decides everything; `GATUN_SEED=N` runs that one alone, `GATUN_SEEDS=N` the first N.
 
 mod host;
 mod network;
@@ -11,9 +11,10 @@ const SEEDS: u64 = 24;
 
 #[test]
 fn transfers_survive_bad_links_and_reloads() {
-    let seeds = match std::env::var("GATUN_SEED") {
-        Ok(seed) => vec![seed.parse().expect("GATUN_SEED is a number")],
-        Err(_) => (0..SEEDS).collect::<Vec<u64>>(),
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a seed is a number"));
+    let seeds = match number("GATUN_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("GATUN_SEEDS").unwrap_or(SEEDS)).collect::<Vec<u64>>(),
     };
     let mut servers = [0; network::SERVERS];
     let (mut packets, mut impaired) = (0, 0);
