@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use gatun::engine::Engine;
+use gatun::io::huge_pages;
 use gatun::time::Instant;
 use gatun::verdict::Verdict;
 use gatun::wire::View;
@@ -20,7 +22,7 @@ mod support;
 
 use support::counting;
 use support::packet::{ACK, Extension, PSH, SYN, tcp};
-use support::traffic::{Client, establish, established, snapshot};
+use support::traffic::{Client, establish, snapshot};
 use support::world::engine;
 
 #[global_allocator]
@@ -36,6 +38,14 @@ criterion_group! {
     targets = parse, memory_latency, hit, miss, expiry
 }
 criterion_main!(memory, data_path);
+
+/// An engine as a gateway has it, in huge pages, with `flows` established flows and room for `max`.
+fn established(v4: bool, flows: u32, max: usize) -> Engine {
+    let mut engine = engine(snapshot(), max);
+    huge_pages::advise(&mut engine);
+    establish(&mut engine, v4, flows, Instant::ZERO);
+    engine
+}
 
 fn family(v4: bool) -> &'static str {
     if v4 { "v4" } else { "v6" }

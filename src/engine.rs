@@ -10,14 +10,16 @@
 //!
 //! Read [`Engine::handle_packet`] and the four functions below it, and you know the data path.
 
+mod fragments;
+mod shard;
+
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use siphasher::sip::SipHasher13;
-
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
-use crate::flow::{Bounds, Fate, Flow, FlowId, FlowTable, Fragments, InsertError, Later, Owner, Sender, track};
+use crate::flow::{Flow, FlowId, FlowTable, Fragments, InsertError, Owner, Sender, track};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, echo, icmp_error};
 use crate::service::scheduler::Request;
@@ -25,7 +27,9 @@ use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{Addr, PacketBuf, Protocol, Rewrite, Transport, Tuple, View, icmp, ipv4, ipv4_id, ipv6, tcp};
+use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, ipv4, ipv6, tcp};
+
+pub use shard::{client_between, client_of, shard_of};
 
 /// Flows that one call of [`Engine::handle_timeout`] looks at, at most.
 const SWEEP: usize = 4096;
@@ -257,6 +261,11 @@ impl Engine {
         Some((self.record(now, self.table.flow(id)), sender))
     }
 
+    /// Where the flow table is in memory, as addresses: for advice to the kernel, which the engine itself cannot give.
+    pub fn memory(&mut self) -> [Range<usize>; 2] {
+        self.table.memory()
+    }
+
     /// Whether a full table could make room for a new flow.
     pub fn can_evict(&self) -> bool {
         self.table.eviction_candidate().is_some()
@@ -356,80 +365,6 @@ impl Engine {
         icmp_error::translate(buf, view, self.table.flow(id), sender, &quoted);
         self.stats.icmp_errors += 1;
         Verdict::Forward
-    }
-
-    /// A fragment without ports: the same is done with it as with its first one.
-    fn follow_first_fragment(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
-        let deadline = now + self.snapshot.spec.timeouts.fragment;
-        let bounds = self.fragment_bounds();
-        let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
-        match self.fragments.later(deadline, view, buf, bounds, dropped) {
-            Later::Known(fate) => self.apply_fate(buf, view, fate),
-            Later::Held => Verdict::Held,
-            Later::Refused => Verdict::Drop(DropReason::FragmentTableFull),
-        }
-    }
-
-    /// Notes what was done with a first fragment, and does the same with those that came before it.
-    fn note_first_fragment(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, verdict: Verdict) {
-        let fate = match verdict {
-            Verdict::Forward => match self.translation_of(view) {
-                Some(fate) => fate,
-                None => return,
-            },
-            Verdict::Pass => Fate::Pass,
-            Verdict::Reply => Fate::Echo,
-            Verdict::Refuse(reason) | Verdict::Drop(reason) => Fate::Drop(reason),
-            Verdict::Held => return,
-        };
-        if let Fate::Rewrite { id: Some(id), .. } = fate {
-            ipv4_id(buf.packet_mut(), id);
-        }
-        let deadline = now + self.snapshot.spec.timeouts.fragment;
-        let bounds = self.fragment_bounds();
-        let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
-        for mut held in self.fragments.first(deadline, view, fate, bounds, dropped) {
-            let Ok(view) = View::parse(held.packet()) else { continue };
-            let verdict = self.apply_fate(&mut held, &view, fate);
-            self.stats.count(verdict);
-            if verdict.sends() {
-                self.released.push_back(held);
-            }
-        }
-    }
-
-    /// The translation of the flow that this first fragment belongs to.
-    fn translation_of(&mut self, view: &View) -> Option<Fate> {
-        let (id, sender) = self.table.lookup(&view.ports()?)?;
-        let flow = self.table.flow(id);
-        let (rewrite, server) = (flow.rewrite(sender), flow.owner.server);
-        let id = match self.fragments.fate(view) {
-            // It came again. Another translation means that its sender uses the identification for another packet now.
-            Some(Fate::Rewrite { rewrite: known, id, .. }) if known == rewrite => id,
-            _ => view.src.is_v4().then(|| self.fragments.fresh_id()),
-        };
-        Some(Fate::Rewrite { rewrite, id, server, sender })
-    }
-
-    fn apply_fate(&mut self, buf: &mut PacketBuf, view: &View, fate: Fate) -> Verdict {
-        match fate {
-            Fate::Rewrite { rewrite, id, server, sender } => {
-                rewrite_later(buf, &rewrite, id);
-                self.count_traffic(server, sender, view.len);
-                Verdict::Forward
-            }
-            Fate::Pass => Verdict::Pass,
-            Fate::Echo => {
-                echo::turn_round(buf, view);
-                Verdict::Reply
-            }
-            Fate::Drop(reason) => Verdict::Drop(reason),
-        }
-    }
-
-    fn fragment_bounds(&self) -> Bounds {
-        let limits = &self.snapshot.spec.limits;
-        Bounds { packets: limits.fragmented_packets, held_bytes: limits.held_fragment_bytes }
     }
 
     /// Drops a packet with an answer to its sender, if the rate limit and the rules of ICMP let it have one.
@@ -565,49 +500,10 @@ impl Engine {
     }
 }
 
-/// The far endpoint of a packet's flow: its source when it is addressed to a VIP, else its destination. Of an ICMP error,
-/// that of the packet that it quotes. Both directions of a flow give the same answer, whatever is translated.
-///
-/// Where the client is itself a VIP or a server (a program on the gateway, a server that uses its own cluster), the addresses
-/// of a packet do not tell which end is which: all such flows share one answer.
-pub fn client_of(snapshot: &Snapshot, buf: &PacketBuf, view: &View) -> Addr {
-    let (src, dst) = match quoted_in_error(buf, view) {
-        Some(inner) => (inner.dst, inner.src),
-        None => (view.src, view.dst),
-    };
-    client_between(snapshot, src, dst)
-}
-
-/// As [`client_of`], of a packet from `src` to `dst`.
-pub fn client_between(snapshot: &Snapshot, src: Addr, dst: Addr) -> Addr {
-    let client = if snapshot.is_vip(dst) { src } else { dst };
-    if snapshot.is_vip(client) || snapshot.is_server(client) { Addr::UNSPECIFIED } else { client }
-}
-
-fn quoted_in_error(buf: &PacketBuf, view: &View) -> Option<View> {
-    let Transport::Icmp(icmp::Kind::Error) = view.transport else { return None };
-    let quoted = buf.packet().get(view.l4 + icmp::LEN..)?;
-    View::parse_quoted(quoted).ok().map(|(inner, _)| inner)
-}
-
-/// The shard of a client, out of `shards`.
-pub fn shard_of(client: Addr, seed: [u64; 2], shards: usize) -> usize {
-    let hash = SipHasher13::new_with_keys(seed[0], seed[1]).hash(client.octets());
-    // The high half of the product is even over all shards, without a division.
-    ((u128::from(hash) * shards as u128) >> 64) as usize
-}
-
 /// The server for a new flow.
 fn schedule<'a>(service: &'a Service, tuple: &Tuple) -> Option<&'a Arc<Server>> {
     let request = Request { client: tuple.src, client_port: tuple.sport, vip: tuple.dst, port: tuple.dport };
     service.scheduler.pick(&service.servers, &request).and_then(|index| service.servers.get(index))
-}
-
-fn rewrite_later(buf: &mut PacketBuf, rewrite: &Rewrite, id: Option<u16>) {
-    rewrite.apply_addresses(buf.packet_mut());
-    if let Some(id) = id {
-        ipv4_id(buf.packet_mut(), id);
-    }
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): enough for choosing a port nobody profits from guessing.

@@ -22,6 +22,12 @@ impl Index {
         Index { entries: vec![EMPTY; size], mask: size - 1, len: 0 }
     }
 
+    /// The addresses of the entries.
+    pub fn memory(&self) -> std::ops::Range<usize> {
+        let start = self.entries.as_ptr().addr();
+        start..start + size_of_val(self.entries.as_slice())
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }

@@ -13,6 +13,7 @@
 //! both free and in use. [`FlowTable::check_invariants`] says so; debug builds ask it after a flow
 //! comes or goes, always in a small table and now and then in a large one.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
@@ -194,6 +195,12 @@ impl FlowTable {
             key,
             max,
         }
+    }
+
+    /// The addresses of the memory set aside for flows and for the index.
+    pub fn memory(&mut self) -> [Range<usize>; 2] {
+        let start = self.flows.as_ptr().addr();
+        [start..start + self.flows.capacity() * size_of::<Flow>(), self.index.memory()]
     }
 
     pub fn len(&self) -> usize {

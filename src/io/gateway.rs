@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use super::huge_pages;
 use crate::command::Command;
 use crate::engine::{self, Engine, EngineConfig};
 use crate::service::Snapshot;
@@ -26,7 +27,9 @@ impl Gateway {
         let per_shard = max_flows.div_ceil(shards.max(1));
         let engine = |shard: usize| {
             let config = EngineConfig { shard: shard as u16, max_flows: per_shard, seed };
-            Mutex::new(Engine::new(config, snapshot.clone()))
+            let mut engine = Engine::new(config, snapshot.clone());
+            huge_pages::advise(&mut engine);
+            Mutex::new(engine)
         };
         Gateway {
             origin: std::time::Instant::now(),

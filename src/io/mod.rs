@@ -4,6 +4,7 @@ mod addresses;
 pub mod device;
 mod gateway;
 pub mod host;
+pub mod huge_pages;
 pub mod memory;
 mod path_mtu;
 pub mod privilege;

@@ -10,7 +10,7 @@ use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
 use crate::io::local_addresses;
-use crate::service::Snapshot;
+use crate::service::{Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
 /// Reads the file, and adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses.
@@ -46,16 +46,24 @@ impl Daemon {
         let old = self.gateway.snapshot();
         // The device's MTU and the host's own addresses are part of it, and no line of the difference.
         let same = new.snapshot == self.compiled.snapshot;
-        let snapshot = if same { old.clone() } else { Arc::new(Snapshot::build(new.snapshot.clone(), Some(&old))?) };
+        let snapshot = if same { old.clone() } else { Arc::new(successor(&new.snapshot, &old)?) };
+        // The engine first: it must know a VIP before the network is told of it. What was removed stays known for now.
+        if !same {
+            self.gateway.swap(snapshot.clone());
+        }
         // Also when nothing changes in the file: the host may be another meanwhile.
-        if let Some(host) = &mut self.done.host {
-            host.apply(&host_plan(&gateway, &snapshot)).await.context("the host could not be set up for it")?;
+        if let Some(host) = &mut self.done.host
+            && let Err(error) = host.apply(&host_plan(&gateway, &snapshot)).await
+        {
+            if !same {
+                let mut back = successor(&old.spec, &snapshot)?;
+                back.generation = old.generation;
+                self.gateway.swap(Arc::new(back));
+            }
+            return Err(error).context("the host could not be set up for it");
         }
         // From here on nothing can fail.
         let generation = snapshot.generation;
-        if !same {
-            self.gateway.swap(snapshot);
-        }
         self.compiled = Compiled { gateway, snapshot: new.snapshot };
         *self.control.about().config.lock() = Some(path.clone());
         self.options.config = path;
@@ -93,6 +101,14 @@ impl Daemon {
         tracing::info!("let go of what was kept for flows that have ended now");
         self.gateway.swap(Arc::new(snapshot));
     }
+}
+
+/// What follows `old`. A VIP that is removed stays one while its flows live, and the host's own if it was that.
+fn successor(spec: &SnapshotSpec, old: &Snapshot) -> Result<Snapshot, SnapshotError> {
+    let mut spec = spec.clone();
+    let kept: Vec<Addr> = old.spec.local_vips.iter().copied().filter(|vip| old.is_vip(*vip)).collect();
+    spec.local_vips.extend(kept.into_iter().filter(|vip| !spec.services.iter().any(|service| service.vip == *vip)));
+    Snapshot::build(spec, Some(old))
 }
 
 fn lines(changes: &[Change]) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -147,8 +147,12 @@ pub fn print_routes(config: &Path) -> Result<String> {
 /// The MTU of the narrowest link that packets of a flow may pass here, so that TCP never sends what does not fit.
 pub(super) fn automatic_mtu(compiled: &Compiled) -> u16 {
     let uplinks = compiled.gateway.uplinks.iter().filter_map(|name| link_mtu(name).ok());
+    // Without uplinks in the file they are where the default routes lead, and so does every address that no route names.
+    let anywhere: [IpAddr; 2] =
+        [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()];
+    let default_routes = anywhere.into_iter().filter(|_| compiled.gateway.uplinks.is_empty());
     let servers = compiled.snapshot.services.iter().flat_map(|service| &service.servers);
-    let ways = servers.filter_map(|server| path_mtu(server.address.ip()).ok());
+    let ways = servers.map(|server| server.address.ip()).chain(default_routes).filter_map(|ip| path_mtu(ip).ok());
     let least = uplinks.chain(ways).min().unwrap_or(u32::from(GatewayConfig::AUTO_MTU));
     // RFC 8200 section 5: less than 1280 is no link for IPv6.
     u16::try_from(least).unwrap_or(u16::MAX).max(1280)

@@ -1,0 +1,91 @@
+//! The engine's part in fragments: what is done with the first one is done with all. See [`crate::flow::Fragments`].
+
+use super::Engine;
+use crate::flow::{Bounds, Fate, Later};
+use crate::forward::echo;
+use crate::time::Instant;
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::{PacketBuf, Rewrite, View, ipv4_id};
+
+impl Engine {
+    /// A fragment without ports: the same is done with it as with its first one.
+    pub(super) fn follow_first_fragment(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        let deadline = now + self.snapshot.spec.timeouts.fragment;
+        let bounds = self.fragment_bounds();
+        let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
+        match self.fragments.later(deadline, view, buf, bounds, dropped) {
+            Later::Known(fate) => self.apply_fate(buf, view, fate),
+            Later::Held => Verdict::Held,
+            Later::Refused => Verdict::Drop(DropReason::FragmentTableFull),
+        }
+    }
+
+    /// Notes what was done with a first fragment, and does the same with those that came before it.
+    pub(super) fn note_first_fragment(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, verdict: Verdict) {
+        let fate = match verdict {
+            Verdict::Forward => match self.translation_of(view) {
+                Some(fate) => fate,
+                None => return,
+            },
+            Verdict::Pass => Fate::Pass,
+            Verdict::Reply => Fate::Echo,
+            Verdict::Refuse(reason) | Verdict::Drop(reason) => Fate::Drop(reason),
+            Verdict::Held => return,
+        };
+        if let Fate::Rewrite { id: Some(id), .. } = fate {
+            ipv4_id(buf.packet_mut(), id);
+        }
+        let deadline = now + self.snapshot.spec.timeouts.fragment;
+        let bounds = self.fragment_bounds();
+        let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
+        for mut held in self.fragments.first(deadline, view, fate, bounds, dropped) {
+            let Ok(view) = View::parse(held.packet()) else { continue };
+            let verdict = self.apply_fate(&mut held, &view, fate);
+            self.stats.count(verdict);
+            if verdict.sends() {
+                self.released.push_back(held);
+            }
+        }
+    }
+
+    /// The translation of the flow that this first fragment belongs to.
+    fn translation_of(&mut self, view: &View) -> Option<Fate> {
+        let (id, sender) = self.table.lookup(&view.ports()?)?;
+        let flow = self.table.flow(id);
+        let (rewrite, server) = (flow.rewrite(sender), flow.owner.server);
+        let id = match self.fragments.fate(view) {
+            // It came again. Another translation means that its sender uses the identification for another packet now.
+            Some(Fate::Rewrite { rewrite: known, id, .. }) if known == rewrite => id,
+            _ => view.src.is_v4().then(|| self.fragments.fresh_id()),
+        };
+        Some(Fate::Rewrite { rewrite, id, server, sender })
+    }
+
+    fn apply_fate(&mut self, buf: &mut PacketBuf, view: &View, fate: Fate) -> Verdict {
+        match fate {
+            Fate::Rewrite { rewrite, id, server, sender } => {
+                rewrite_later(buf, &rewrite, id);
+                self.count_traffic(server, sender, view.len);
+                Verdict::Forward
+            }
+            Fate::Pass => Verdict::Pass,
+            Fate::Echo => {
+                echo::turn_round(buf, view);
+                Verdict::Reply
+            }
+            Fate::Drop(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    pub(super) fn fragment_bounds(&self) -> Bounds {
+        let limits = &self.snapshot.spec.limits;
+        Bounds { packets: limits.fragmented_packets, held_bytes: limits.held_fragment_bytes }
+    }
+}
+
+fn rewrite_later(buf: &mut PacketBuf, rewrite: &Rewrite, id: Option<u16>) {
+    rewrite.apply_addresses(buf.packet_mut());
+    if let Some(id) = id {
+        ipv4_id(buf.packet_mut(), id);
+    }
+}
