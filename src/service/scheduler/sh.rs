@@ -7,7 +7,8 @@
 //!   it. (Dealt out as they are, two weights of 300 would give the first server every bucket.)
 //! * When the server of the bucket is not available, the address is hashed anew until one's is. IPVS drops the
 //!   packet unless `sh-fallback` is set; here the fallback is always on.
-//! * The hash is keyed with the seed of the configuration, so that clients cannot aim at one server.
+//! * The hash is keyed with the seed of the configuration, so that clients
+//!   cannot aim at one server where `seed` is set to something that they do not know.
 //!
 //! With more servers than buckets some are only ever reached as a fallback: `mh` suits such services, and it also moves
 //! far fewer clients when a server comes or goes.
