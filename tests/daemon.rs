@@ -166,6 +166,21 @@ fn capabilities(pid: &str, set: &str) -> u64 {
     u64::from_str_radix(line.trim(), 16).unwrap()
 }
 
+const CAP_SYS_NICE: u64 = 1 << 23;
+
+fn is_first_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+    map.split_whitespace().nth(2) == Some("4294967295")
+}
+
+/// The second and the 19th field of `/proc/PID/stat` (proc_pid_stat(5)).
+fn name_and_nice(pid: &str) -> (String, i32) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (name, rest) = stat.rsplit_once(") ").unwrap();
+    let nice = rest.split(' ').nth(16).unwrap().parse().unwrap();
+    (name.rsplit_once('(').unwrap().1.to_owned(), nice)
+}
+
 #[test]
 fn a_gateway_from_start_to_end() {
     let Some(mut fixture) = fixture("a_gateway_from_start_to_end") else { return };
@@ -179,6 +194,7 @@ fn a_gateway_from_start_to_end() {
 
     // CAP_NET_ADMIN (12) and CAP_NET_RAW (13) are all it keeps, in every thread.
     let kept = 1 << 12 | 1 << 13;
+    let mut workers = 0;
     for thread in std::fs::read_dir(format!("/proc/{}/task", fixture.pid())).unwrap() {
         let thread = thread.unwrap().file_name().into_string().unwrap();
         for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
@@ -186,7 +202,14 @@ fn a_gateway_from_start_to_end() {
         }
         assert_ne!(capabilities(&thread, "CapEff") & 1 << 12, 0);
         assert_eq!(capabilities(&thread, "NoNewPrivs"), 1);
+        // Root of the first user namespace may raise priorities: those of the workers, and of no other thread.
+        if capabilities("self", "CapEff") & CAP_SYS_NICE != 0 && is_first_user_namespace() {
+            let (name, nice) = name_and_nice(&thread);
+            assert_eq!(nice, if name.starts_with("gatun-q") { -4 } else { 0 }, "thread {name}");
+            workers += usize::from(name.starts_with("gatun-q"));
+        }
     }
+    assert!(workers == 2 || workers == 0 && !is_first_user_namespace(), "{workers} workers");
 
     // A reload by order of a client.
     fixture.write_config(&config("gatun-dt0", "wlc", &["10.20.0.11:8080", "10.20.0.12:8080"]));

@@ -222,10 +222,14 @@ impl FlowTable {
     /// The flow that `tuple` belongs to, and who sent it.
     #[inline]
     pub fn lookup(&self, tuple: &Tuple) -> Option<(FlowId, Sender)> {
-        let value = self.index.find(self.hash(tuple), |value| {
+        self.find(self.hash(tuple), tuple)
+    }
+
+    #[inline]
+    fn find(&self, hash: u32, tuple: &Tuple) -> Option<(FlowId, Sender)> {
+        let value = self.index.find(hash, |value| {
             let flow = &self.flows[(value >> 1) as usize];
-            let sender = sender_of(value);
-            flow.tuple(sender) == *tuple
+            flow.tuple(sender_of(value)) == *tuple
         })?;
         Some((FlowId(value >> 1), sender_of(value)))
     }
@@ -239,8 +243,9 @@ impl FlowTable {
         owner: Owner,
         timeouts: &Timeouts,
     ) -> Result<FlowId, InsertError> {
-        for tuple in [&original, &reply] {
-            if let Some((taken, _)) = self.lookup(tuple) {
+        let hashes = [self.hash(&original), self.hash(&reply)];
+        for (hash, tuple) in hashes.into_iter().zip([&original, &reply]) {
+            if let Some((taken, _)) = self.find(hash, tuple) {
                 return Err(InsertError::Taken(taken));
             }
         }
@@ -277,8 +282,8 @@ impl FlowTable {
                 self.flows.len() as u32 - 1
             }
         };
-        for (tuple, sender) in [(original, Sender::Client), (reply, Sender::Server)] {
-            self.index.insert(self.hash(&tuple), number << 1 | sender as u32);
+        for (hash, sender) in hashes.into_iter().zip([Sender::Client, Sender::Server]) {
+            self.index.insert(hash, number << 1 | sender as u32);
         }
         self.link(now, number, timeouts);
         self.check_sometimes();

@@ -40,6 +40,22 @@ pub fn as_if_only<T>(keep: &[Capability], look: impl FnOnce() -> T) -> io::Resul
     Ok(seen)
 }
 
+/// The nice value of this thread, -20 (first) to 19; threads that it starts from now on have it as well.
+///
+/// # Errors
+/// A lower value than before needs CAP_SYS_NICE or RLIMIT_NICE (setpriority(2)).
+pub fn set_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: setpriority(2) takes no pointers; on Linux PRIO_PROCESS with 0 is the calling thread.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The nice value of this thread.
+pub fn nice() -> i32 {
+    // SAFETY: getpriority(2) takes no pointers, and cannot fail for the calling thread.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
 /// From now on, executing a program never gives more privileges (prctl(2), PR_SET_NO_NEW_PRIVS).
 pub fn forbid_new_privileges() -> io::Result<()> {
     // SAFETY: this prctl takes no pointers; it sets a flag of the calling thread.

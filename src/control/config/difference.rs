@@ -66,7 +66,7 @@ pub fn difference(old: &Compiled, new: &Compiled) -> Vec<Change> {
 
 fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) {
     // Taken apart so that a new field cannot be forgotten here.
-    let GatewayConfig { device, uplinks, queues, control, metrics, routes, mtu, max_flows } = old;
+    let GatewayConfig { device, uplinks, queues, control, metrics, routes, priority, mtu, max_flows } = old;
     let mut fixed = Comparison { subject: "[gateway]".to_owned(), needs_restart: true, changes };
     fixed.key("device", device, &new.device, |name| format!("{name:?}"));
     fixed.key("queues", queues, &new.queues, |queues| match queues {
@@ -79,6 +79,7 @@ fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) 
         None => "\"off\"".to_owned(),
     });
     fixed.key("routes", routes, &new.routes, bool::to_string);
+    fixed.key("priority", priority, &new.priority, u8::to_string);
     let mut live = Comparison { needs_restart: false, ..fixed };
     live.key("uplink", uplinks, &new.uplinks, |names| format!("{names:?}"));
     live.key("mtu", mtu, &new.mtu, |mtu| mtu.map_or("\"auto\"".to_owned(), |mtu| mtu.to_string()));
@@ -264,6 +265,7 @@ queues = 2
 control = "/run/gatun/other.sock"
 metrics = "off"
 routes = false
+priority = 0
 mtu = 1400
 seed = 7
 [conntrack]
@@ -290,6 +292,7 @@ server = []
                 r#"~ [gateway]: control "/run/gatun/control.sock" -> "/run/gatun/other.sock" (needs a restart)"#,
                 r#"~ [gateway]: metrics "127.0.0.1:9108" -> "off" (needs a restart)"#,
                 r#"~ [gateway]: routes true -> false (needs a restart)"#,
+                r#"~ [gateway]: priority 4 -> 0 (needs a restart)"#,
                 r#"~ [gateway]: uplink [] -> ["eth0", "eth1"]"#,
                 r#"~ [gateway]: mtu "auto" -> 1400"#,
                 r#"~ [conntrack]: max_flows 1048576 -> 2048 (needs a restart)"#,

@@ -18,7 +18,7 @@ pub(super) static FILE: Keys = Keys {
 
 pub(super) static GATEWAY: Keys = Keys {
     header: "[gateway]",
-    known: &["mode", "device", "uplink", "queues", "control", "metrics", "routes", "mtu", "seed"],
+    known: &["mode", "device", "uplink", "queues", "control", "metrics", "routes", "priority", "mtu", "seed"],
     later: &["bridge", "mac", "address", "router"],
 };
 

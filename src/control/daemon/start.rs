@@ -65,13 +65,19 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     // A port below 1024 may need a capability that is given up next. Whether it went well is asked later: where another
     // gateway has the device, that is the better reason.
     let metrics = compiled.gateway.metrics.map(listen).transpose();
+    let config = &compiled.gateway;
+    let ordinary = privilege::nice();
+    raise_priority(config.priority);
     drop_privileges(&options.config)?;
 
-    let config = &compiled.gateway;
     let queues = config.queues.count();
     let gateway = Arc::new(Gateway::new(snapshot.clone(), queues, config.max_flows, random_seed()?));
     let mut done = Done::default();
     let brought = bring_up(&mut done, &options, &compiled, &gateway, orders, metrics).await;
+    // The workers have theirs; what follows on this thread is no more urgent than other programs.
+    if let Err(error) = privilege::set_nice(ordinary) {
+        tracing::debug!(%error, "the control thread keeps the workers' priority");
+    }
     let (control, tasks) = match brought {
         Ok(brought) => brought,
         Err(error) => {
@@ -167,6 +173,15 @@ fn listen(address: SocketAddr) -> Result<tokio::net::TcpListener> {
     bind().with_context(|| {
         format!("cannot serve metrics on {address}; set `metrics` in [gateway] to another address or \"off\"")
     })
+}
+
+/// Every packet that a worker sends on may wake up a program of this host, which then takes the worker's place: with
+/// an ordinary priority a worker is interrupted every few packets.
+fn raise_priority(priority: u8) {
+    let nice = privilege::nice().min(-i32::from(priority)).max(-20);
+    if let Err(error) = privilege::set_nice(nice) {
+        tracing::debug!(%error, nice, "packet workers have an ordinary priority");
+    }
 }
 
 /// Gives up every capability that neither the data path nor a reload nor the end needs. Threads that are started later
