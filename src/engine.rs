@@ -405,7 +405,7 @@ impl Engine {
         server: &Server,
         original: &Tuple,
     ) -> Result<FlowId, DropReason> {
-        let owner = Owner { service: service.id.0, server: server.id.0, method: service.spec.method as u8 };
+        let owner = Owner { service: service.id.0, server: server.id.0, method: server.method as u8 };
         let planned = forward::plan(service, server, original);
         let mut reply = planned;
         for attempt in 0..=PORT_ATTEMPTS {

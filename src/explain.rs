@@ -116,7 +116,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         scheduler: service.spec.scheduler.word(),
         scheduler_state,
         server: server.name.clone(),
-        method: service.spec.method,
+        method: server.method,
         available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
     };
     Explained::Admitted { choice, translated: forward::plan(service, server, packet).reversed() }

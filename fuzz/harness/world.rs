@@ -361,6 +361,8 @@ fn spec(number: u8) -> SnapshotSpec {
                 address: server_addr(vip.is_v4(), host),
                 port,
                 weight,
+                method: None,
+                tunnel: None,
             });
             ServiceSpec {
                 name: name.into(),
@@ -368,6 +370,7 @@ fn spec(number: u8) -> SnapshotSpec {
                 ports: PortRange { first, last },
                 protocols,
                 method: Method::Nat,
+                tunnel: Default::default(),
                 scheduler: SchedulerKind::ALL[usize::from(number) % SchedulerKind::ALL.len()],
                 servers: servers.collect(),
             }

@@ -13,8 +13,9 @@ use crate::wire::Tuple;
 /// The reply tuple of a new flow: what the server's packets look like when they come back. Together with the original
 /// tuple it is all that both directions need; it is decided here, once, and replayed from then on.
 pub fn plan(service: &Service, server: &Server, original: &Tuple) -> Tuple {
-    match service.spec.method {
+    match server.method {
         Method::Nat => nat::plan(service, server, original),
+        Method::Direct | Method::Tunnel => original.reversed(),
     }
 }
 

@@ -8,7 +8,7 @@ use siphasher::sip::SipHasher13;
 use thiserror::Error;
 
 use super::{
-    PortRange, Server, ServerId, ServerLoad, ServerSpec, Service, ServiceId, ServiceSpec, SnapshotSpec, scheduler,
+    Method, PortRange, Server, ServerId, ServerSpec, Service, ServiceId, ServiceSpec, SnapshotSpec, scheduler,
 };
 use crate::wire::{Addr, Protocol};
 
@@ -48,12 +48,18 @@ pub enum SnapshotError {
     Overlap { first: String, second: String, protocol: Protocol, vip: Addr, ports: PortRange },
     #[error("service {service:?}: two servers are named {server:?}; names must differ")]
     DuplicateServer { service: String, server: String },
-    #[error("service {service:?}: server {server:?} is of another address family than the VIP {vip}")]
+    #[error(
+        "service {service:?}: server {server:?} is of another address family than the VIP {vip}; only method \"tunnel\" goes from one to the other"
+    )]
     FamilyMismatch { service: String, server: String, vip: Addr },
     #[error("service {service:?}: servers {first:?} and {second:?} have one address and port; add up their weights")]
     SameServer { service: String, first: String, second: String },
     #[error("service {service:?}: server {server:?} has the VIP of service {of:?} as its address; packets would loop")]
     ServerIsVip { service: String, server: String, of: String },
+    #[error(
+        "service {service:?}: server {server:?} has port {port}, but method {:?} leaves ports as they are; leave the port out", .method.word()
+    )]
+    PortNotTranslated { service: String, server: String, port: u16, method: Method },
     #[error("service {service:?}: the port range {ports} does not fit from port {base} on at server {server:?}")]
     PortsDoNotFit { service: String, server: String, ports: PortRange, base: u16 },
 }
@@ -206,18 +212,24 @@ impl Snapshot {
         let reused = old.filter(|old| old.spec.vip == spec.vip);
         let id = reused.map_or_else(|| ServiceId(free_slot(&mut self.services)), |old| old.id);
         let servers: Vec<Arc<Server>> =
-            spec.servers.iter().map(|server| self.admit_server(id, server, reused)).collect();
+            spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused)).collect();
         let scheduler = scheduler::build(spec.scheduler, &servers, self.spec.seed);
         let service = Arc::new(Service { id, spec, servers, scheduler });
         self.services[id.0 as usize] = Some(service.clone());
         service
     }
 
-    fn admit_server(&mut self, service: ServiceId, spec: &ServerSpec, old: Option<&Arc<Service>>) -> Arc<Server> {
-        let kept = old.and_then(|old| old.servers.iter().find(|server| is_same_server(spec, server)));
-        let (id, load) = match kept {
-            Some(server) => (server.id, server.load.clone()),
-            None => (ServerId(free_slot(&mut self.servers)), Arc::new(ServerLoad::default())),
+    fn admit_server(
+        &mut self,
+        service: ServiceId,
+        of: &ServiceSpec,
+        spec: &ServerSpec,
+        old: Option<&Arc<Service>>,
+    ) -> Arc<Server> {
+        let kept = old.and_then(|old| old.servers.iter().find(|server| is_same_server(of, spec, server)));
+        let (id, load, path) = match kept {
+            Some(server) => (server.id, server.load.clone(), server.path.clone()),
+            None => (ServerId(free_slot(&mut self.servers)), Arc::default(), Arc::default()),
         };
         let server = Arc::new(Server {
             id,
@@ -226,7 +238,11 @@ impl Snapshot {
             address: spec.address,
             port: spec.port,
             weight: spec.weight,
+            method: spec.method.unwrap_or(of.method),
+            encapsulation: spec.tunnel.unwrap_or(of.tunnel),
+            source: self.spec.tunnel_source(spec.address),
             load,
+            path,
         });
         self.servers[id.0 as usize] = Some(server.clone());
         server
@@ -255,11 +271,21 @@ fn free_slot<T>(slots: &mut Vec<Option<T>>) -> u32 {
     u32::try_from(index).expect("the configuration that names them fits in memory")
 }
 
-fn is_same_server(spec: &ServerSpec, server: &Server) -> bool {
-    spec.name == server.name && spec.address == server.address && spec.port == server.port
+/// Flows find the server they were admitted to by its id: whatever their packets depend on must be as it was.
+fn is_same_server(of: &ServiceSpec, spec: &ServerSpec, server: &Server) -> bool {
+    spec.name == server.name
+        && spec.address == server.address
+        && spec.port == server.port
+        && spec.method.unwrap_or(of.method) == server.method
+        && spec.tunnel.unwrap_or(of.tunnel) == server.encapsulation
 }
 
 impl SnapshotSpec {
+    /// Where a tunnel to `server` begins.
+    fn tunnel_source(&self, server: Addr) -> Option<Addr> {
+        self.tunnel_sources.iter().find(|(to, _)| *to == server).map(|(_, from)| *from)
+    }
+
     /// Everything for which [`Snapshot::build`] would refuse this, in the order of the configuration.
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
@@ -314,7 +340,12 @@ fn server_errors(service: &ServiceSpec, server: &ServerSpec, vips: &Map<Addr, &s
     let names = || (service.name.clone(), server.name.clone());
     let (vip, ports) = (service.vip, service.ports);
     let mut errors = Vec::new();
-    if server.address.is_v4() != vip.is_v4() {
+    let method = server.method.unwrap_or(service.method);
+    if let Some(port) = server.port.filter(|port| method.is_one_way() && *port != ports.first) {
+        let (service, server) = names();
+        errors.push(SnapshotError::PortNotTranslated { service, server, port, method });
+    }
+    if server.address.is_v4() != vip.is_v4() && method != Method::Tunnel {
         let (service, server) = names();
         errors.push(SnapshotError::FamilyMismatch { service, server, vip });
     }

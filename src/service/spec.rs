@@ -5,23 +5,34 @@ use std::fmt;
 
 use super::SchedulerKind;
 use crate::timeouts::Timeouts;
-use crate::wire::{Addr, Protocol};
+use crate::wire::{Addr, Encapsulation, Protocol};
 
 /// How packets reach the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
     /// Destination address and port are rewritten; replies come back through the gateway.
     Nat,
+    /// Direct routing: only the MAC address changes; the server holds the VIP and answers the client itself.
+    Direct,
+    /// The packet is wrapped and sent to the server, which holds the VIP and answers the client itself.
+    Tunnel,
 }
 
 impl Method {
-    pub const ALL: &'static [Method] = &[Method::Nat];
+    pub const ALL: &'static [Method] = &[Method::Nat, Method::Direct, Method::Tunnel];
 
     /// The word in config and outputs.
     pub const fn word(self) -> &'static str {
         match self {
             Method::Nat => "nat",
+            Method::Direct => "direct",
+            Method::Tunnel => "tunnel",
         }
+    }
+
+    /// Whether replies go from the server to the client past the gateway.
+    pub const fn is_one_way(self) -> bool {
+        matches!(self, Method::Direct | Method::Tunnel)
     }
 }
 
@@ -102,6 +113,10 @@ pub struct ServerSpec {
     pub port: Option<u16>,
     /// 0 to 65535; 0 drains.
     pub weight: u32,
+    /// `None`: the service's.
+    pub method: Option<Method>,
+    /// `None`: the service's. It matters for [`Method::Tunnel`] only.
+    pub tunnel: Option<Encapsulation>,
 }
 
 /// A service as configured.
@@ -112,7 +127,10 @@ pub struct ServiceSpec {
     pub vip: Addr,
     pub ports: PortRange,
     pub protocols: Protocols,
+    /// Of servers that name no other.
     pub method: Method,
+    /// How packets are wrapped for servers that name no other way.
+    pub tunnel: Encapsulation,
     pub scheduler: SchedulerKind,
     pub servers: Vec<ServerSpec>,
 }
@@ -144,6 +162,10 @@ pub struct SnapshotSpec {
     pub limits: Limits,
     /// MTU of the device, 1280 to 65535: TCP MSS options are clamped to it.
     pub mtu: u16,
+    /// Where tunnels begin: a server's address, and the gateway's own address on the way to it.
+    pub tunnel_sources: Vec<(Addr, Addr)>,
+    /// The gateway forwards as a host of its own and counts TTLs down itself; otherwise the kernel around it does.
+    pub is_hop: bool,
     /// Seed of the hashing schedulers; equal on gateways that must choose alike.
     pub seed: u64,
 }
@@ -156,6 +178,8 @@ impl Default for SnapshotSpec {
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             mtu: 1500,
+            tunnel_sources: Vec::new(),
+            is_hop: false,
             seed: 0,
         }
     }

@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
+pub mod outer;
 mod packet_buf;
 mod rewrite;
 pub mod tcp;
@@ -16,6 +17,7 @@ mod view;
 pub mod vnet;
 
 pub use addr::Addr;
+pub use outer::{Encapsulation, Outer, Wrap};
 pub use packet_buf::{HEADROOM, MAX_PACKET, PacketBuf};
 pub use rewrite::{Rewrite, ipv4_id};
 pub use tuple::{Protocol, Tuple};

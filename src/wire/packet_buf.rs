@@ -1,6 +1,7 @@
 //! The buffer that a packet lives in from read to write.
 
 use super::vnet::{VNET_HDR_LEN, VnetHdr};
+use super::{Addr, Wrap};
 
 /// Room in front of a packet: for the device's own header, and for headers that an encapsulation or an ICMP error puts
 /// in front, so that nothing is ever moved.
@@ -16,6 +17,10 @@ pub struct PacketBuf {
     start: usize,
     end: usize,
     pub vnet: VnetHdr,
+    /// The neighbour that it goes to, whatever its destination address; `None`: the way of its destination address.
+    pub hop: Option<Addr>,
+    /// It does not leave as it is: whoever writes it cuts it, and wraps each piece (`cut`).
+    pub wrap: Option<Wrap>,
 }
 
 impl PacketBuf {
@@ -26,6 +31,8 @@ impl PacketBuf {
             start: HEADROOM,
             end: HEADROOM,
             vnet: VnetHdr::default(),
+            hop: None,
+            wrap: None,
         }
     }
 
@@ -70,6 +77,8 @@ impl PacketBuf {
     pub fn read_area(&mut self) -> &mut [u8] {
         self.start = HEADROOM;
         self.end = HEADROOM;
+        self.hop = None;
+        self.wrap = None;
         &mut self.bytes[HEADROOM - VNET_HDR_LEN..]
     }
 

@@ -55,17 +55,21 @@ fn translate_service(service: &ServiceConfig) -> ServiceSpec {
         ports: service.listen.value.ports,
         protocols: service.protocols,
         method: service.method,
+        tunnel: service.tunnel,
         scheduler: service.scheduler,
-        servers: service.servers.iter().map(translate_server).collect(),
+        servers: service.servers.iter().map(|server| translate_server(service, server)).collect(),
     }
 }
 
-fn translate_server(server: &ServerConfig) -> ServerSpec {
+fn translate_server(service: &ServiceConfig, server: &ServerConfig) -> ServerSpec {
     ServerSpec {
         name: server.name.value.clone(),
         address: server.address.value.address,
         port: server.address.value.port,
         weight: server.weight,
+        // What says the same as the service is no difference to a server that says nothing.
+        method: server.method.filter(|method| *method != service.method),
+        tunnel: server.tunnel.filter(|tunnel| *tunnel != service.tunnel),
     }
 }
 

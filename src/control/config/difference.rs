@@ -89,7 +89,16 @@ fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) 
 
 fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
     // The MTU is the gateway's, and local addresses are the host's.
-    let SnapshotSpec { services: old_services, timeouts, limits, mtu: _, seed, local_vips: _ } = old;
+    let SnapshotSpec {
+        services: old_services,
+        timeouts,
+        limits,
+        mtu: _,
+        seed,
+        local_vips: _,
+        tunnel_sources: _,
+        is_hop: _,
+    } = old;
     Comparison::live("[gateway]", changes).key("seed", seed, &new.seed, u64::to_string);
     compare_timeouts(*timeouts, new.timeouts, &mut Comparison::live("[conntrack.timeouts]", changes));
     compare_limits(limits, &new.limits, &mut Comparison::live("[limits]", changes));
@@ -120,12 +129,13 @@ fn compare_limits(old: &Limits, new: &Limits, comparison: &mut Comparison<'_>) {
 }
 
 fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Change>) {
-    let ServiceSpec { name: _, vip, ports, protocols, method, scheduler, servers } = old;
+    let ServiceSpec { name: _, vip, ports, protocols, method, tunnel, scheduler, servers } = old;
     let mut comparison = Comparison::live(&service_subject(old), changes);
     let listen = Listen { vip: *vip, ports: *ports };
     comparison.key("listen", &listen, &listen_of(new), |listen| format!("\"{listen}\""));
     comparison.key("protocol", protocols, &new.protocols, |protocols| format!("{:?}", protocols.word()));
     comparison.key("method", method, &new.method, |method| format!("{:?}", method.word()));
+    comparison.key("tunnel", tunnel, &new.tunnel, |tunnel| format!("\"{tunnel}\""));
     comparison.key("scheduler", scheduler, &new.scheduler, |kind| format!("{:?}", kind.word()));
     let names = |servers: &[ServerSpec], others: &[ServerSpec]| -> Vec<String> {
         let stays = |server: &&ServerSpec| others.iter().any(|other| other.name == server.name);
@@ -148,11 +158,14 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
 }
 
 fn compare_servers(service: &ServiceSpec, old: &ServerSpec, new: &ServerSpec, changes: &mut Vec<Change>) {
-    let ServerSpec { name: _, address, port, weight } = old;
+    let ServerSpec { name: _, address, port, weight, method, tunnel } = old;
     let mut comparison = Comparison::live(&server_subject(service, old), changes);
     let place = ServerAddress { address: *address, port: *port };
     comparison.key("address", &place, &address_of(new), |address| format!("\"{address}\""));
     comparison.key("weight", weight, &new.weight, u32::to_string);
+    let of_service = || "the service's".to_owned();
+    comparison.key("method", method, &new.method, |m| m.map_or_else(of_service, |m| format!("{:?}", m.word())));
+    comparison.key("tunnel", tunnel, &new.tunnel, |t| t.map_or_else(of_service, |t| format!("\"{t}\"")));
 }
 
 /// Compares the keys of one subject.

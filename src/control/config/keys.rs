@@ -54,14 +54,14 @@ pub(super) static LIMITS: Keys = Keys {
 
 pub(super) static SERVICE: Keys = Keys {
     header: "[[service]]",
-    known: &["name", "listen", "protocol", "method", "scheduler", "server"],
-    later: &["persistence", "sorry_server", "quorum", "helper", "check", "tunnel"],
+    known: &["name", "listen", "protocol", "method", "tunnel", "scheduler", "server"],
+    later: &["persistence", "sorry_server", "quorum", "helper", "check"],
 };
 
 pub(super) static SERVER: Keys = Keys {
     header: "[[service.server]]",
-    known: &["name", "address", "weight"],
-    later: &["method", "tunnel", "max_connections", "min_connections", "slow_start", "check"],
+    known: &["name", "address", "weight", "method", "tunnel"],
+    later: &["max_connections", "min_connections", "slow_start", "check"],
 };
 
 /// Every table there is.

@@ -31,6 +31,7 @@ pub use problem::{ConfigErrors, Located, Problem, Source};
 
 use crate::service::{Limits, Method, Protocols, SchedulerKind};
 use crate::timeouts::Timeouts;
+use crate::wire::Encapsulation;
 
 /// Where the file is when the command line does not say.
 pub const DEFAULT_PATH: &str = "/etc/gatun/gatun.toml";
@@ -122,6 +123,7 @@ pub struct ServiceConfig {
     pub listen: Located<Listen>,
     pub protocols: Protocols,
     pub method: Method,
+    pub tunnel: Encapsulation,
     pub scheduler: SchedulerKind,
     pub servers: Vec<ServerConfig>,
 }
@@ -133,6 +135,8 @@ pub struct ServerConfig {
     pub name: Located<String>,
     pub address: Located<ServerAddress>,
     pub weight: u32,
+    pub method: Option<Method>,
+    pub tunnel: Option<Encapsulation>,
 }
 
 impl Config {

@@ -15,9 +15,11 @@ use super::{
 };
 use crate::service::{Limits, Method, Protocols, SchedulerKind};
 use crate::timeouts::Timeouts;
+use crate::wire::Encapsulation;
+use crate::wire::outer::GUE_PORT;
 
 /// Methods and schedulers that are documented but not built.
-const LATER_METHODS: &[&str] = &["fullnat", "direct", "tunnel"];
+const LATER_METHODS: &[&str] = &["fullnat"];
 const LATER_SCHEDULERS: &[&str] = &["lblc", "lblcr", "dh", "sed", "nq", "fo", "ovf", "twos"];
 
 /// Linux `IFNAMSIZ` less the terminating zero.
@@ -121,8 +123,8 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
     let listen = section.parsed("listen", parse_listen);
     let protocols = [Protocols::Tcp, Protocols::Udp, Protocols::TcpAndUdp].map(|p| (p.word(), p));
     let protocols = section.word("protocol", &protocols, &["sctp"]).unwrap_or(Protocols::Tcp);
-    let methods: Vec<_> = Method::ALL.iter().map(|&method| (method.word(), method)).collect();
-    let method = section.word("method", &methods, LATER_METHODS).unwrap_or(Method::Nat);
+    let method = method(section).unwrap_or(Method::Nat);
+    let tunnel = section.parsed("tunnel", encapsulation).map(|found| found.value).unwrap_or_default();
     let schedulers: Vec<_> = SchedulerKind::ALL.iter().map(|&kind| (kind.word(), kind)).collect();
     let scheduler = section.word("scheduler", &schedulers, LATER_SCHEDULERS).unwrap_or_default();
     let service = section.name().to_owned();
@@ -130,7 +132,7 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
         format!("{service}, server {}", label(table, "address", number))
     });
     let servers = servers.iter().filter_map(read_server).collect();
-    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, scheduler, servers })
+    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, tunnel, scheduler, servers })
 }
 
 fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
@@ -138,9 +140,27 @@ fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
     let address = section.parsed("address", parse_server);
     let given = section.parsed("name", name);
     let weight = section.integer("weight", 0..=65535).unwrap_or(1);
+    let method = method(section);
+    let tunnel = section.parsed("tunnel", encapsulation).map(|found| found.value);
     let address = address?;
     let name = given.unwrap_or_else(|| address.clone().map(|address| address.to_string()));
-    Some(ServerConfig { name, address, weight })
+    Some(ServerConfig { name, address, weight, method, tunnel })
+}
+
+fn method(section: &Section<'_>) -> Option<Method> {
+    let methods: Vec<_> = Method::ALL.iter().map(|&method| (method.word(), method)).collect();
+    section.word("method", &methods, LATER_METHODS)
+}
+
+/// `ipip`, `gue`, or GUE to another port than the usual one: `gue:7000`.
+fn encapsulation(text: &str) -> Result<Encapsulation, String> {
+    match (text, text.strip_prefix("gue:").map(str::parse)) {
+        ("ipip", _) => Ok(Encapsulation::Ipip),
+        ("gue", _) => Ok(Encapsulation::Gue { port: GUE_PORT }),
+        (_, Some(Ok(port))) if port > 0 => Ok(Encapsulation::Gue { port }),
+        (_, Some(_)) => Err("has no port from 1 to 65535 behind \"gue:\"".to_owned()),
+        _ => Err(keys::unknown_word(text, ["ipip", "gue"].into_iter(), &["gre", "wireguard"])),
+    }
 }
 
 /// What messages call a table of a list: the string at `key`, or its number.

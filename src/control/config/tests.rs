@@ -155,10 +155,10 @@ const BAD: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nprotocol = \"sctp\"\nmethod = \"direct\"\nscheduler = \"lblc\"\npersistence = { timeout = \"6m\" }\nsorry_server = \"10.0.0.9:80\"\nquorum = 1\nhelper = \"ftp\"\ncheck = { type = \"http\" }\nserver = [{ address = \"10.0.0.1\", slow_start = \"30s\" }]\n",
+        "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nprotocol = \"sctp\"\nmethod = \"fullnat\"\nscheduler = \"lblc\"\npersistence = { timeout = \"6m\" }\nsorry_server = \"10.0.0.9:80\"\nquorum = 1\nhelper = \"ftp\"\ncheck = { type = \"http\" }\nserver = [{ address = \"10.0.0.1\", slow_start = \"30s\" }]\n",
         &[
             "4:12: [[service]] \"web\": protocol \"sctp\" is not supported by this version yet; there are tcp, udp, tcp+udp",
-            "5:10: [[service]] \"web\": method \"direct\" is not supported by this version yet; only nat is",
+            "5:10: [[service]] \"web\": method \"fullnat\" is not supported by this version yet; there are nat, direct, tunnel",
             "6:13: [[service]] \"web\": scheduler \"lblc\" is not supported by this version yet; there are rr, wrr, lc, wlc, sh, mh",
             "7:1: [[service]] \"web\": \"persistence\" is not supported by this version yet",
             "8:1: [[service]] \"web\": \"sorry_server\" is not supported by this version yet",
@@ -241,7 +241,7 @@ const BAD: &[(&str, &[&str])] = &[
         "[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80-90\"\nserver = [\n  { address = \"203.0.113.10:80\" },\n  { address = \"[fd20::1]:80\" },\n  { address = \"10.0.0.1:65530\" },\n  { address = \"10.0.0.2\" },\n  { address = \"10.0.0.2\" },\n]\n[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:85-95\"\nserver = []\n",
         &[
             "5:15: service \"a\": server \"203.0.113.10:80\" has the VIP of service \"a\" as its address; packets would loop",
-            "6:15: service \"a\": server \"[fd20::1]:80\" is of another address family than the VIP 203.0.113.10",
+            "6:15: service \"a\": server \"[fd20::1]:80\" is of another address family than the VIP 203.0.113.10; only method \"tunnel\" goes from one to the other",
             "7:15: service \"a\": the port range 80-90 does not fit from port 65530 on at server \"10.0.0.1:65530\"",
             "9:15: service \"a\": two servers are named \"10.0.0.2\"; names must differ",
             "12:8: two services are named \"a\"; names must differ",
@@ -256,6 +256,17 @@ const BAD: &[(&str, &[&str])] = &[
             "6:27: service \"a\": server \"y\" has the VIP of service \"b\" as its address; packets would loop",
         ],
     ),
+    // Methods that translate nothing.
+    (
+        "[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80\"\nmethod = \"direct\"\ntunnel = \"gre\"\n[[service.server]]\naddress = \"10.0.0.1:8080\"\n[[service.server]]\naddress = \"fd20::1\"\n[[service.server]]\naddress = \"fd20::2\"\nmethod = \"tunnel\"\ntunnel = \"gue:0\"\n[[service.server]]\naddress = \"10.0.0.2:8080\"\nmethod = \"nat\"\ntunnel = \"gux\"\n",
+        &[
+            "5:10: [[service]] \"a\": tunnel \"gre\" is not supported by this version yet; there are ipip, gue",
+            "7:11: service \"a\": server \"10.0.0.1:8080\" has port 8080, but method \"direct\" leaves ports as they are; leave the port out",
+            "9:11: service \"a\": server \"fd20::1\" is of another address family than the VIP 203.0.113.10; only method \"tunnel\" goes from one to the other",
+            "13:10: [[service]] \"a\", server \"fd20::2\": tunnel \"gue:0\" has no port from 1 to 65535 behind \"gue:\"",
+            "17:10: [[service]] \"a\", server \"10.0.0.2:8080\": tunnel \"gux\" is unknown; did you mean \"gue\"? (ipip, gue)",
+        ],
+    ),
     // Mistakes of several kinds come together, in the order of the file.
     (
         "[gateway]\nmtu = 1\n[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80\"\nserver = [{ address = \"203.0.113.10\" }]\n[[service]]\nname = \"b\"\nlisten = \"203.0.113.10:80\"\nserver = []\ncolour = \"red\"\n",
@@ -263,7 +274,7 @@ const BAD: &[(&str, &[&str])] = &[
             "2:7: [gateway]: mtu = 1 is out of range; it must be \"auto\" or a whole number from 1280 to 65535",
             "6:23: service \"a\": server \"203.0.113.10\" has the VIP of service \"a\" as its address; packets would loop",
             "9:10: services \"a\" and \"b\" both listen on tcp 203.0.113.10 port 80",
-            "11:1: [[service]] \"b\": unknown key \"colour\"; keys here are name, listen, protocol, method, scheduler, server",
+            "11:1: [[service]] \"b\": unknown key \"colour\"; keys here are name, listen, protocol, method, tunnel, scheduler, server",
         ],
     ),
 ];
