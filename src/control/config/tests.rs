@@ -262,7 +262,7 @@ const BAD: &[(&str, &[&str])] = &[
         &[
             "5:10: [[service]] \"a\": tunnel \"gre\" is not supported by this version yet; there are ipip, gue",
             "7:11: service \"a\": server \"10.0.0.1:8080\" has port 8080, but method \"direct\" leaves ports as they are; leave the port out",
-            "9:11: service \"a\": server \"fd20::1\" is of another address family than the VIP 203.0.113.10; only method \"tunnel\" goes from one to the other",
+            "9:11: service \"a\": server \"[fd20::1]\" is of another address family than the VIP 203.0.113.10; only method \"tunnel\" goes from one to the other",
             "13:10: [[service]] \"a\", server \"fd20::2\": tunnel \"gue:0\" has no port from 1 to 65535 behind \"gue:\"",
             "17:10: [[service]] \"a\", server \"10.0.0.2:8080\": tunnel \"gux\" is unknown; did you mean \"gue\"? (ipip, gue)",
         ],
