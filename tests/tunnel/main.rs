@@ -5,4 +5,5 @@ mod harness;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod golden;
 mod properties;
