@@ -73,6 +73,26 @@ impl PacketBuf {
         Some(&mut self.bytes[self.start..self.start + len])
     }
 
+    /// Takes `len` bytes, or what there is, off the front.
+    pub fn strip(&mut self, len: usize) {
+        self.start += len.min(self.len());
+    }
+
+    /// Holds `packet` instead, without offloads. `false` when it does not fit, and then nothing has changed.
+    #[must_use]
+    pub fn replace(&mut self, packet: &[u8]) -> bool {
+        let Some(room) = self.bytes.get_mut(HEADROOM..HEADROOM + packet.len()) else { return false };
+        room.copy_from_slice(packet);
+        (self.start, self.end) = (HEADROOM, HEADROOM + packet.len());
+        (self.vnet, self.hop, self.wrap) = (VnetHdr::default(), None, None);
+        true
+    }
+
+    /// A copy that takes no more memory than the packet needs.
+    pub fn compact(&self) -> PacketBuf {
+        PacketBuf { vnet: self.vnet, hop: self.hop, wrap: self.wrap, ..PacketBuf::from_packet(self.packet()) }
+    }
+
     /// The area for a device to read into: a virtio header, then the packet. Forgets what was in the buffer.
     pub fn read_area(&mut self) -> &mut [u8] {
         self.start = HEADROOM;
