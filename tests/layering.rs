@@ -14,8 +14,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that nothing impure may enter.
-const PURE: &[&str] =
-    &["wire", "flow", "service", "forward", "engine", "link", "explain", "command", "stats", "verdict", "time", "timeouts"];
+const PURE: &[&str] = &[
+    "wire", "flow", "service", "forward", "engine", "link", "explain", "command", "stats", "verdict", "time",
+    "timeouts",
+];
 
 /// What each module may import besides itself.
 fn allowed(module: &str) -> Option<&'static [&'static str]> {
@@ -37,12 +39,12 @@ fn allowed(module: &str) -> Option<&'static [&'static str]> {
             "explain",
         ],
         "control" => &[
-            "io", "link", "engine", "forward", "flow", "service", "wire", "time", "timeouts", "verdict", "command", "stats",
-            "explain",
+            "io", "link", "engine", "forward", "flow", "service", "wire", "time", "timeouts", "verdict", "command",
+            "stats", "explain",
         ],
         "cli" => &[
-            "control", "io", "link", "engine", "forward", "flow", "service", "wire", "time", "timeouts", "verdict", "command",
-            "stats", "explain",
+            "control", "io", "link", "engine", "forward", "flow", "service", "wire", "time", "timeouts", "verdict",
+            "command", "stats", "explain",
         ],
         _ => return None,
     })

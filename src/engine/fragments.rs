@@ -63,8 +63,12 @@ impl Engine {
 
     fn apply_fate(&mut self, buf: &mut PacketBuf, view: &View, fate: Fate) -> Verdict {
         match fate {
+            Fate::Rewrite { .. } if view.ttl <= 1 && self.snapshot.spec.is_hop => {
+                Verdict::Drop(DropReason::TtlExceeded)
+            }
             Fate::Rewrite { rewrite, id, server, sender } => {
                 rewrite_later(buf, &rewrite, id);
+                self.count_hop(buf);
                 self.count_traffic(server, sender, view.len);
                 Verdict::Forward
             }

@@ -139,7 +139,8 @@ mod tests {
     fn macs_are_read_as_they_are_written() {
         let mac: Mac = "02:00:5E:10:00:ff".parse().expect("a MAC");
         assert_eq!(mac.to_string(), "02:00:5e:10:00:ff");
-        for wrong in ["", "02:00:5e:10:00", "02:00:5e:10:00:ff:00", "2:0:5e:10:0:ff", "02:00:5e:10:00:+f", "02005e1000ff"]
+        for wrong in
+            ["", "02:00:5e:10:00", "02:00:5e:10:00:ff:00", "2:0:5e:10:0:ff", "02:00:5e:10:00:+f", "02005e1000ff"]
         {
             assert!(wrong.parse::<Mac>().is_err(), "{wrong:?}");
         }

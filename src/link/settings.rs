@@ -22,7 +22,8 @@ pub struct Prefix {
     pub len: u8,
 }
 
-const LINK_LOCAL: Prefix = Prefix { addr: Addr::from_v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), len: 10 };
+const LINK_LOCAL: Prefix =
+    Prefix { addr: Addr::from_v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), len: 10 };
 
 impl Prefix {
     /// Whether `addr` is on the segment by this prefix.

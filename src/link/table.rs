@@ -341,7 +341,8 @@ impl Table {
             assert!(waits, "{addr} is {} for ever", entry.state.word());
             assert_eq!(entry.unanswered.is_some(), !known && !entry.kept, "{addr} is {}", entry.state.word());
         }
-        let unanswered: BTreeSet<_> = self.entries.iter().filter_map(|(a, entry)| Some((entry.unanswered?, *a))).collect();
+        let unanswered: BTreeSet<_> =
+            self.entries.iter().filter_map(|(a, entry)| Some((entry.unanswered?, *a))).collect();
         assert_eq!(self.unanswered, unanswered);
     }
 

@@ -155,6 +155,11 @@ impl Snapshot {
         self.spec.local_vips.contains(&vip)
     }
 
+    /// Whether what comes for `addr` must be dealt with here, and not be left to the host.
+    pub fn is_ours(&self, addr: Addr) -> bool {
+        (self.is_vip(addr) && !self.is_local(addr)) || self.spec.own_addresses.contains(&addr)
+    }
+
     /// Every VIP and whether it is only kept for old flows.
     pub fn vips(&self) -> impl Iterator<Item = (Addr, bool)> + '_ {
         self.vips.iter().map(|(addr, vip)| (*addr, vip.retired))

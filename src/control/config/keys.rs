@@ -18,8 +18,11 @@ pub(super) static FILE: Keys = Keys {
 
 pub(super) static GATEWAY: Keys = Keys {
     header: "[gateway]",
-    known: &["mode", "device", "uplink", "queues", "control", "metrics", "routes", "priority", "mtu", "seed"],
-    later: &["bridge", "mac", "address", "router"],
+    known: &[
+        "mode", "device", "uplink", "queues", "control", "metrics", "routes", "priority", "mtu", "seed", "bridge",
+        "mac", "address", "router",
+    ],
+    later: &[],
 };
 
 pub(super) static CONNTRACK: Keys =
