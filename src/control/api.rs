@@ -421,6 +421,10 @@ pub struct Explanation {
     pub method: Option<String>,
     /// The packet as it would be sent on.
     pub after: Option<Endpoints>,
+    /// How it gets to the server where its destination does not lead there: `a frame to the MAC address of 10.20.0.11`,
+    /// `ipip 10.20.0.1 > 10.30.0.14`.
+    #[serde(default)]
+    pub via: Option<String>,
 }
 
 /// Where a packet comes from and goes to. For ICMP both ports hold the identifier.

@@ -6,7 +6,7 @@
 
 use std::ffi::c_ulong;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -14,7 +14,8 @@ use thiserror::Error;
 use tracing::{info, warn};
 use tun::AbstractDevice;
 
-use super::device::Device;
+use super::device::{Device, write_pieces};
+use super::direct::PacketSocket;
 use crate::wire::PacketBuf;
 use crate::wire::vnet::VNET_HDR_LEN;
 
@@ -66,6 +67,21 @@ pub enum TunError {
 #[derive(Debug)]
 pub struct TunQueue {
     file: File,
+    /// For what does not go through the device; `None` where there are no packet sockets.
+    frames: Option<PacketSocket>,
+}
+
+impl TunQueue {
+    /// Packets for a neighbour of their own leave by `frames`.
+    pub fn with_frames(mut self, frames: Option<PacketSocket>) -> TunQueue {
+        self.frames = frames;
+        self
+    }
+
+    /// Another handle of the same queue, for sending.
+    pub fn sender(&self) -> io::Result<TunQueue> {
+        Ok(TunQueue { file: self.file.try_clone()?, frames: None })
+    }
 }
 
 /// Creates the device, brings it up, and opens its queues.
@@ -100,7 +116,7 @@ fn open_queue(settings: &TunSettings) -> Result<TunQueue, TunError> {
     if done < 0 {
         return Err(explain(name, "TUNSETVNETHDRSZ", io::Error::last_os_error()));
     }
-    Ok(TunQueue { file })
+    Ok(TunQueue { file, frames: None })
 }
 
 fn set_interface(file: &File, name: &str, flags: i16) -> io::Result<()> {
@@ -162,7 +178,19 @@ impl Device for TunQueue {
     }
 
     fn send(&mut self, buf: &mut PacketBuf) -> io::Result<()> {
-        let bytes = buf.write_area().ok_or(io::ErrorKind::InvalidInput)?;
-        self.file.write(bytes).map(|_| ())
+        match (buf.hop, buf.wrap) {
+            (Some(neighbour), _) => match &self.frames {
+                Some(frames) => frames.send(neighbour, buf),
+                None => Err(io::ErrorKind::PermissionDenied.into()),
+            },
+            (None, Some(wrap)) => write_pieces(buf, &wrap, |vnet, headers, payload| {
+                let parts = [IoSlice::new(vnet), IoSlice::new(headers), IoSlice::new(payload)];
+                self.file.write_vectored(&parts).map(drop)
+            }),
+            (None, None) => {
+                let bytes = buf.write_area().ok_or(io::ErrorKind::InvalidInput)?;
+                self.file.write(bytes).map(drop)
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 mod addr;
 pub mod checksum;
+pub mod cut;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
@@ -19,7 +20,7 @@ pub mod vnet;
 pub use addr::Addr;
 pub use outer::{Encapsulation, Outer, Wrap};
 pub use packet_buf::{HEADROOM, MAX_PACKET, PacketBuf};
-pub use rewrite::{Rewrite, ipv4_id};
+pub use rewrite::{Rewrite, decrement_ttl, ipv4_id};
 pub use tuple::{Protocol, Tuple};
 pub use view::{Fragment, Transport, View};
 pub use vnet::VnetHdr;
