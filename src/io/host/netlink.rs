@@ -363,7 +363,7 @@ impl Net {
 
     /// Makes the kernel resolve a neighbour as if a packet went there.
     pub async fn use_neighbour(&self, address: IpAddr, interface: u32) -> Result<(), Error> {
-        let mut request = self.handle.neighbours().add(interface, address).flags(NeighbourFlags::Use);
+        let mut request = self.handle.neighbours().add(interface, address).flags(NeighbourFlags::Use).replace();
         request.message_mut().header.state = NeighbourState::None;
         request.execute().await
     }
