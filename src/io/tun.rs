@@ -38,6 +38,8 @@ pub struct TunSettings {
     pub queues: usize,
     /// 1280 to 65535.
     pub mtu: u16,
+    /// Whether to ask for offloads at all.
+    pub offload: bool,
 }
 
 /// Why there is no device. Each says what to do.
@@ -91,7 +93,7 @@ pub fn open(settings: &TunSettings) -> Result<Vec<TunQueue>, TunError> {
         return Err(TunError::BadName(name.into()));
     }
     let queues = (0..settings.queues.max(1)).map(|_| open_queue(settings)).collect::<Result<Vec<_>, _>>()?;
-    let offloads = set_offloads(&queues[0].file);
+    let offloads = if settings.offload { set_offloads(&queues[0].file) } else { "none" };
     info!(device = name, queues = queues.len(), mtu = settings.mtu, offloads, "opened the TUN device");
     configure(&queues[0], settings)?;
     Ok(queues)

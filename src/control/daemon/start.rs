@@ -112,7 +112,12 @@ async fn bring_up(
         done.host = Some(Host::claim(&config.device, &options.state_dir).await?);
     }
     let socket = Socket::bind(options.control.as_ref().unwrap_or(&config.control))?;
-    let settings = TunSettings { name: config.device.clone(), queues: config.queues.count(), mtu: snapshot.spec.mtu };
+    let settings = TunSettings {
+        name: config.device.clone(),
+        queues: config.queues.count(),
+        mtu: snapshot.spec.mtu,
+        offload: config.offload,
+    };
     let places = Arc::new(Places::default());
     let queues = with_frames(tun::open(&settings)?, &places, &snapshot);
     let sender = queues.first().map(TunQueue::sender).transpose()?;
