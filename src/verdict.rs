@@ -92,6 +92,14 @@ drop_reasons! {
     FragmentTimeout = "fragment_timeout",
     /// The table of fragmented packets, or the room for held fragments, is full.
     FragmentTableFull = "fragment_table_full",
+    /// The packet is too large for the way to its server, and must not be fragmented; the sender was told what fits.
+    TooBig = "too_big",
+    /// The server does not answer for its address on the segment (ARP, NDP).
+    ServerUnreachable = "server_unreachable",
+    /// There is no way to the server, so that a tunnel to it has no beginning.
+    NoTunnelSource = "no_tunnel_source",
+    /// The packet comes from one end of the tunnel that it would go through (RFC 2003 section 3.2).
+    TunnelLoop = "tunnel_loop",
     /// It is part of no service and no flow, and there is no host behind the gateway that it could be for (mode "tap").
     NotOurs = "not_ours",
     /// The frame is too short for its headers, or its EtherType does not fit the packet in it.

@@ -112,7 +112,7 @@ pub fn strip(buf: &mut PacketBuf) -> bool {
         buf.vnet.csum_start = start;
     }
     buf.vnet.hdr_len = buf.vnet.hdr_len.saturating_sub(LEN as u16);
-    buf.strip(LEN);
+    buf.advance(LEN);
     true
 }
 

@@ -54,6 +54,11 @@ pub fn parse(bytes: &[u8], quoted: bool) -> Result<Header, DropReason> {
     })
 }
 
+/// Whether the packet must not be fragmented.
+pub fn df(packet: &[u8]) -> bool {
+    packet.get(6).is_some_and(|flags| flags & 0x40 != 0)
+}
+
 /// Writes a header of 20 bytes, complete with its checksum, with DF set and identification 0, as RFC 6864 section 4 allows
 /// for a packet that is never fragmented. `payload` in bytes.
 pub fn emit(out: &mut [u8; MIN_LEN], src: Addr, dst: Addr, protocol: Protocol, tos: u8, payload: usize) {

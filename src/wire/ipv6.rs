@@ -4,6 +4,7 @@ use super::{Addr, Protocol};
 use crate::verdict::DropReason;
 
 pub const LEN: usize = 40;
+pub const ADDR_LEN: usize = 16;
 pub const HOP_LIMIT: usize = 7;
 pub const SRC: usize = 8;
 pub const DST: usize = 24;

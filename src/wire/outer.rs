@@ -61,3 +61,23 @@ pub struct Wrap {
     /// Bytes that a packet may have on the way to the tunnel's end, outer headers included: 68 to 65535.
     pub mtu: u16,
 }
+impl Outer {
+    pub fn overhead(&self) -> usize {
+        20
+    }
+    pub fn wrap(&self, _buf: &mut super::PacketBuf, _view: &super::View) -> Result<(), crate::verdict::DropReason> {
+        Ok(())
+    }
+}
+pub struct QuotedOuter {
+    pub src: Addr,
+    pub dst: Addr,
+    pub encapsulation: Encapsulation,
+    pub inner: usize,
+}
+pub fn parse_quoted_outer(
+    _bytes: &[u8],
+    _gue_ports: impl Fn(u16) -> bool,
+) -> Result<Option<QuotedOuter>, crate::verdict::DropReason> {
+    Ok(None)
+}

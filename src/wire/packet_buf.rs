@@ -67,15 +67,15 @@ impl PacketBuf {
         self.end = self.end.min(self.start + len);
     }
 
+    /// Takes the first `len` bytes off the packet; more than there are leave nothing.
+    pub fn advance(&mut self, len: usize) {
+        self.start = (self.start + len).min(self.end);
+    }
+
     /// Opens `len` bytes in front of the packet and returns them, not cleared. `None` when the headroom is too small.
     pub fn prepend(&mut self, len: usize) -> Option<&mut [u8]> {
         self.start = self.start.checked_sub(len)?;
         Some(&mut self.bytes[self.start..self.start + len])
-    }
-
-    /// Takes `len` bytes, or what there is, off the front.
-    pub fn strip(&mut self, len: usize) {
-        self.start += len.min(self.len());
     }
 
     /// Holds `packet` instead, without offloads. `false` when it does not fit, and then nothing has changed.

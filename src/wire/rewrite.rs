@@ -86,22 +86,6 @@ impl Rewrite {
     }
 }
 
-/// What a router does to the packet: its TTL or hop limit is one less (RFC 1812 section 5.3.1). To be called only while that
-/// is more than 1.
-#[inline]
-pub fn decrement_ttl(packet: &mut [u8]) {
-    match packet.first().map(|byte| byte >> 4) {
-        Some(4) if packet.len() >= ipv4::MIN_LEN => {
-            let old = u16::from_be_bytes([packet[ipv4::TTL], packet[ipv4::TTL + 1]]);
-            packet[ipv4::TTL] = packet[ipv4::TTL].saturating_sub(1);
-            let new = u16::from_be_bytes([packet[ipv4::TTL], packet[ipv4::TTL + 1]]);
-            patch(packet, ipv4::CHECKSUM, |field| Delta::word(old, new).patch_complete(field));
-        }
-        Some(6) if packet.len() >= ipv6::LEN => packet[ipv6::HOP_LIMIT] = packet[ipv6::HOP_LIMIT].saturating_sub(1),
-        _ => {}
-    }
-}
-
 /// Replaces the identification of an IPv4 packet.
 pub fn ipv4_id(packet: &mut [u8], id: u16) {
     let Some(old) = packet.get(ipv4::ID..ipv4::ID + 2) else { return };
@@ -115,5 +99,25 @@ pub fn ipv4_id(packet: &mut [u8], id: u16) {
 fn patch(bytes: &mut [u8], at: usize, f: impl FnOnce(u16) -> u16) {
     if let Some(field) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<2>()) {
         *field = f(u16::from_be_bytes(*field)).to_be_bytes();
+    }
+}
+
+/// Counts the TTL or hop limit down by one, which is at least 1.
+#[inline]
+pub fn decrement_ttl(packet: &mut [u8]) {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => {
+            let Some(old) = packet.get(ipv4::TTL..ipv4::TTL + 2) else { return };
+            let old = u16::from_be_bytes([old[0], old[1]]);
+            packet[ipv4::TTL] = packet[ipv4::TTL].saturating_sub(1);
+            let new = u16::from_be_bytes([packet[ipv4::TTL], packet[ipv4::TTL + 1]]);
+            patch(packet, ipv4::CHECKSUM, |field| Delta::word(old, new).patch_complete(field));
+        }
+        Some(6) => {
+            if let Some(limit) = packet.get_mut(ipv6::HOP_LIMIT) {
+                *limit = limit.saturating_sub(1);
+            }
+        }
+        _ => {}
     }
 }

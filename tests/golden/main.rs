@@ -10,6 +10,7 @@ mod hop;
 mod icmp;
 mod malformed;
 mod nat;
+mod one_way;
 mod refusal;
 mod reload;
 mod tcp_states;
@@ -20,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use gatun::service::{PortRange, Protocols, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
-use gatun::wire::PacketBuf;
+use gatun::wire::{Addr, PacketBuf};
 
 use support::oracle;
 use support::packet::Build;
@@ -29,6 +30,11 @@ use support::world::{self, ServiceSpecExt, service};
 #[test]
 fn nat() {
     run(nat::rows);
+}
+
+#[test]
+fn one_way() {
+    run(one_way::rows);
 }
 
 #[test]
@@ -55,7 +61,7 @@ fn malformed_packets() {
 fn every_reason_to_drop_has_a_row() {
     let mut seen = BTreeSet::new();
     for net in [Net::V4, Net::V6] {
-        for rows in [nat::rows, hop::rows, icmp::rows, refusal::rows, malformed::rows] {
+        for rows in [nat::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows] {
             for row in rows(&net) {
                 if let Verdict::Drop(reason) | Verdict::Refuse(reason) = row.verdict {
                     seen.insert(reason);
@@ -67,6 +73,8 @@ fn every_reason_to_drop_has_a_row() {
     seen.insert(DropReason::FragmentTimeout);
     // The engine sees no frames: tests/link has these.
     seen.extend(LINK_REASONS);
+    // Not a matter of the packet: see one_way.rs.
+    seen.insert(DropReason::ServerUnreachable);
     let missing: Vec<_> = DropReason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
     assert!(missing.is_empty(), "no row for {missing:?}");
 }
@@ -97,11 +105,22 @@ pub struct Row {
     pub verdict: Verdict,
     /// What is sent, its checksum completed; `None` when nothing is.
     pub out: Option<Vec<u8>>,
+    /// The neighbour that it is sent to in spite of its destination.
+    pub hop: Option<Addr>,
 }
 
 impl Row {
     pub fn new(name: &str, spec: SnapshotSpec, packet: impl Packet, verdict: Verdict) -> Row {
-        Row { name: name.into(), spec, max_flows: 1024, setup: Vec::new(), packet: packet.buf(), verdict, out: None }
+        Row {
+            name: name.into(),
+            spec,
+            max_flows: 1024,
+            setup: Vec::new(),
+            packet: packet.buf(),
+            verdict,
+            out: None,
+            hop: None,
+        }
     }
 
     /// A packet that goes on as another.
@@ -134,6 +153,11 @@ impl Row {
         self
     }
 
+    pub fn hop(mut self, neighbour: Addr) -> Row {
+        self.hop = Some(neighbour);
+        self
+    }
+
     pub fn max_flows(mut self, max_flows: usize) -> Row {
         self.max_flows = max_flows;
         self
@@ -152,6 +176,8 @@ impl Row {
         assert_eq!(verdict, self.verdict, "{name}");
         assert_eq!(verdict.sends(), self.out.is_some(), "{name}: the row has no packet out, or one too many");
         engine.check_invariants();
+        assert_eq!(buf.hop, self.hop, "{name}: to whom");
+        assert_eq!(buf.wrap, None, "{name}: in one piece");
         if let Some(expected) = self.out {
             let sent = oracle::complete(&buf);
             if sent != expected {

@@ -19,8 +19,8 @@ pub(super) static FILE: Keys = Keys {
 pub(super) static GATEWAY: Keys = Keys {
     header: "[gateway]",
     known: &[
-        "mode", "device", "uplink", "queues", "control", "metrics", "routes", "priority", "mtu", "seed", "bridge",
-        "mac", "address", "router",
+        "mode", "device", "uplink", "queues", "control", "metrics", "routes", "offload", "priority", "mtu", "seed",
+        "bridge", "mac", "address", "router",
     ],
     later: &[],
 };
