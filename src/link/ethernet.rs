@@ -121,12 +121,7 @@ pub fn strip(buf: &mut PacketBuf) -> bool {
 pub fn prepend(buf: &mut PacketBuf, header: &[u8; LEN]) -> bool {
     let Some(room) = buf.prepend(LEN) else { return false };
     room.copy_from_slice(header);
-    if buf.vnet.needs_csum() {
-        buf.vnet.csum_start = buf.vnet.csum_start.saturating_add(LEN as u16);
-    }
-    if buf.vnet.hdr_len > 0 {
-        buf.vnet.hdr_len = buf.vnet.hdr_len.saturating_add(LEN as u16);
-    }
+    buf.vnet = buf.vnet.behind(LEN);
     true
 }
 

@@ -19,7 +19,7 @@ pub mod vnet;
 
 pub use addr::Addr;
 pub use outer::{Encapsulation, Outer, Wrap};
-pub use packet_buf::{HEADROOM, MAX_PACKET, PacketBuf};
+pub use packet_buf::{HEADROOM, MAX_FRAME, MAX_PACKET, PacketBuf};
 pub use rewrite::{Rewrite, decrement_ttl, ipv4_id};
 pub use tuple::{Protocol, Tuple};
 pub use view::{Fragment, Transport, View};

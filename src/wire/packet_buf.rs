@@ -10,6 +10,9 @@ pub const HEADROOM: usize = 128;
 /// The largest packet that a device hands over (a super-packet included).
 pub const MAX_PACKET: usize = 65_535;
 
+/// The same with an Ethernet header.
+pub const MAX_FRAME: usize = MAX_PACKET + 14;
+
 /// One packet, from its IP header on, with room in front and what the device said of its offloads.
 #[derive(Clone, Debug)]
 pub struct PacketBuf {

@@ -68,7 +68,8 @@ pub fn difference(old: &Compiled, new: &Compiled) -> Vec<Change> {
 
 fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) {
     // Taken apart so that a new field cannot be forgotten here.
-    let GatewayConfig { tap, device, uplinks, queues, control, metrics, routes, offload, priority, mtu, max_flows } = old;
+    let GatewayConfig { tap, device, uplinks, queues, control, metrics, routes, offload, priority, mtu, max_flows } =
+        old;
     let mut fixed = Comparison { subject: "[gateway]".to_owned(), needs_restart: true, changes };
     fixed.key("mode", &tap.is_some(), &new.tap.is_some(), |tap| if *tap { "\"tap\"" } else { "\"tun\"" }.to_owned());
     if let (Some(old), Some(new)) = (tap, &new.tap) {
