@@ -42,4 +42,5 @@ mod server_stopped;
 mod spread;
 mod tunnel;
 mod tunnel_pmtu;
+mod tunnel_wire;
 mod two_gateways;
