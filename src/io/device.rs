@@ -27,7 +27,7 @@ pub fn write_pieces(
     let write = |vnet: &VnetHdr, headers: &[u8], payload: &[u8]| write(&vnet.behind(front).encode(), headers, payload);
     cut::pieces(buf, wrap, write).map(drop).map_err(|error| match error {
         CutError::Packet(reason) => io::Error::new(io::ErrorKind::InvalidData, reason.word()),
-        CutError::Write(error) => error,
+        CutError::Each(error) => error,
     })
 }
 
