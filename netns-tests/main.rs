@@ -40,6 +40,8 @@ mod same_ports;
 mod segment_vip;
 mod server_stopped;
 mod spread;
+mod tap;
+mod tap_down;
 mod tunnel;
 mod tunnel_pmtu;
 mod tunnel_wire;

@@ -153,7 +153,7 @@ const BAD: &[(&str, &[&str])] = &[
     (
         "[gateway]\nmode = \"tap\"\nuplink = [\"eth0\"]\nroutes = true\n",
         &[
-            "1:2: [gateway]: \"address\" is missing; add for example address = [\"10.20.0.2/24\"]",
+            "1:1: [gateway]: \"address\" is missing; add for example address = [\"10.20.0.2/24\"]",
             "3:1: [gateway]: \"uplink\" is for mode \"tun\"; this is mode \"tap\"",
             "4:1: [gateway]: \"routes\" is for mode \"tun\"; this is mode \"tap\"",
         ],
