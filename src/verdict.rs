@@ -92,6 +92,18 @@ drop_reasons! {
     FragmentTimeout = "fragment_timeout",
     /// The table of fragmented packets, or the room for held fragments, is full.
     FragmentTableFull = "fragment_table_full",
+    /// What the device says of the packet's checksum or segmentation contradicts the packet.
+    BadOffload = "bad_offload",
+    /// The packet is larger than its path carries, and may not be fragmented.
+    TooBig = "too_big",
+    /// A packet that came to a tunnel's end is not in a tunnel.
+    NotTunnelled = "not_tunnelled",
+    /// The outer headers of a tunnelled packet contradict what is in them (family, length, GUE header, UDP checksum).
+    BadTunnel = "bad_tunnel",
+    /// A fragment of a tunnelled packet came to the tunnel's end, where nothing is put together.
+    TunnelFragment = "tunnel_fragment",
+    /// Congestion was marked on the outer header of a packet whose transport does not know of ECN (RFC 6040 section 4.2).
+    CongestionNotEct = "congestion_not_ect",
 }
 
 impl DropReason {

@@ -59,6 +59,15 @@ fn every_reason_to_drop_has_a_row() {
     }
     // No packet gets this verdict: it is what becomes of held fragments. See fragments.rs.
     seen.insert(DropReason::FragmentTimeout);
+    // Tunnels: see tests/tunnel.
+    seen.extend([
+        DropReason::BadOffload,
+        DropReason::TooBig,
+        DropReason::NotTunnelled,
+        DropReason::BadTunnel,
+        DropReason::TunnelFragment,
+        DropReason::CongestionNotEct,
+    ]);
     let missing: Vec<_> = DropReason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
     assert!(missing.is_empty(), "no row for {missing:?}");
 }
