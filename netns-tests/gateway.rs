@@ -121,7 +121,7 @@ impl Setup {
 }
 
 /// The gatun to test; GATUN_BIN names another one than this build's, for instance a release build.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     std::env::var_os("GATUN_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_gatun")), PathBuf::from)
 }
 

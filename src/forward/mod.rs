@@ -5,6 +5,7 @@
 pub mod echo;
 pub mod icmp_error;
 mod nat;
+pub mod receive;
 pub mod refuse;
 
 use crate::service::{Method, Server, Service};

@@ -8,7 +8,9 @@ pub mod huge_pages;
 pub mod memory;
 mod path_mtu;
 pub mod privilege;
+pub mod receiver;
 pub mod tun;
+pub mod tunnel_socket;
 pub mod worker;
 
 pub use addresses::local_addresses;
