@@ -92,10 +92,16 @@ drop_reasons! {
     FragmentTimeout = "fragment_timeout",
     /// The table of fragmented packets, or the room for held fragments, is full.
     FragmentTableFull = "fragment_table_full",
+    /// The packet is too large for the way to its server, and must not be fragmented; the sender was told what fits.
+    TooBig = "too_big",
+    /// The server does not answer for its address on the segment (ARP, NDP).
+    ServerUnreachable = "server_unreachable",
+    /// There is no way to the server, so that a tunnel to it has no beginning.
+    NoTunnelSource = "no_tunnel_source",
+    /// The packet comes from one end of the tunnel that it would go through (RFC 2003 section 3.2).
+    TunnelLoop = "tunnel_loop",
     /// What the device says of the packet's checksum or segmentation contradicts the packet.
     BadOffload = "bad_offload",
-    /// The packet is larger than its path carries, and may not be fragmented.
-    TooBig = "too_big",
     /// A packet that came to a tunnel's end is not in a tunnel.
     NotTunnelled = "not_tunnelled",
     /// The outer headers of a tunnelled packet contradict what is in them (family, length, GUE header, UDP checksum).

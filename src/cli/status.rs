@@ -89,7 +89,7 @@ fn one_service(service: &api::Service) -> (String, Vec<String>) {
     let mut table = Table::new(&columns);
     for server in servers {
         table.row([
-            format!("  {}", server.name),
+            label(server, method),
             server.weight.to_string(),
             server.active.to_string(),
             server.inactive.to_string(),
@@ -100,6 +100,18 @@ fn one_service(service: &api::Service) -> (String, Vec<String>) {
         ]);
     }
     (heading, if servers.is_empty() { vec!["  no servers".to_owned()] } else { table.lines() })
+}
+
+/// Its name, and what of it is not as with the others.
+fn label(server: &api::Server, method_of_service: &str) -> String {
+    let mut label = format!("  {}", server.name);
+    if server.method != *method_of_service {
+        label.push_str(&format!(" ({})", server.method));
+    }
+    if !server.reachable {
+        label.push_str(" unreachable");
+    }
+    label
 }
 
 fn drops(status: &api::Status) -> (String, Vec<String>) {
@@ -131,6 +143,10 @@ mod tests {
             address: "10.20.0.11".parse().unwrap(),
             port: Some(8080),
             weight: 1,
+            method: "nat".to_owned(),
+            tunnel: None,
+            path_mtu: None,
+            reachable: true,
             active: 2,
             inactive: 10,
             admitted: 4711,
@@ -158,7 +174,16 @@ mod tests {
                 protocol: "tcp".to_owned(),
                 method: "nat".to_owned(),
                 scheduler: "wlc".to_owned(),
-                servers: vec![server],
+                servers: vec![
+                    server.clone(),
+                    api::Server {
+                        name: "far".to_owned(),
+                        method: "direct".to_owned(),
+                        reachable: false,
+                        active: 0,
+                        ..server
+                    },
+                ],
             }],
             drops: vec![api::Drops { reason: "no_flow".to_owned(), packets: 9, meaning: "A TCP packet.".to_owned() }],
         }
@@ -175,8 +200,9 @@ flows    12 of 1000 (1.2 %), 3.2 new/s
 traffic  to servers 0 packets/s, 100kbit/s; to clients 0 packets/s, 0bit/s
 
 web  tcp 203.0.113.10:80  nat  wlc
-  SERVER           WEIGHT  ACTIVE  INACTIVE  ADMITTED  NEW/S  TO SERVER  TO CLIENT
-  10.20.0.11:8080       1       2        10      4711    3.2  100kbit/s     0bit/s
+  SERVER                    WEIGHT  ACTIVE  INACTIVE  ADMITTED  NEW/S  TO SERVER  TO CLIENT
+  10.20.0.11:8080                1       2        10      4711    3.2  100kbit/s     0bit/s
+  far (direct) unreachable       1       0        10      4711    3.2  100kbit/s     0bit/s
 
 dropped
   PACKETS  REASON   MEANING

@@ -273,6 +273,14 @@ pub struct Server {
     /// `null`: the port the client asked for.
     pub port: Option<u16>,
     pub weight: u32,
+    /// `nat`, `direct` or `tunnel`.
+    pub method: String,
+    /// How packets are wrapped: `ipip`, `gue`; `null` for other methods.
+    pub tunnel: Option<String>,
+    /// Bytes that a packet to the server may have, where the path was found to be narrower than the gateway's links.
+    pub path_mtu: Option<u16>,
+    /// `false` when nobody answers for a server of method direct on its segment; it gets no new flows then.
+    pub reachable: bool,
     pub active: u64,
     pub inactive: u64,
     /// Flows admitted since the server was configured.
@@ -428,6 +436,10 @@ pub struct Explanation {
     pub method: Option<String>,
     /// The packet as it would be sent on.
     pub after: Option<Endpoints>,
+    /// How it gets to the server where its destination does not lead there: `a frame to the MAC address of 10.20.0.11`,
+    /// `ipip 10.20.0.1 > 10.30.0.14`.
+    #[serde(default)]
+    pub via: Option<String>,
 }
 
 /// Where a packet comes from and goes to. For ICMP both ports hold the identifier.

@@ -121,7 +121,7 @@ impl Control {
         let (shards, traffic) = view::count(&self.gateway, &snapshot);
         let total = view::total(&shards);
         let sampled = self.rates.lock();
-        let services = view::services(&snapshot, &traffic, &sampled.rates);
+        let services = view::services(&snapshot, self.gateway.now(), &traffic, &sampled.rates);
         let mut rates = api::Rates::default();
         for server in services.iter().flat_map(|service| &service.servers) {
             rates.add(&server.rates);

@@ -67,6 +67,8 @@ pub struct Owner {
     pub service: u32,
     pub server: u32,
     pub method: u8,
+    /// The server's packets go to the client past the gateway: nothing is known of them.
+    pub one_way: bool,
 }
 
 /// What one end of a TCP connection has sent.
@@ -125,6 +127,11 @@ impl Flow {
         }
     }
 
+    /// Whether the client's packets are all that was seen of a flow whose answers go past the gateway.
+    pub fn is_blind(&self) -> bool {
+        self.owner.one_way && !self.replied
+    }
+
     /// Only an established TCP connection is active; everything else counts as inactive, as in IPVS.
     pub fn is_active(&self) -> bool {
         self.protocol == Protocol::TCP && self.tcp_state == TcpState::Established
@@ -140,6 +147,8 @@ impl Flow {
             _ if self.assured => Class::Open,
             // One question, one answer: most of DNS. A minute's worth of it must not shut out everything else.
             _ if self.replied => Class::Finished(ANSWERED),
+            // Answers are not seen; who asks again had one, or has not given up.
+            _ if self.owner.one_way && self.packets[Sender::Client as usize] > 1 => Class::Finished(ANSWERED),
             _ => Class::HalfOpen(UNREPLIED),
         }
     }

@@ -1,6 +1,6 @@
 //! What a TCP segment does to its flow: sequence numbers, state, and whether a RST may be believed.
 
-use super::{Flow, Sender, Sequence, TcpState, Trigger, next};
+use super::{Flow, Sender, Sequence, TcpState, Trigger, next, next_blind};
 use crate::wire::tcp;
 
 /// How far beyond what was acknowledged a segment may reach to be believed. Windows can be larger (1 GiB, RFC 7323
@@ -57,11 +57,13 @@ pub fn segment(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
     let completes = completes_handshake(flow, sender, segment);
     note_sequence(flow, sender, segment);
     flow.replied |= sender == Sender::Server;
+    let blind = flow.is_blind();
     let holds_back = flow.tcp_state.is_half_open() && trigger == Some(Trigger::Ack) && !completes;
     if let Some(trigger) = trigger.filter(|_| !holds_back) {
-        flow.tcp_state = next(flow.tcp_state, sender, trigger);
+        let state = flow.tcp_state;
+        flow.tcp_state = if blind { next_blind(state, trigger) } else { next(state, sender, trigger) };
     }
-    flow.assured |= flow.replied && flow.tcp_state == TcpState::Established;
+    flow.assured |= (flow.replied || blind) && flow.tcp_state == TcpState::Established;
 }
 
 /// Whether a SYN may say anything about the flow: while it is half-open; and from a client that connects again over a
@@ -79,8 +81,13 @@ fn syn_is_plausible(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool 
 }
 
 /// Whether an ACK in a half-open flow is for what the other end really sent. Otherwise a stranger could make flows look
-/// established, and so protected, by sending an ACK after each SYN.
+/// established, and so protected, by sending an ACK after each SYN. Where the other end is not seen, that it goes on from
+/// the SYN has to do.
 fn completes_handshake(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
+    if flow.is_blind() && sender == Sender::Client {
+        let own = &flow.sequence[sender as usize];
+        return own.is_known && distance(own.end, segment.seq).unsigned_abs() <= RST_SLACK.unsigned_abs();
+    }
     let peer = &flow.sequence[sender.other() as usize];
     peer.is_known && distance(peer.end, segment.ack).unsigned_abs() <= RST_SLACK.unsigned_abs()
 }

@@ -2,10 +2,13 @@
 
 mod addresses;
 pub mod device;
+pub mod direct;
 mod gateway;
 pub mod host;
 pub mod huge_pages;
 pub mod memory;
+pub mod neighbours;
+pub mod own_errors;
 mod path_mtu;
 pub mod privilege;
 pub mod receiver;
@@ -15,4 +18,5 @@ pub mod worker;
 
 pub use addresses::local_addresses;
 pub use gateway::Gateway;
+pub use own_errors::source_towards;
 pub use path_mtu::{link_mtu, path_mtu};

@@ -6,7 +6,7 @@
 
 use std::ffi::c_ulong;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -14,7 +14,8 @@ use thiserror::Error;
 use tracing::{info, warn};
 use tun::AbstractDevice;
 
-use super::device::Device;
+use super::device::{Device, write_pieces};
+use super::direct::PacketSocket;
 use crate::wire::PacketBuf;
 use crate::wire::vnet::VNET_HDR_LEN;
 
@@ -37,6 +38,8 @@ pub struct TunSettings {
     pub queues: usize,
     /// 1280 to 65535.
     pub mtu: u16,
+    /// Whether to ask for offloads at all.
+    pub offload: bool,
 }
 
 /// Why there is no device. Each says what to do.
@@ -66,6 +69,21 @@ pub enum TunError {
 #[derive(Debug)]
 pub struct TunQueue {
     file: File,
+    /// For what does not go through the device; `None` where there are no packet sockets.
+    frames: Option<PacketSocket>,
+}
+
+impl TunQueue {
+    /// Packets for a neighbour of their own leave by `frames`.
+    pub fn with_frames(mut self, frames: Option<PacketSocket>) -> TunQueue {
+        self.frames = frames;
+        self
+    }
+
+    /// Another handle of the same queue, for sending.
+    pub fn sender(&self) -> io::Result<TunQueue> {
+        Ok(TunQueue { file: self.file.try_clone()?, frames: None })
+    }
 }
 
 /// Creates the device, brings it up, and opens its queues.
@@ -75,17 +93,10 @@ pub fn open(settings: &TunSettings) -> Result<Vec<TunQueue>, TunError> {
         return Err(TunError::BadName(name.into()));
     }
     let queues = (0..settings.queues.max(1)).map(|_| open_queue(settings)).collect::<Result<Vec<_>, _>>()?;
-    let offloads = set_offloads(&queues[0].file);
+    let offloads = if settings.offload { set_offloads(&queues[0].file) } else { "none" };
     info!(device = name, queues = queues.len(), mtu = settings.mtu, offloads, "opened the TUN device");
     configure(&queues[0], settings)?;
     Ok(queues)
-}
-
-impl TunQueue {
-    /// Another handle of the same queue, for another thread to write to.
-    pub fn try_clone(&self) -> io::Result<TunQueue> {
-        Ok(TunQueue { file: self.file.try_clone()? })
-    }
 }
 
 fn open_queue(settings: &TunSettings) -> Result<TunQueue, TunError> {
@@ -107,7 +118,7 @@ fn open_queue(settings: &TunSettings) -> Result<TunQueue, TunError> {
     if done < 0 {
         return Err(explain(name, "TUNSETVNETHDRSZ", io::Error::last_os_error()));
     }
-    Ok(TunQueue { file })
+    Ok(TunQueue { file, frames: None })
 }
 
 fn set_interface(file: &File, name: &str, flags: i16) -> io::Result<()> {
@@ -169,7 +180,19 @@ impl Device for TunQueue {
     }
 
     fn send(&mut self, buf: &mut PacketBuf) -> io::Result<()> {
-        let bytes = buf.write_area().ok_or(io::ErrorKind::InvalidInput)?;
-        self.file.write(bytes).map(|_| ())
+        match (buf.hop, buf.wrap) {
+            (Some(neighbour), _) => match &self.frames {
+                Some(frames) => frames.send(neighbour, buf),
+                None => Err(io::ErrorKind::PermissionDenied.into()),
+            },
+            (None, Some(wrap)) => write_pieces(buf, &wrap, |vnet, headers, payload| {
+                let parts = [IoSlice::new(vnet), IoSlice::new(headers), IoSlice::new(payload)];
+                self.file.write_vectored(&parts).map(drop)
+            }),
+            (None, None) => {
+                let bytes = buf.write_area().ok_or(io::ErrorKind::InvalidInput)?;
+                self.file.write(bytes).map(drop)
+            }
+        }
     }
 }

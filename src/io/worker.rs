@@ -14,6 +14,7 @@ use tracing::{debug, error, warn};
 
 use super::Gateway;
 use super::device::{Device, is_fatal};
+use crate::verdict::DropReason;
 use crate::wire::{MAX_PACKET, PacketBuf};
 
 /// The signal that interrupts a worker's read.
@@ -74,6 +75,10 @@ fn run(gateway: &Gateway, mut queue: impl Device, stopping: &AtomicBool, counter
                     counters.sent.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) if is_fatal(&error) => return Err(error),
+                // Where a server of method direct is has not been found out yet.
+                Err(error) if error.kind() == io::ErrorKind::HostUnreachable => {
+                    gateway.count_drop(DropReason::ServerUnreachable);
+                }
                 Err(error) => {
                     counters.send_errors.fetch_add(1, Ordering::Relaxed);
                     debug!(%error, "the device did not take a packet");

@@ -83,7 +83,7 @@ impl Server {
     /// Whether it may take a new flow.
     #[inline]
     pub fn is_available(&self) -> bool {
-        self.weight > 0
+        self.weight > 0 && !self.path.is_unreachable()
     }
 }
 

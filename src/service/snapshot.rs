@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::{
     Method, PortRange, Server, ServerId, ServerSpec, Service, ServiceId, ServiceSpec, SnapshotSpec, scheduler,
 };
-use crate::wire::{Addr, Protocol};
+use crate::wire::{Addr, Encapsulation, Protocol};
 
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<SipHasher13>>;
 
@@ -155,6 +155,17 @@ impl Snapshot {
         self.spec.local_vips.contains(&vip)
     }
 
+    /// Whether tunnels begin at `addr`.
+    pub fn is_tunnel_source(&self, addr: Addr) -> bool {
+        self.spec.tunnel_sources.iter().any(|(_, from)| *from == addr)
+    }
+
+    /// Whether some server expects GUE at this UDP port.
+    pub fn is_gue_port(&self, port: u16) -> bool {
+        let is_it = |server: &Arc<Server>| server.encapsulation == Encapsulation::Gue { port };
+        self.servers.iter().flatten().any(is_it)
+    }
+
     /// Every VIP and whether it is only kept for old flows.
     pub fn vips(&self) -> impl Iterator<Item = (Addr, bool)> + '_ {
         self.vips.iter().map(|(addr, vip)| (*addr, vip.retired))
@@ -166,6 +177,11 @@ impl Snapshot {
 
     pub fn server(&self, id: ServerId) -> Option<&Arc<Server>> {
         self.servers.get(id.0 as usize)?.as_ref()
+    }
+
+    /// Every server, of live services and those that only old flows refer to.
+    pub fn all_servers(&self) -> impl Iterator<Item = &Arc<Server>> {
+        self.servers.iter().flatten()
     }
 
     /// One past the highest [`ServerId`] in use.

@@ -30,6 +30,16 @@ impl Method {
         }
     }
 
+    /// The method with this number, which must be that of one.
+    #[inline]
+    pub const fn numbered(number: u8) -> Method {
+        match number {
+            1 => Method::Direct,
+            2 => Method::Tunnel,
+            _ => Method::Nat,
+        }
+    }
+
     /// Whether replies go from the server to the client past the gateway.
     pub const fn is_one_way(self) -> bool {
         matches!(self, Method::Direct | Method::Tunnel)

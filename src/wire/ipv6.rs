@@ -4,6 +4,7 @@ use super::{Addr, Protocol};
 use crate::verdict::DropReason;
 
 pub const LEN: usize = 40;
+pub const ADDR_LEN: usize = 16;
 /// The smallest MTU that a link may have (RFC 8200 section 5).
 pub const MIN_MTU: u16 = 1280;
 pub const PAYLOAD_LEN: usize = 4;

@@ -23,7 +23,7 @@ pub use addr::Addr;
 pub use cut::{CutError, Fit, fit, pieces};
 pub use outer::{Encapsulation, Outer, QuotedOuter, Wrap, parse_quoted_outer};
 pub use packet_buf::{HEADROOM, MAX_PACKET, PacketBuf};
-pub use rewrite::{Rewrite, ipv4_id};
+pub use rewrite::{Rewrite, decrement_ttl, ipv4_id};
 pub use tuple::{Protocol, Tuple};
 pub use unwrap::{Unwrapped, unwrap};
 pub use view::{Fragment, Transport, View};

@@ -76,6 +76,11 @@ impl PacketBuf {
         true
     }
 
+    /// Takes the first `len` bytes off the packet; more than there are leave nothing.
+    pub fn advance(&mut self, len: usize) {
+        self.start = (self.start + len).min(self.end);
+    }
+
     /// Opens `len` bytes in front of the packet and returns them, not cleared. `None` when the headroom is too small.
     pub fn prepend(&mut self, len: usize) -> Option<&mut [u8]> {
         self.start = self.start.checked_sub(len)?;

@@ -147,7 +147,7 @@ fn without_window(mut build: Build) -> Build {
     build
 }
 
-fn error(net: Net, from: std::net::SocketAddr, kind: crate::support::packet::IcmpError, quoted: &[u8]) -> Build {
+pub fn error(net: Net, from: std::net::SocketAddr, kind: crate::support::packet::IcmpError, quoted: &[u8]) -> Build {
     let build = answer(icmp_error(from, net.client(0), kind, quoted));
     Build { tos: if net.is_v4() { 0xc0 } else { 0 }, ..build }
 }

@@ -66,7 +66,7 @@ pub fn difference(old: &Compiled, new: &Compiled) -> Vec<Change> {
 
 fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) {
     // Taken apart so that a new field cannot be forgotten here.
-    let GatewayConfig { device, uplinks, queues, control, metrics, routes, priority, mtu, max_flows } = old;
+    let GatewayConfig { device, uplinks, queues, control, metrics, routes, offload, priority, mtu, max_flows } = old;
     let mut fixed = Comparison { subject: "[gateway]".to_owned(), needs_restart: true, changes };
     fixed.key("device", device, &new.device, |name| format!("{name:?}"));
     fixed.key("queues", queues, &new.queues, |queues| match queues {
@@ -79,6 +79,7 @@ fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) 
         None => "\"off\"".to_owned(),
     });
     fixed.key("routes", routes, &new.routes, bool::to_string);
+    fixed.key("offload", offload, &new.offload, bool::to_string);
     fixed.key("priority", priority, &new.priority, u8::to_string);
     let mut live = Comparison { needs_restart: false, ..fixed };
     live.key("uplink", uplinks, &new.uplinks, |names| format!("{names:?}"));
@@ -278,6 +279,7 @@ queues = 2
 control = "/run/gatun/other.sock"
 metrics = "off"
 routes = false
+offload = false
 priority = 0
 mtu = 1400
 seed = 7
@@ -305,6 +307,7 @@ server = []
                 r#"~ [gateway]: control "/run/gatun/control.sock" -> "/run/gatun/other.sock" (needs a restart)"#,
                 r#"~ [gateway]: metrics "127.0.0.1:9108" -> "off" (needs a restart)"#,
                 r#"~ [gateway]: routes true -> false (needs a restart)"#,
+                r#"~ [gateway]: offload true -> false (needs a restart)"#,
                 r#"~ [gateway]: priority 4 -> 0 (needs a restart)"#,
                 r#"~ [gateway]: uplink [] -> ["eth0", "eth1"]"#,
                 r#"~ [gateway]: mtu "auto" -> 1400"#,

@@ -18,7 +18,9 @@ pub(super) static FILE: Keys = Keys {
 
 pub(super) static GATEWAY: Keys = Keys {
     header: "[gateway]",
-    known: &["mode", "device", "uplink", "queues", "control", "metrics", "routes", "priority", "mtu", "seed"],
+    known: &[
+        "mode", "device", "uplink", "queues", "control", "metrics", "routes", "offload", "priority", "mtu", "seed",
+    ],
     later: &["bridge", "mac", "address", "router"],
 };
 

@@ -67,6 +67,8 @@ pub struct GatewayConfig {
     pub metrics: Option<SocketAddr>,
     /// Whether gatun sets up addresses, routes, rules and sysctls of the host.
     pub routes: bool,
+    /// Whether packets pass whole that the kernel has put together, with checksums left to the hardware.
+    pub offload: bool,
     /// By how much the packet workers go before ordinary processes: they run at this nice value, negated. 0 to 20.
     pub priority: u8,
     /// MTU of the device, 1280 to 65535; `None`: what the host's links tell, else [`GatewayConfig::AUTO_MTU`].
@@ -93,6 +95,7 @@ impl Default for GatewayConfig {
             control: PathBuf::from("/run/gatun/control.sock"),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9108))),
             routes: true,
+            offload: true,
             priority: 4,
             mtu: None,
             max_flows: 1_048_576,

@@ -73,6 +73,7 @@ fn read_gateway(section: &Section<'_>, config: &mut Config) {
     set(&mut gateway.control, section.parsed("control", socket_path));
     set(&mut gateway.metrics, section.parsed("metrics", metrics_address));
     gateway.routes = section.boolean("routes").unwrap_or(gateway.routes);
+    gateway.offload = section.boolean("offload").unwrap_or(gateway.offload);
     gateway.priority = section.integer("priority", 0..=20).unwrap_or(gateway.priority);
     gateway.mtu = section.auto_or_integer("mtu", 1280..=65535);
     config.seed = section.integer("seed", 0..=u64::MAX).unwrap_or(config.seed);

@@ -16,6 +16,7 @@ device = "gw0"
 uplink = ["eth0", "eth1"]
 queues = 4
 priority = 20
+offload = false
 control = "/run/gw.sock"
 metrics = "[::1]:9000"
 routes = false
@@ -77,6 +78,7 @@ fn every_key_arrives_where_it_belongs() {
             control: "/run/gw.sock".into(),
             metrics: Some(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 9000))),
             routes: false,
+            offload: false,
             priority: 20,
             mtu: Some(9000),
             max_flows: 4096,
@@ -112,7 +114,7 @@ fn a_config_changed_after_it_was_parsed_is_checked_again() {
     let mut config = good(GOOD);
     config.services[1].name.value = "web".to_owned();
     let errors = compile(&config).expect_err("two services of one name");
-    assert!(errors.to_string().starts_with("x.toml:40:8: two services are named \"web\""), "{errors}");
+    assert!(errors.to_string().starts_with("x.toml:41:8: two services are named \"web\""), "{errors}");
 }
 
 /// A file, and the first line of each of its problems, without the name of the file.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::control::config::GatewayConfig;
 use crate::io::host::{HostPlan, Listener, Ports, ReturnPath, VipPlan};
-use crate::service::{PortRange, Server, ServerId, Service, Snapshot};
+use crate::service::{Method, PortRange, Server, Service, Snapshot};
 
 /// Packets that the kernel may queue towards the workers. Its own default of 500 is too few for a burst of small packets
 /// from more than one link.
@@ -43,7 +43,8 @@ fn vips(snapshot: &Snapshot) -> Vec<VipPlan> {
 
 fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
     let mut paths: Vec<ReturnPath> = Vec::new();
-    for server in known_servers(snapshot) {
+    // Replies of the others do not come back through the gateway.
+    for server in known_servers(snapshot).filter(|server| server.method == Method::Nat) {
         let Some(service) = snapshot.service(server.service) else { continue };
         for protocol in service.spec.protocols.list() {
             let path = ReturnPath {
@@ -73,8 +74,7 @@ fn ports(range: PortRange) -> Option<Ports> {
 }
 
 fn known_servers(snapshot: &Snapshot) -> impl Iterator<Item = &Server> {
-    let ids = (0..snapshot.server_ids()).filter_map(|id| u32::try_from(id).ok().map(ServerId));
-    ids.filter_map(|id| snapshot.server(id).map(AsRef::as_ref))
+    snapshot.all_servers().map(AsRef::as_ref)
 }
 
 /// Live ones, also without any server; and retired ones.

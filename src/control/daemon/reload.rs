@@ -9,8 +9,8 @@ use super::start::automatic_mtu;
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
-use crate::io::local_addresses;
-use crate::service::{Snapshot, SnapshotError, SnapshotSpec};
+use crate::io::{local_addresses, source_towards};
+use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
 /// Reads the file, and adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses.
@@ -23,7 +23,32 @@ pub(super) async fn load(path: &Path) -> Result<Compiled> {
     let is_own = |vip: &Addr| own.contains(&vip.ip());
     compiled.snapshot.local_vips =
         compiled.snapshot.services.iter().map(|service| service.vip).filter(is_own).collect();
+    let snapshot = &mut compiled.snapshot;
+    snapshot.tunnel_sources = tunnel_sources(snapshot);
     Ok(compiled)
+}
+
+/// Where tunnels begin: the host's address towards each server behind one. A server without a route is told of once here,
+/// and to clients for as long as the next reload does not find one.
+fn tunnel_sources(snapshot: &SnapshotSpec) -> Vec<(Addr, Addr)> {
+    let mut sources = Vec::new();
+    for service in &snapshot.services {
+        let tunnelled = |server: &&ServerSpec| server.method.unwrap_or(service.method) == Method::Tunnel;
+        for server in service.servers.iter().filter(tunnelled) {
+            if sources.iter().any(|(to, _)| *to == server.address) {
+                continue;
+            }
+            match source_towards(server.address.ip()) {
+                Ok(source) => sources.push((server.address, Addr::from(source))),
+                Err(error) => tracing::warn!(
+                    server = server.name,
+                    %error,
+                    "no way to this server, so no tunnel: reload when there is one"
+                ),
+            }
+        }
+    }
+    sources
 }
 
 impl Daemon {

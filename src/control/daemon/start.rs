@@ -20,11 +20,13 @@ use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
 use crate::control::metrics::{self, Bounds};
 use crate::control::socket::{Limits, Socket};
+use crate::io::direct::{PacketSocket, Places};
 use crate::io::host::{self, Host};
-use crate::io::tun::{self, TunSettings};
+use crate::io::own_errors::OwnErrors;
+use crate::io::tun::{self, TunQueue, TunSettings};
 use crate::io::worker::{self, Workers};
-use crate::io::{Gateway, link_mtu, path_mtu, privilege};
-use crate::service::Snapshot;
+use crate::io::{Gateway, link_mtu, neighbours, path_mtu, privilege};
+use crate::service::{Method, Snapshot};
 
 /// The device, routes, rules and the sysctls of the network; neighbour announcements.
 const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
@@ -110,8 +112,16 @@ async fn bring_up(
         done.host = Some(Host::claim(&config.device, &options.state_dir).await?);
     }
     let socket = Socket::bind(options.control.as_ref().unwrap_or(&config.control))?;
-    let settings = TunSettings { name: config.device.clone(), queues: config.queues.count(), mtu: snapshot.spec.mtu };
-    let workers = worker::start(gateway, tun::open(&settings)?)?;
+    let settings = TunSettings {
+        name: config.device.clone(),
+        queues: config.queues.count(),
+        mtu: snapshot.spec.mtu,
+        offload: config.offload,
+    };
+    let places = Arc::new(Places::default());
+    let queues = with_frames(tun::open(&settings)?, &places, &snapshot);
+    let sender = queues.first().map(TunQueue::sender).transpose()?;
+    let workers = worker::start(gateway, queues)?;
     let device = Device::new(&config.device, workers.counters());
     done.workers = Some(workers);
     let metrics = metrics?;
@@ -125,6 +135,10 @@ async fn bring_up(
     tasks.spawn(keep_time(gateway.clone()));
     tasks.spawn(pump_events(control.clone()));
     tasks.spawn(sample_rates(control.clone()));
+    tasks.spawn(neighbours::watch(gateway.clone(), places));
+    if let (Some(errors), Some(sender)) = (own_errors(&snapshot), sender) {
+        tasks.spawn(errors.serve(gateway.clone(), sender));
+    }
     tracing::info!("control socket {}", socket.path().display());
     let clients = control.clone();
     tasks.spawn(async move {
@@ -138,6 +152,37 @@ async fn bring_up(
         tasks.spawn(feed_watchdog(gateway.clone(), timeout));
     }
     Ok((control, tasks))
+}
+
+/// Gives every queue a way out for frames; without one, servers of method direct cannot be reached.
+fn with_frames(queues: Vec<TunQueue>, places: &Arc<Places>, snapshot: &Snapshot) -> Vec<TunQueue> {
+    let open = |queue: TunQueue| {
+        let frames = PacketSocket::open(places.clone());
+        if let Err(error) = &frames
+            && has_server(snapshot, Method::Direct)
+        {
+            tracing::error!(%error, "no packet socket, so method direct does not work: give gatun CAP_NET_RAW");
+        }
+        queue.with_frames(frames.ok())
+    };
+    queues.into_iter().map(open).collect()
+}
+
+/// The errors about the gateway's own tunnels.
+fn own_errors(snapshot: &Snapshot) -> Option<OwnErrors> {
+    match OwnErrors::open() {
+        Ok(errors) => Some(errors),
+        Err(error) => {
+            if has_server(snapshot, Method::Tunnel) {
+                tracing::warn!(%error, "no raw sockets, so errors on the way to tunnelled servers are not seen, and a narrow path loses packets: give gatun CAP_NET_RAW");
+            }
+            None
+        }
+    }
+}
+
+fn has_server(snapshot: &Snapshot, method: Method) -> bool {
+    snapshot.all_servers().any(|server| server.method == method)
 }
 
 /// The commands that set the host up, for an operator who does it by hand. Needs no privilege.

@@ -23,6 +23,7 @@ pub mod change;
 mod facts;
 mod leftovers;
 mod make;
+pub mod neighbour_table;
 mod netlink;
 pub mod plan;
 pub mod real_server;

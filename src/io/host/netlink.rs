@@ -8,7 +8,9 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -74,6 +76,8 @@ pub struct Found {
     pub kind: RouteType,
     pub device: Option<String>,
     pub source: Option<IpAddr>,
+    /// The way leads by a router.
+    pub gateway: bool,
 }
 
 impl Net {
@@ -240,6 +244,10 @@ impl Net {
             Ok(routes) => Ok(routes.first().map(|route| Found {
                 kind: route.header.kind,
                 device: oif(route).and_then(|index| self.name(index)),
+                gateway: route
+                    .attributes
+                    .iter()
+                    .any(|attribute| matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))),
                 source: route.attributes.iter().find_map(|attribute| match attribute {
                     RouteAttribute::PrefSource(RouteAddress::Inet(a)) => Some(IpAddr::V4(*a)),
                     RouteAttribute::PrefSource(RouteAddress::Inet6(a)) => Some(IpAddr::V6(*a)),
@@ -323,11 +331,7 @@ impl Net {
                 other => other?,
             };
             for entry in entries {
-                let address = entry.attributes.iter().find_map(|attribute| match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => Some(IpAddr::V4(*a)),
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => Some(IpAddr::V6(*a)),
-                    _ => None,
-                });
+                let address = entry.attributes.iter().find_map(neighbour_address);
                 let ours = entry.attributes.contains(&NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
                 if let (Some(address), Some(name)) = (address, self.name(entry.header.ifindex)) {
                     found.push((address, name, ours));
@@ -335,6 +339,40 @@ impl Net {
             }
         }
         Ok(found)
+    }
+
+    /// The neighbours of both families: address, interface, state, MAC address.
+    pub async fn neighbours(&self) -> Result<Vec<(IpAddr, u32, NeighbourState, Option<[u8; 6]>)>, Error> {
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            let request = self.handle.neighbours().get().set_address_family(address_family(family));
+            let dump: Result<Vec<NeighbourMessage>, Error> = request.execute().try_collect().await;
+            let entries = match dump {
+                Err(error) if errno(&error) == Some(libc::EAFNOSUPPORT) => continue,
+                other => other?,
+            };
+            for entry in entries {
+                let address = entry.attributes.iter().find_map(neighbour_address);
+                let mac = entry.attributes.iter().find_map(|attribute| match attribute {
+                    NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
+                    _ => None,
+                });
+                found.extend(address.map(|address| (address, entry.header.ifindex, entry.header.state, mac)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes the kernel resolve a neighbour as if a packet went there.
+    pub async fn use_neighbour(&self, address: IpAddr, interface: u32) -> Result<(), Error> {
+        let mut request = self.handle.neighbours().add(interface, address).flags(NeighbourFlags::Use);
+        request.message_mut().header.state = NeighbourState::None;
+        request.execute().await
+    }
+
+    /// Makes the kernel verify a neighbour that it knows.
+    pub async fn probe_neighbour(&self, address: IpAddr, interface: u32) -> Result<(), Error> {
+        self.handle.neighbours().add(interface, address).state(NeighbourState::Probe).replace().execute().await
     }
 
     pub async fn add_proxy(&self, address: IpAddr, device: &str) -> Result<(), Error> {
@@ -532,6 +570,14 @@ fn route_message(table: u32, destination: IpNet, index: u32) -> RouteMessage {
     message.attributes.push(RouteAttribute::Oif(index));
     message.header.flags = RouteFlags::empty();
     message
+}
+
+fn neighbour_address(attribute: &NeighbourAttribute) -> Option<IpAddr> {
+    match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => Some(IpAddr::V4(*a)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => Some(IpAddr::V6(*a)),
+        _ => None,
+    }
 }
 
 fn oif(route: &RouteMessage) -> Option<u32> {

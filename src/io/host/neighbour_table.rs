@@ -1,0 +1,93 @@
+//! The kernel's neighbour table, as far as direct routing needs it.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_route::neighbour::NeighbourState;
+
+use super::netlink::{Net, into_io};
+
+/// A reading of the table.
+pub struct NeighbourTable {
+    net: Net,
+    entries: HashMap<(IpAddr, u32), Entry>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub state: State,
+    pub mac: Option<[u8; 6]>,
+}
+
+/// What of `NUD_*` matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The address may be used (`NUD_VALID`).
+    Valid,
+    /// Being resolved, or not asked for yet.
+    Unknown,
+    Failed,
+}
+
+/// The interface by which an address is a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    pub interface: u32,
+    /// The interface's own.
+    pub mac: [u8; 6],
+}
+
+impl NeighbourTable {
+    /// To be called within a tokio runtime.
+    pub async fn read() -> io::Result<NeighbourTable> {
+        let net = Net::connect().await?;
+        let mut entries = HashMap::new();
+        for (address, interface, state, mac) in net.neighbours().await.map_err(into_io)? {
+            entries.insert((address, interface), Entry { state: reduce(state), mac });
+        }
+        Ok(NeighbourTable { net, entries })
+    }
+
+    /// `None` when `address` is no neighbour: there is no route, or a router on it, or the link has no MAC addresses.
+    pub async fn way(&self, address: IpAddr) -> Option<Way> {
+        let found = self.net.lookup(address).await.ok()??;
+        if found.gateway {
+            return None;
+        }
+        let link = self.net.link(found.device.as_deref()?)?;
+        let mac = link.address.as_slice().try_into().ok()?;
+        link.resolves.then_some(Way { interface: link.index, mac })
+    }
+
+    pub fn entry(&self, address: IpAddr, interface: u32) -> Option<Entry> {
+        self.entries.get(&(address, interface)).copied()
+    }
+
+    /// Has the kernel resolve an address. Its answer is in a later reading.
+    pub async fn ask(&self, address: IpAddr, interface: u32) {
+        if let Err(error) = self.net.use_neighbour(address, interface).await {
+            tracing::debug!(%address, %error, "the kernel does not resolve a neighbour");
+        }
+    }
+
+    /// Has the kernel ask a known neighbour whether it is still there.
+    pub async fn probe(&self, address: IpAddr, interface: u32) {
+        if let Err(error) = self.net.probe_neighbour(address, interface).await {
+            tracing::debug!(%address, %error, "the kernel does not probe a neighbour");
+        }
+    }
+}
+
+fn reduce(state: NeighbourState) -> State {
+    match state {
+        NeighbourState::Failed => State::Failed,
+        NeighbourState::Reachable
+        | NeighbourState::Stale
+        | NeighbourState::Delay
+        | NeighbourState::Probe
+        | NeighbourState::Permanent
+        | NeighbourState::Noarp => State::Valid,
+        _ => State::Unknown,
+    }
+}
