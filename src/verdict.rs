@@ -138,6 +138,12 @@ drop_reasons! {
     NeighbourUnreachable = "neighbour_unreachable",
     /// The neighbour was forgotten in favour of others while packets waited for its MAC.
     NeighbourEvicted = "neighbour_evicted",
+    /// A tunnelled packet from somebody else than the gateways that the real server takes packets from.
+    UnknownGateway = "unknown_gateway",
+    /// A tunnelled packet in an encapsulation that the real server's configuration does not allow.
+    TunnelNotAllowed = "tunnel_not_allowed",
+    /// The packet inside the tunnel is addressed to none of the real server's VIPs.
+    NotOurVip = "not_our_vip",
 }
 
 impl DropReason {

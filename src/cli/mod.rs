@@ -12,6 +12,7 @@ mod man;
 mod neighbour;
 mod output;
 mod ping;
+mod real_server;
 mod reload;
 mod replay;
 mod run;
@@ -63,6 +64,7 @@ enum Command {
     Reload(reload::ReloadArgs),
     Diff(reload::DiffArgs),
     Ping(ping::Args),
+    RealServer(real_server::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -138,6 +140,7 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
         Command::Reload(args) => reload::reload(&args, context),
         Command::Diff(args) => reload::diff(&args, context),
         Command::Ping(args) => ping::run(&args, context),
+        Command::RealServer(args) => real_server::run(args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
     }?;

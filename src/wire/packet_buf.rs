@@ -70,6 +70,15 @@ impl PacketBuf {
         self.end = self.end.min(self.start + len);
     }
 
+    /// Puts `bytes` behind the packet; `false`, and nothing is done, when there is no room.
+    #[must_use]
+    pub fn append(&mut self, bytes: &[u8]) -> bool {
+        let Some(room) = self.bytes.get_mut(self.end..self.end + bytes.len()) else { return false };
+        room.copy_from_slice(bytes);
+        self.end += bytes.len();
+        true
+    }
+
     /// Takes the first `len` bytes off the packet; more than there are leave nothing.
     pub fn advance(&mut self, len: usize) {
         self.start = (self.start + len).min(self.end);

@@ -157,7 +157,7 @@ fn method(section: &Section<'_>) -> Option<Method> {
 }
 
 /// `ipip`, `gue`, or GUE to another port than the usual one: `gue:7000`.
-fn encapsulation(text: &str) -> Result<Encapsulation, String> {
+pub(super) fn encapsulation(text: &str) -> Result<Encapsulation, String> {
     match (text, text.strip_prefix("gue:").map(str::parse)) {
         ("ipip", _) => Ok(Encapsulation::Ipip),
         ("gue", _) => Ok(Encapsulation::Gue { port: GUE_PORT }),
@@ -175,7 +175,7 @@ fn label(table: &DeTable<'_>, key: &str, number: usize) -> String {
     }
 }
 
-fn set<T>(target: &mut T, found: Option<Located<T>>) {
+pub(super) fn set<T>(target: &mut T, found: Option<Located<T>>) {
     if let Some(found) = found {
         *target = found.value;
     }
@@ -193,7 +193,7 @@ pub(super) fn device_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn socket_path(text: &str) -> Result<PathBuf, String> {
+pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
     if !text.starts_with('/') || text.ends_with('/') {
         return Err("is no absolute path of a socket; write for example \"/run/gatun/control.sock\"".to_owned());
     }
