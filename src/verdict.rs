@@ -100,6 +100,16 @@ drop_reasons! {
     NoTunnelSource = "no_tunnel_source",
     /// The packet comes from one end of the tunnel that it would go through (RFC 2003 section 3.2).
     TunnelLoop = "tunnel_loop",
+    /// What the device says of the packet's checksum or segmentation contradicts the packet.
+    BadOffload = "bad_offload",
+    /// A packet that came to a tunnel's end is not in a tunnel.
+    NotTunnelled = "not_tunnelled",
+    /// The outer headers of a tunnelled packet contradict what is in them (family, length, GUE header, UDP checksum).
+    BadTunnel = "bad_tunnel",
+    /// A fragment of a tunnelled packet came to the tunnel's end, where nothing is put together.
+    TunnelFragment = "tunnel_fragment",
+    /// Congestion was marked on the outer header of a packet whose transport does not know of ECN (RFC 6040 section 4.2).
+    CongestionNotEct = "congestion_not_ect",
 }
 
 impl DropReason {

@@ -7,7 +7,7 @@ use crate::verdict::DropReason;
 use crate::wire::cut::{Fit, fit};
 use crate::wire::{Outer, PacketBuf, View, Wrap, ipv4, ipv6};
 
-/// The least piece that anything is cut into, for counting identifications: RFC 791 section 3.2 has every path carry 68.
+/// Pieces are larger than this, so that a packet uses up no more identifications than it is counted for.
 const LEAST_PIECE: usize = 512;
 
 pub fn apply(buf: &mut PacketBuf, view: &View, context: Context<'_>) -> Result<(), Obstacle> {
@@ -26,7 +26,7 @@ pub fn apply(buf: &mut PacketBuf, view: &View, context: Context<'_>) -> Result<(
         id: *context.next_id,
         entropy: entropy(view),
     };
-    let df = !view.src.is_v4() || ipv4::df(buf.packet());
+    let df = !view.src.is_v4() || ipv4::dont_fragment(buf.packet());
     let fit = fit(view, &buf.vnet, df, outer.overhead(), source.is_v4(), mtu);
     if let Fit::TooBig { mtu } = fit {
         return Err(Obstacle { reason: DropReason::TooBig, refusal: Some(Refusal::TooBig { mtu }) });

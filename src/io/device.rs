@@ -25,7 +25,7 @@ pub fn write_pieces(
     cut::pieces(buf, wrap, |vnet, headers, payload| write(&vnet.encode(), headers, payload)).map(drop).map_err(
         |error| match error {
             CutError::Packet(reason) => io::Error::new(io::ErrorKind::InvalidData, reason.word()),
-            CutError::Write(error) => error,
+            CutError::Each(error) => error,
         },
     )
 }

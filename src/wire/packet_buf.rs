@@ -78,6 +78,11 @@ impl PacketBuf {
         Some(&mut self.bytes[self.start..self.start + len])
     }
 
+    /// Takes the first `len` bytes off the packet; all of it when it is shorter.
+    pub fn remove_front(&mut self, len: usize) {
+        self.start = self.end.min(self.start + len);
+    }
+
     /// The area for a device to read into: a virtio header, then the packet. Forgets what was in the buffer.
     pub fn read_area(&mut self) -> &mut [u8] {
         self.start = HEADROOM;

@@ -44,8 +44,11 @@ fn ipip(net: Net, outer: Net) -> SnapshotSpec {
     spec(net, Method::Tunnel, outer, Encapsulation::Ipip)
 }
 
-/// `inner` in an outer header, IP-in-IP, built by etherparse.
-fn wrapped(inner: &[u8], outer: Net, ttl: u8) -> Vec<u8> {
+/// Identification of the first outer header that needs one, by the seed of the engines here; the next packet's is one more.
+const FIRST_ID: u16 = 2;
+
+/// `inner` in an outer header, IP-in-IP, built by etherparse. `id` is for a packet without DF.
+fn wrapped(inner: &[u8], outer: Net, ttl: u8, id: u16) -> Vec<u8> {
     let inner_is_v4 = inner[0] >> 4 == 4;
     let protocol = if inner_is_v4 { 4.into() } else { 41.into() };
     let class = if inner_is_v4 { inner[1] } else { inner[0] << 4 | inner[1] >> 4 };
@@ -58,6 +61,7 @@ fn wrapped(inner: &[u8], outer: Net, ttl: u8) -> Vec<u8> {
             header.dscp = (class >> 2).try_into().expect("six bits");
             header.ecn = (class & 3).try_into().expect("two bits");
             header.dont_fragment = df;
+            header.identification = if df { 0 } else { id };
             header.header_checksum = header.calc_header_checksum();
             header.write(&mut bytes).expect("a vector takes it");
         }
@@ -142,22 +146,23 @@ fn tunnel_rows(net: Net, outer: Net) -> Vec<Row> {
     let overhead: u16 = if outer.is_v4() { 20 } else { 40 };
     let headers: u16 = if net.is_v4() { 40 } else { 60 };
     let fits = usize::from(1500 - overhead - headers);
-    let about = |packet: &[u8], error| icmp_error(outer.inner_router(), own, error, &wrapped(packet, outer, 65));
+    let about =
+        |packet: &[u8], error| icmp_error(outer.inner_router(), own, error, &wrapped(packet, outer, 65, FIRST_ID));
     let name = |what: &str| format!("{what}, outer {outer:?}");
     let mut rows = vec![
-        Row::forward(&name("a SYN is wrapped"), ipip(net, outer), &syn, wrapped(&syn.bytes(), outer, 65)),
-        Row::forward(&name("UDP is wrapped"), ipip(net, outer), &query, wrapped(&query.bytes(), outer, 65)),
+        Row::forward(&name("a SYN is wrapped"), ipip(net, outer), &syn, wrapped(&syn.bytes(), outer, 65, FIRST_ID)),
+        Row::forward(&name("UDP is wrapped"), ipip(net, outer), &query, wrapped(&query.bytes(), outer, 65, FIRST_ID)),
         Row::forward(
             &name("a gateway that is a hop counts the TTL down, and copies that"),
             SnapshotSpec { is_hop: true, ..ipip(net, outer) },
             &syn,
-            wrapped(&syn.clone().ttl(63).bytes(), outer, 63),
+            wrapped(&syn.clone().ttl(63).bytes(), outer, 63, FIRST_ID),
         ),
         Row::forward(
             &name("what just fits"),
             ipip(net, outer),
             data.clone().payload(vec![1; fits]),
-            wrapped(&data.clone().payload(vec![1; fits]).bytes(), outer, 65),
+            wrapped(&data.clone().payload(vec![1; fits]).bytes(), outer, 65, FIRST_ID + 1),
         )
         .after([&syn]),
         Row::forward(&name("a reply that comes by here goes on as it is"), ipip(net, outer), &reply, &reply)
@@ -203,7 +208,7 @@ fn tunnel_rows(net: Net, outer: Net) -> Vec<Row> {
             ipip(net, outer),
             with_df(big.bytes()),
             DropReason::TooBig,
-            refusal::error(net, vip, IcmpError::TooBig(1500 - overhead), &with_df(big.bytes())),
+            refusal::error(net, vip, IcmpError::TooBig(1500 - overhead), quote(net, &with_df(big.bytes()))),
         )
         .after([&syn]),
     );
@@ -222,6 +227,11 @@ fn tunnel_rows(net: Net, outer: Net) -> Vec<Row> {
         ),
     ));
     rows
+}
+
+/// As much of a packet as an error quotes: 576 bytes in all, over IPv6 1280.
+fn quote(net: Net, packet: &[u8]) -> &[u8] {
+    &packet[..packet.len().min(if net.is_v4() { 576 - 28 } else { 1280 - 48 })]
 }
 
 /// With "do not fragment" set, over IPv4.
@@ -321,13 +331,19 @@ fn the_path_mtu_is_learned_once_and_told_to_all() {
         (0..2).for_each(|n| assert_eq!(send(&mut engine, now, syn(n).buf()), Verdict::Forward));
         assert_eq!(send(&mut engine, now, data(1)), Verdict::Forward);
         let error = |mtu| {
-            icmp_error(outer.inner_router(), own, IcmpError::TooBig(mtu), &wrapped(&syn(0).bytes(), outer, 60)).buf()
+            icmp_error(
+                outer.inner_router(),
+                own,
+                IcmpError::TooBig(mtu),
+                &wrapped(&syn(0).bytes(), outer, 60, FIRST_ID),
+            )
+            .buf()
         };
         assert_eq!(send(&mut engine, now, error(1400)), Verdict::Forward);
         // Another client of the same server is told by the gateway itself.
         let mut refused = data(1);
         assert_eq!(engine.handle_packet(now, &mut refused), Verdict::Refuse(DropReason::TooBig));
-        let told = refusal::error(net, net.vip(80), IcmpError::TooBig(1400 - overhead), data(1).packet());
+        let told = refusal::error(net, net.vip(80), IcmpError::TooBig(1400 - overhead), quote(net, data(1).packet()));
         let told = told.with_dst(net.other(1, 0));
         assert_eq!(refused.packet(), told.bytes());
         // What nobody can mean changes nothing; and all is forgotten after ten minutes.
