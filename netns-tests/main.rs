@@ -8,6 +8,7 @@
 
 mod capture;
 mod client;
+mod encapsulator;
 mod flow_line;
 mod gateway;
 mod lab;
@@ -35,6 +36,7 @@ mod no_server;
 mod ping;
 mod pmtu;
 mod ports;
+mod real_server;
 mod reload;
 mod same_ports;
 mod segment_vip;

@@ -110,6 +110,12 @@ drop_reasons! {
     TunnelFragment = "tunnel_fragment",
     /// Congestion was marked on the outer header of a packet whose transport does not know of ECN (RFC 6040 section 4.2).
     CongestionNotEct = "congestion_not_ect",
+    /// A tunnelled packet from somebody else than the gateways that the real server takes packets from.
+    UnknownGateway = "unknown_gateway",
+    /// A tunnelled packet in an encapsulation that the real server's configuration does not allow.
+    TunnelNotAllowed = "tunnel_not_allowed",
+    /// The packet inside the tunnel is addressed to none of the real server's VIPs.
+    NotOurVip = "not_our_vip",
 }
 
 impl DropReason {

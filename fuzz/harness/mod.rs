@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each target and each suite uses its part")]
 
+#[path = "../../tests/support/decapsulate.rs"]
+pub mod decapsulate;
 pub mod engine;
 pub mod model;
 pub mod ops;
@@ -10,4 +12,5 @@ pub mod ops;
 pub mod oracle;
 pub mod parse;
 pub mod rewrite;
+pub mod tunnel;
 pub mod world;

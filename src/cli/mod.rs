@@ -11,6 +11,7 @@ pub mod format;
 mod man;
 mod output;
 mod ping;
+mod real_server;
 mod reload;
 mod replay;
 mod run;
@@ -60,6 +61,7 @@ enum Command {
     Reload(reload::ReloadArgs),
     Diff(reload::DiffArgs),
     Ping(ping::Args),
+    RealServer(real_server::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -134,6 +136,7 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
         Command::Reload(args) => reload::reload(&args, context),
         Command::Diff(args) => reload::diff(&args, context),
         Command::Ping(args) => ping::run(&args, context),
+        Command::RealServer(args) => real_server::run(args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
     }?;

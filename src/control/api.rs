@@ -393,6 +393,13 @@ pub struct Pong {
     pub pid: u32,
 }
 
+impl Pong {
+    /// This process's.
+    pub fn ours() -> Pong {
+        Pong { version: env!("CARGO_PKG_VERSION").to_owned(), protocol: VERSION, pid: std::process::id() }
+    }
+}
+
 /// The result of `reload` and `diff`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Difference {

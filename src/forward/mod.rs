@@ -7,6 +7,7 @@ mod direct;
 pub mod echo;
 pub mod icmp_error;
 mod nat;
+pub mod receive;
 pub mod refuse;
 mod tunnel;
 pub mod tunnel_error;

@@ -11,7 +11,9 @@ pub mod neighbours;
 pub mod own_errors;
 mod path_mtu;
 pub mod privilege;
+pub mod receiver;
 pub mod tun;
+pub mod tunnel_socket;
 pub mod worker;
 
 pub use addresses::local_addresses;

@@ -4,6 +4,7 @@
 
 mod addr;
 pub mod checksum;
+pub mod coalesce;
 pub mod cut;
 pub mod icmp;
 pub mod ipv4;

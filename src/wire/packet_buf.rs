@@ -72,6 +72,15 @@ impl PacketBuf {
         self.start = (self.start + len).min(self.end);
     }
 
+    /// Puts `bytes` behind the packet; `false`, and nothing is done, when there is no room.
+    #[must_use]
+    pub fn append(&mut self, bytes: &[u8]) -> bool {
+        let Some(room) = self.bytes.get_mut(self.end..self.end + bytes.len()) else { return false };
+        room.copy_from_slice(bytes);
+        self.end += bytes.len();
+        true
+    }
+
     /// Opens `len` bytes in front of the packet and returns them, not cleared. `None` when the headroom is too small.
     pub fn prepend(&mut self, len: usize) -> Option<&mut [u8]> {
         self.start = self.start.checked_sub(len)?;

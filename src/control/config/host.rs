@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 
-use super::{Config, GatewayConfig};
+use super::{Config, GatewayConfig, RealServerConfig};
 
 /// Bytes of memory that a flow may take.
 const BYTES_PER_FLOW: u64 = 256;
@@ -44,7 +44,7 @@ impl Host {
             warnings.extend(capability_missing(Capability::CAP_NET_RAW, consequence));
             warnings.extend(self.forwarding_fixed(config));
         }
-        warnings.extend(self.device_taken(gateway));
+        warnings.extend(self.device_taken("[gateway]", &gateway.device));
         warnings.extend(gateway.uplinks.iter().filter_map(|uplink| self.uplink_missing(uplink)));
         warnings.extend(self.memory_short(gateway));
         // A gateway that runs by this very file has the address, and will give it up.
@@ -54,6 +54,19 @@ impl Host {
         if config.services.is_empty() {
             warnings.push("the file has no [[service]]; nothing will be forwarded".to_owned());
         }
+        warnings
+    }
+
+    /// The same for a real server.
+    pub fn real_server_warnings(&self, config: &RealServerConfig) -> Vec<String> {
+        let mut warnings: Vec<String> = self.tun_missing().into_iter().collect();
+        warnings.extend(capability_missing(
+            Capability::CAP_NET_ADMIN,
+            "gatun cannot make its device without it; run it as root",
+        ));
+        let consequence = "gatun cannot receive tunnelled packets without it; run it as root";
+        warnings.extend(capability_missing(Capability::CAP_NET_RAW, consequence));
+        warnings.extend(self.device_taken("[real_server]", &config.device));
         warnings
     }
 
@@ -85,11 +98,10 @@ impl Host {
         families.into_iter().filter(|(wanted, _)| *wanted).filter_map(|(_, name)| sysctl(name)).collect()
     }
 
-    fn device_taken(&self, gateway: &GatewayConfig) -> Option<String> {
-        let directory = self.sys.join("class/net").join(&gateway.device);
-        (directory.exists() && !directory.join("tun_flags").exists()).then(|| {
-            format!("[gateway] device {:?} is an interface of another kind; choose another name", gateway.device)
-        })
+    fn device_taken(&self, table: &str, device: &str) -> Option<String> {
+        let directory = self.sys.join("class/net").join(device);
+        (directory.exists() && !directory.join("tun_flags").exists())
+            .then(|| format!("{table} device {device:?} is an interface of another kind; choose another name"))
     }
 
     fn uplink_missing(&self, uplink: &str) -> Option<String> {

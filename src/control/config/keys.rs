@@ -66,8 +66,19 @@ pub(super) static SERVER: Keys = Keys {
     later: &["max_connections", "min_connections", "slow_start", "check"],
 };
 
+/// The top of another file than the others'.
+pub(super) static REAL_SERVER_FILE: Keys =
+    Keys { header: "the file of gatun real-server", known: &["real_server"], later: &[] };
+
+pub(super) static REAL_SERVER: Keys = Keys {
+    header: "[real_server]",
+    known: &["vip", "gateway", "tunnel", "device", "gue_port", "mtu", "control"],
+    later: &[],
+};
+
 /// Every table there is.
-pub(super) static ALL: [&Keys; 7] = [&FILE, &GATEWAY, &CONNTRACK, &TIMEOUTS, &LIMITS, &SERVICE, &SERVER];
+pub(super) static ALL: [&Keys; 9] =
+    [&FILE, &GATEWAY, &CONNTRACK, &TIMEOUTS, &LIMITS, &SERVICE, &SERVER, &REAL_SERVER_FILE, &REAL_SERVER];
 
 /// What is wrong with `key` in a table of `keys`.
 pub(super) fn unknown(key: &str, keys: &Keys) -> String {

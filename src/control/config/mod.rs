@@ -13,6 +13,7 @@ pub mod host;
 mod keys;
 mod problem;
 mod read;
+mod real_server;
 mod section;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ pub use compile::{Compiled, compile};
 pub use difference::{Change, Kind as ChangeKind, difference};
 pub use duration::{format_duration, parse_duration};
 pub use problem::{ConfigErrors, Located, Problem, Source};
+pub use real_server::{AnyConfig, RealServerConfig};
 
 use crate::service::{Limits, Method, Protocols, SchedulerKind};
 use crate::timeouts::Timeouts;
@@ -145,23 +147,8 @@ pub struct ServerConfig {
 impl Config {
     /// Reads and checks the file.
     pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
-        let unreadable = |error: std::io::Error| ConfigErrors::of_file(path, format!("cannot be read: {error}"));
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(unreadable)?;
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(ConfigErrors::of_file(path, format!("is larger than {} MiB", MAX_BYTES >> 20)));
-        }
-        match String::from_utf8(bytes) {
-            Ok(text) => Config::parse(path, &text),
-            Err(error) => {
-                let at = error.utf8_error().valid_up_to();
-                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-                let source = Source { file: path.to_owned(), text: text.into() };
-                let message = "this is not UTF-8, as TOML must be".to_owned();
-                Err(ConfigErrors::new(&source, vec![Problem { span: Some(at..at + 1), message }]))
-            }
-        }
+        let source = read_file(path)?;
+        Config::parse(path, &source.text)
     }
 
     /// Reads and checks `text`, which messages call `file`. Reports all mistakes; those of the syntax alone if there are
@@ -177,5 +164,26 @@ impl Config {
             return Err(ConfigErrors::new(&source, errors.into_iter().map(problem).collect()));
         }
         read::config(&document, source)
+    }
+}
+
+/// The text of a file that is not too large, and UTF-8.
+fn read_file(path: &Path) -> Result<Source, ConfigErrors> {
+    let unreadable = |error: std::io::Error| ConfigErrors::of_file(path, format!("cannot be read: {error}"));
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(ConfigErrors::of_file(path, format!("is larger than {} MiB", MAX_BYTES >> 20)));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Source { file: path.to_owned(), text: text.into() }),
+        Err(error) => {
+            let at = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            let source = Source { file: path.to_owned(), text: text.into() };
+            let message = "this is not UTF-8, as TOML must be".to_owned();
+            Err(ConfigErrors::new(&source, vec![Problem { span: Some(at..at + 1), message }]))
+        }
     }
 }

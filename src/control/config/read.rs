@@ -154,7 +154,7 @@ fn method(section: &Section<'_>) -> Option<Method> {
 }
 
 /// `ipip`, `gue`, or GUE to another port than the usual one: `gue:7000`.
-fn encapsulation(text: &str) -> Result<Encapsulation, String> {
+pub(super) fn encapsulation(text: &str) -> Result<Encapsulation, String> {
     match (text, text.strip_prefix("gue:").map(str::parse)) {
         ("ipip", _) => Ok(Encapsulation::Ipip),
         ("gue", _) => Ok(Encapsulation::Gue { port: GUE_PORT }),
@@ -172,14 +172,14 @@ fn label(table: &DeTable<'_>, key: &str, number: usize) -> String {
     }
 }
 
-fn set<T>(target: &mut T, found: Option<Located<T>>) {
+pub(super) fn set<T>(target: &mut T, found: Option<Located<T>>) {
     if let Some(found) = found {
         *target = found.value;
     }
 }
 
 /// Linux `dev_valid_name` (net/core/dev.c); a `%` would ask the kernel to choose a number.
-fn device_name(text: &str) -> Result<String, String> {
+pub(super) fn device_name(text: &str) -> Result<String, String> {
     let wrong = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
     if text.is_empty() || text.len() > MAX_DEVICE_NAME {
         return Err(format!("is no name of an interface; it must be 1 to {MAX_DEVICE_NAME} bytes long"));
@@ -190,7 +190,7 @@ fn device_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn socket_path(text: &str) -> Result<PathBuf, String> {
+pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
     if !text.starts_with('/') || text.ends_with('/') {
         return Err("is no absolute path of a socket; write for example \"/run/gatun/control.sock\"".to_owned());
     }

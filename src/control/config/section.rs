@@ -48,8 +48,13 @@ impl<'a> Section<'a> {
         self.problems.report(span, place);
     }
 
-    fn has(&self, key: &str) -> bool {
+    pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
+    }
+
+    /// Where the value of a key stands; where it does not, the table's own place.
+    pub(super) fn span_of(&self, key: &str) -> Range<usize> {
+        self.table.get(key).map_or(self.span.clone(), Spanned::span)
     }
 
     /// Reports that a key without a default is not there, unless it is there misspelt, which has been reported.

@@ -333,11 +333,17 @@ fn every_example_is_right() {
     let files = std::fs::read_dir(example("")).expect("the directory of examples");
     let files = files.map(|file| file.expect("it can be listed").path());
     let files: Vec<_> = files.filter(|file| file.extension().is_some_and(|extension| extension == "toml")).collect();
-    for name in ["minimal.toml", "full.toml", "demo.toml"] {
+    for name in ["minimal.toml", "full.toml", "demo.toml", "real-server.toml"] {
         assert!(files.contains(&example(name)), "{name} is missing");
     }
     for file in files {
-        let config = Config::load(&file).unwrap_or_else(|errors| panic!("{errors}"));
+        let config = match AnyConfig::load(&file).unwrap_or_else(|errors| panic!("{errors}")) {
+            AnyConfig::Gateway(config) => config,
+            AnyConfig::RealServer(config) => {
+                assert!(!config.vips.is_empty() && !config.gateways.is_empty(), "{} takes nothing", file.display());
+                continue;
+            }
+        };
         let compiled = config.compiled().unwrap_or_else(|errors| panic!("{errors}"));
         assert!(!compiled.snapshot.services.is_empty(), "{} forwards nothing", file.display());
     }
@@ -348,7 +354,11 @@ fn the_full_example_has_every_key_with_its_default() {
     let text = std::fs::read_to_string(example("full.toml")).expect("the full example");
     let file = toml::Value::Table(text.parse::<toml::Table>().expect("it parses"));
     let service = &file["service"][0];
+    let text_of_server = std::fs::read_to_string(example("real-server.toml")).expect("the real server's example");
+    let real_server = toml::Value::Table(text_of_server.parse::<toml::Table>().expect("it parses"));
     let tables = [
+        (&real_server, &keys::REAL_SERVER_FILE),
+        (&real_server["real_server"], &keys::REAL_SERVER),
         (&file, &keys::FILE),
         (&file["gateway"], &keys::GATEWAY),
         (&file["conntrack"], &keys::CONNTRACK),
@@ -360,7 +370,7 @@ fn the_full_example_has_every_key_with_its_default() {
     assert_eq!(tables.len(), keys::ALL.len());
     for (table, keys) in tables {
         let missing: Vec<_> = keys.known.iter().filter(|key| table.get(key).is_none()).collect();
-        assert!(missing.is_empty(), "{missing:?} of {} are not in full.toml", keys.header);
+        assert!(missing.is_empty(), "{missing:?} of {} are in no example", keys.header);
     }
     let mut full = good(&text).compiled().unwrap_or_else(|errors| panic!("{errors}"));
     let least =

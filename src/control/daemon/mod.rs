@@ -34,6 +34,7 @@ use crate::io::worker::Workers;
 
 pub use host_plan::host_plan;
 use start::Done;
+pub(in crate::control) use start::drop_privileges;
 pub use start::print_routes;
 
 /// How often every shard is told the time. A flow outlives its deadline by so much at most.
@@ -88,14 +89,14 @@ pub(super) struct Daemon {
     pending: Vec<Change>,
 }
 
-struct Signals {
-    hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
+pub(in crate::control) struct Signals {
+    pub hangup: Signal,
+    pub terminate: Signal,
+    pub interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Signals> {
+    pub fn new() -> Result<Signals> {
         Ok(Signals {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
@@ -213,14 +214,14 @@ async fn feed_watchdog(gateway: Arc<Gateway>, timeout: Duration) -> &'static str
     }
 }
 
-fn every(period: Duration) -> tokio::time::Interval {
+pub(in crate::control) fn every(period: Duration) -> tokio::time::Interval {
     let mut tick = interval(period);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick
 }
 
 /// Tells systemd, if it started us.
-fn notify(state: &[NotifyState<'_>]) {
+pub(in crate::control) fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!("sd_notify: {error}");
     }

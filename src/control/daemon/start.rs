@@ -70,7 +70,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     let config = &compiled.gateway;
     let ordinary = privilege::nice();
     raise_priority(config.priority);
-    drop_privileges(&options.config)?;
+    drop_privileges(Some(&options.config))?;
 
     let queues = config.queues.count();
     let gateway = Arc::new(Gateway::new(snapshot.clone(), queues, config.max_flows, random_seed()?));
@@ -231,13 +231,15 @@ fn raise_priority(priority: u8) {
 
 /// Gives up every capability that neither the data path nor a reload nor the end needs. Threads that are started later
 /// have no more than this one.
-fn drop_privileges(config: &Path) -> Result<()> {
+pub(in crate::control) fn drop_privileges(config: Option<&Path>) -> Result<()> {
     let mut keep = NEEDED.to_vec();
     // Root that may not overrule permissions may not be able to read the file again: it can be another user's.
-    let readable = privilege::as_if_only(&keep, || File::open(config).is_ok()).context("capabilities")?;
-    if !readable && privilege::has(Capability::CAP_DAC_READ_SEARCH) {
-        tracing::info!("keeping CAP_DAC_READ_SEARCH: without it {} could not be reloaded", config.display());
-        keep.push(Capability::CAP_DAC_READ_SEARCH);
+    if let Some(config) = config {
+        let readable = privilege::as_if_only(&keep, || File::open(config).is_ok()).context("capabilities")?;
+        if !readable && privilege::has(Capability::CAP_DAC_READ_SEARCH) {
+            tracing::info!("keeping CAP_DAC_READ_SEARCH: without it {} could not be reloaded", config.display());
+            keep.push(Capability::CAP_DAC_READ_SEARCH);
+        }
     }
     privilege::keep_only(&keep).context("capabilities cannot be given up")?;
     privilege::forbid_new_privileges().context("no_new_privs")?;

@@ -46,7 +46,12 @@ pub async fn prepare(net: &Net, change: &Change, peers: &[Peer]) -> Result<Optio
             let there = proxies.iter().any(|(a, name, _)| a == address && name == device);
             if there { inherited().unwrap_or(Undo::Nothing) } else { Undo::Remove }
         }
-        Change::Rule(_) | Change::Route { .. } | Change::Anchor { .. } | Change::MoveLocal(_) => Undo::Remove,
+        Change::Rule(_)
+        | Change::Route { .. }
+        | Change::Anchor { .. }
+        | Change::Address { .. }
+        | Change::Reply(_)
+        | Change::MoveLocal(_) => Undo::Remove,
     };
     Ok(Some(undo))
 }
@@ -97,6 +102,18 @@ pub async fn perform(net: &Net, change: &Change, replace: bool) -> Result<(), Fa
         Change::Anchor { device } => match net.add_anchor(device).await {
             Err(error) if errno(&error) == Some(libc::EEXIST) => Err(Failure::Exists),
             other => other.map_err(fatal),
+        },
+        Change::Address { address, device } => match net.add_address(*address, device).await {
+            Err(error) if errno(&error) == Some(libc::EEXIST) => Err(Failure::Exists),
+            other => other.map_err(fatal),
+        },
+        Change::Reply(route) => match net.add_reply_route(route, replace).await {
+            Ok(()) => Ok(()),
+            // The main table changes while it is copied, and may have what a copy cannot: that is then left to it.
+            Err(error) => {
+                debug!(%route, %error, "cannot be copied");
+                net.add_reply_route(&route.throw(), true).await.map_err(fatal)
+            }
         },
         Change::Proxy { address, device } => {
             // Adding it again would put our mark on somebody else's entry.
@@ -157,6 +174,8 @@ pub async fn revert(net: &Net, entry: &Entry, peers: &[Peer]) -> Result<(), Host
             gone(net.delete_route(*table, *destination, device).await)
         }
         (Change::Anchor { device }, Undo::Remove) => gone(net.drop_anchor(device).await),
+        (Change::Address { address, device }, Undo::Remove) => gone(net.delete_address(*address, device).await),
+        (Change::Reply(route), Undo::Remove) => gone(net.delete_reply_route(route).await),
         (Change::Proxy { address, device }, Undo::Remove) => gone(net.delete_proxy(*address, device).await),
         (Change::MoveLocal(family), Undo::Remove) => move_local_back(net, *family).await,
         // Only a record that somebody wrote by hand pairs them otherwise.

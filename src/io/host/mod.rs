@@ -26,6 +26,7 @@ mod make;
 pub mod neighbour_table;
 mod netlink;
 pub mod plan;
+pub mod real_server;
 mod returns;
 mod state;
 mod sweep;
@@ -77,6 +78,10 @@ pub enum HostError {
     RouteTaken { vip: IpAddr, device: Option<String> },
     #[error("{0} is a broadcast, multicast or anycast address here: it cannot be a VIP")]
     NotUnicast(IpAddr),
+    #[error(
+        "no room for the rule and the table of replies: 16 real servers run here already, or others use rule preferences 32700 to 32715"
+    )]
+    NoReplySlot,
     #[error("no room for the routing rules: all {} places between rule preference {} and {} are taken", plan::SLOTS, plan::ZONE_A, plan::ZONE_END - 1)]
     NoSlot,
     #[error(
@@ -175,29 +180,33 @@ impl Host {
         warn_of_trouble(plan, &facts, &net);
         self.slot = plan::needs_slot(plan, &facts).then_some(facts.slot);
 
-        let wanted = plan::changes(plan, &facts);
+        self.reach(&net, &plan.device, &plan::changes(plan, &facts)).await?;
+        self.announce(&net, plan, &facts, &made).await;
+        Ok(())
+    }
+
+    /// Make what is wanted and not there yet, then take back what is no longer wanted.
+    async fn reach(&mut self, net: &Net, device: &str, wanted: &[Change]) -> Result<(), HostError> {
         let peers = state::peers(&self.directory, self.record.path());
+        let first = self.done.is_empty();
         let mark = self.done.len();
         let mut replaced = Vec::new();
-        for change in &wanted {
-            if let Err(error) = self.make(&net, change, &peers, &mut replaced).await {
-                self.take_back(&net, mark, replaced, &peers).await;
+        for change in wanted {
+            if let Err(error) = self.make(net, change, &peers, &mut replaced).await {
+                self.take_back(net, mark, replaced, &peers).await;
                 return Err(error);
             }
         }
-        if made.is_empty()
-            && let Err(error) = net.drop_link_local(&plan.device).await
-        {
+        if first && let Err(error) = net.drop_link_local(device).await {
             debug!(%error, "the device keeps its link-local address");
         }
         for entry in std::mem::take(&mut self.done).into_iter().rev() {
             if wanted.contains(&entry.change) {
                 self.done.insert(0, entry);
             } else {
-                self.undo_one(&net, &entry, &peers).await;
+                self.undo_one(net, &entry, &peers).await;
             }
         }
-        self.announce(&net, plan, &facts, &made).await;
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! The kernel's side: rtnetlink requests for what a [`Change`](super::change::Change) needs, and questions.
 
+mod replies;
+
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;

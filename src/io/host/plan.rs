@@ -559,6 +559,6 @@ fn vip_routes(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Cha
     }
 }
 
-fn sysctl(family: Family, group: &str, name: &str, key: &str, value: &str) -> Change {
+pub(super) fn sysctl(family: Family, group: &str, name: &str, key: &str, value: &str) -> Change {
     Change::Sysctl { path: format!("net/{}/{group}/{name}/{key}", family.sysctl_dir()), value: value.to_owned() }
 }
