@@ -234,13 +234,13 @@ type Up = (RealServerPlan, Arc<Shown>, tokio::task::JoinHandle<&'static str>);
 async fn bring_up(host: &mut Host, options: &Options, config: &RealServerConfig) -> Result<Up> {
     let socket = Socket::bind(options.control.as_ref().unwrap_or(&config.control))?;
     let plan = plan(config);
-    let settings = TunSettings { name: config.device.clone(), queues: 1, mtu: u16::try_from(plan.mtu)? };
+    let settings = TunSettings { name: config.device.clone(), queues: 1, mtu: u16::try_from(plan.mtu)?, offload: true };
     let queues = tun::open(&settings)?;
     let queue = queues.first().context("a device without a queue")?;
     // Before the addresses are there: the kernel must not answer for protocols that nobody listens to.
     let sockets = open_sockets(config)?;
     host.apply_real_server(&plan).await?;
-    let receivers = Receivers::start(accepts(config), sockets, || queue.try_clone()).context("packet threads")?;
+    let receivers = Receivers::start(accepts(config), sockets, || queue.sender()).context("packet threads")?;
     let shown = Arc::new(Shown {
         started: Instant::now(),
         file: options.setup.path().map(Path::to_owned),

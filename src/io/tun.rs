@@ -99,13 +99,6 @@ pub fn open(settings: &TunSettings) -> Result<Vec<TunQueue>, TunError> {
     Ok(queues)
 }
 
-impl TunQueue {
-    /// Another handle of the same queue, for another thread to write to.
-    pub fn try_clone(&self) -> io::Result<TunQueue> {
-        Ok(TunQueue { file: self.file.try_clone()? })
-    }
-}
-
 fn open_queue(settings: &TunSettings) -> Result<TunQueue, TunError> {
     let name = settings.name.as_str();
     let file = OpenOptions::new()
