@@ -46,10 +46,37 @@ impl Encapsulator {
         vips: &[&str],
         mtu: u32,
     ) -> Result<Encapsulator> {
+        Encapsulator::with(lab, tunnel, checksums, servers, vips, mtu, false)
+    }
+
+    /// The same, but its packets may be fragmented on their way.
+    pub fn fragmenting(
+        lab: &Lab,
+        tunnel: Tunnel,
+        checksums: Checksums,
+        servers: &[&str],
+        vips: &[&str],
+        mtu: u32,
+    ) -> Result<Encapsulator> {
+        Encapsulator::with(lab, tunnel, checksums, servers, vips, mtu, true)
+    }
+
+    fn with(
+        lab: &Lab,
+        tunnel: Tunnel,
+        checksums: Checksums,
+        servers: &[&str],
+        vips: &[&str],
+        mtu: u32,
+        fragments: bool,
+    ) -> Result<Encapsulator> {
         let servers = servers.iter().map(|address| address.parse()).collect::<Result<Vec<IpAddr>, _>>()?;
         let (device, sockets) = lab.inside("gw", || -> Result<_> {
             Ok((open_tun(checksums)?, servers.iter().map(|to| Wrapper::new(tunnel, *to)).collect::<Result<Vec<_>>>()?))
         })??;
+        if fragments {
+            sockets.iter().try_for_each(Wrapper::allow_fragments)?;
+        }
         lab.sh(
             "gw",
             &format!(
@@ -114,6 +141,24 @@ impl Wrapper {
             Tunnel::Gue(_) => Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)),
         };
         Ok(Wrapper { tunnel, to, sockets: [socket(4)?, socket(41)?] })
+    }
+
+    fn allow_fragments(&self) -> Result<()> {
+        for socket in &self.sockets {
+            let value = libc::IP_PMTUDISC_DONT;
+            // SAFETY: `value` is an int that lives through the call, and its size is passed with it.
+            let result = unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::IPPROTO_IP,
+                    libc::IP_MTU_DISCOVER,
+                    (&raw const value).cast(),
+                    size_of_val(&value) as libc::socklen_t,
+                )
+            };
+            ensure!(result == 0, "IP_MTU_DISCOVER: {}", std::io::Error::last_os_error());
+        }
+        Ok(())
     }
 
     pub fn send(&self, packet: &[u8]) -> Result<()> {

@@ -12,11 +12,11 @@ use serde_json::Value;
 use crate::cleanup::{ensure_same, snapshot_of};
 use crate::client::{answers, download, random_file, sha256, spread, upload};
 use crate::encapsulator::{Checksums, Encapsulator, Tunnel, Wrapper};
-use crate::gateway::{binary, state_dir};
+use crate::gateway::{Setup, binary, state_dir};
 use crate::lab::{Lab, PATIENCE, scenario};
 use crate::mss::mss;
 use crate::process::{self, Running, eventually};
-use crate::servers::{VIPS, nginx, udp_echo};
+use crate::servers::{VIPS, address, nginx, udp_echo};
 
 const NEEDS: [&str; 2] = ["nginx", "curl"];
 const GATEWAYS: &str = "\"10.20.0.1\", \"fd20::1\"";
@@ -176,6 +176,75 @@ fn servers_answer_clients_themselves() {
         let json: Value = serde_json::from_str(&router)?;
         ensure!(json[0]["stats64"]["tx"]["packets"].as_u64().unwrap_or(0) > 40, "by its own router: {router}");
         servers.iter().try_for_each(|server| server.stop(lab))
+    });
+}
+
+/// gatun at both ends of the tunnel.
+#[test]
+fn behind_a_gatun_gateway() {
+    scenario(&NEEDS, |lab| {
+        random_file(lab, "original", 5)?;
+        let mut servers = Vec::new();
+        for node in ["rs1", "rs4"] {
+            nginx(lab, node, &[80])?;
+            servers.push(RealServer::usual(lab, node)?);
+        }
+        let services = |tunnel: &str, family: usize| {
+            let one = |at: usize| {
+                let servers: String = ["rs1", "rs4"]
+                    .iter()
+                    .map(|name| format!("\n  [[service.server]]\n  address = \"{}\"\n", address(name)[family]))
+                    .collect();
+                let listen = VIPS[at];
+                format!(
+                    "\n[[service]]\nname = \"web{at}\"\nlisten = \"{listen}:80\"\nmethod = \"tunnel\"\n\
+                     tunnel = \"{tunnel}\"\nscheduler = \"rr\"\n{servers}"
+                )
+            };
+            one(0) + &one(1)
+        };
+        // The gateway's own sources on the way to rs4 are those on its side, which the servers know.
+        let gateway = Setup::new(services("ipip", 0)).uncaptured().start(lab)?;
+        for (tunnel, family) in [("ipip", 0), ("ipip", 1), ("gue", 0), ("gue", 1)] {
+            gateway.reload(lab, &services(tunnel, family))?;
+            for vip in VIPS {
+                let what = || format!("{tunnel} over family {family}, {vip}");
+                let names = answers(lab, vip, 8).with_context(what)?;
+                ensure!(spread(&names).values().all(|count| *count == 4), "{}: {names:?}", what());
+                for _ in 0..2 {
+                    upload(lab, vip, "original", "uploaded").with_context(what)?;
+                    ensure!(sha256(lab, "uploaded")? == sha256(lab, "original")?, "{}", what());
+                    download(lab, vip, "original", "downloaded").with_context(what)?;
+                    ensure!(sha256(lab, "downloaded")? == sha256(lab, "original")?, "{}", what());
+                }
+            }
+        }
+        for server in &servers {
+            let status = server.status(lab)?;
+            ensure!(status["drops"] == serde_json::json!([]) && status["write_errors"] == 0, "{status}");
+            ensure!(status["gue"]["packets"].as_u64() > Some(1000), "{status}");
+        }
+        Ok(())
+    });
+}
+
+/// The outer packet in fragments: the kernel puts it together before anybody sees it.
+#[test]
+fn fragments_of_the_outer_packet_are_put_together() {
+    scenario(&NEEDS, |lab| {
+        nginx(lab, "rs1", &[80])?;
+        random_file(lab, "original", 2)?;
+        let server = RealServer::usual(lab, "rs1")?;
+        // A narrow way, and no DF on the outer header (IP_PMTUDISC_DONT).
+        lab.sh("gw", "ip link set lan mtu 1300")?;
+        let _gateway =
+            Encapsulator::fragmenting(lab, Tunnel::Ipip, Checksums::Partial, &["10.20.0.11"], &VIPS[..1], TUNNEL_MTU)?;
+        upload(lab, VIPS[0], "original", "uploaded")?;
+        ensure!(sha256(lab, "uploaded")? == sha256(lab, "original")?, "the checksums differ");
+        let reassembled = lab.sh("rs1", "awk '/^Ip:/ { n++; if (n == 2) print $17 }' /proc/net/snmp")?;
+        ensure!(reassembled.trim().parse::<u64>()? > 1000, "{reassembled} packets were put together");
+        ensure!(server.status(lab)?["drops"] == serde_json::json!([]), "{}", server.status(lab)?);
+        Ok(())
     });
 }
 

@@ -31,6 +31,11 @@ fn parse_corpus() {
 }
 
 #[test]
+fn receive_corpus() {
+    replay("receive", harness::receive::run);
+}
+
+#[test]
 fn rewrite_corpus() {
     replay("rewrite", harness::rewrite::run);
 }

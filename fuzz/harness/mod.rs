@@ -11,6 +11,7 @@ pub mod ops;
 #[path = "../../tests/support/oracle.rs"]
 pub mod oracle;
 pub mod parse;
+pub mod receive;
 pub mod rewrite;
 pub mod tunnel;
 pub mod world;

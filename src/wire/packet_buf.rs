@@ -67,11 +67,6 @@ impl PacketBuf {
         self.end = self.end.min(self.start + len);
     }
 
-    /// Takes the first `len` bytes off the packet; more than there are leave nothing.
-    pub fn advance(&mut self, len: usize) {
-        self.start = (self.start + len).min(self.end);
-    }
-
     /// Puts `bytes` behind the packet; `false`, and nothing is done, when there is no room.
     #[must_use]
     pub fn append(&mut self, bytes: &[u8]) -> bool {
@@ -79,6 +74,11 @@ impl PacketBuf {
         room.copy_from_slice(bytes);
         self.end += bytes.len();
         true
+    }
+
+    /// Takes the first `len` bytes off the packet; more than there are leave nothing.
+    pub fn advance(&mut self, len: usize) {
+        self.start = (self.start + len).min(self.end);
     }
 
     /// Opens `len` bytes in front of the packet and returns them, not cleared. `None` when the headroom is too small.
