@@ -59,15 +59,16 @@ def expected_around(inner_data, seen):
         if seen.version == 4 and udp.chksum == 0:
             payload.chksum = 0
         protocol = 17
-    # The outer header takes over the inner one's TTL after gatun's turn; then the kernel forwards it.
+    # The outer header has the TTL that the inner one has after it was forwarded, as IPVS does it; the kernel's own turn
+    # of forwarding the wrapped packet is made up for.
     if seen.version == 6:
-        return bytes(IPv6(src=GATEWAY, dst=SERVER, hlim=ttl - 1, tc=tos, fl=seen.fl, nh=protocol) / payload)
+        return bytes(IPv6(src=GATEWAY, dst=SERVER, hlim=ttl, tc=tos, fl=seen.fl, nh=protocol) / payload)
     df = inner.version == 6 or inner.flags.DF
     return bytes(
         IP(
             src=GATEWAY,
             dst=SERVER,
-            ttl=ttl - 1,
+            ttl=ttl,
             tos=tos,
             flags="DF" if df else 0,
             # RFC 6864: what cannot be fragmented needs no identification.

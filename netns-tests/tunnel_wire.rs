@@ -64,6 +64,7 @@ fn judged(way: Way, kind: &str, gateway: [&str; 2], server: [&str; 2]) {
         nginx(lab, "rs1", &[80])?;
         // Whole checksums in the captures, and no super-packets: those are cut before they are wrapped.
         lab.sh("client", "ethtool -K eth0 tx off tso off gso off >/dev/null")?;
+        lab.sh("gw", "ethtool -K lan tx off >/dev/null")?;
         let services = way.services(80, "tcp", &["rs1"])
             + &way.services(9000, "udp", &["rs1"]).replace("\"service", "\"datagrams");
         let _gateway = Setup::new(services).start(lab)?;
