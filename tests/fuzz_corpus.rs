@@ -45,6 +45,11 @@ fn engine_corpus() {
     replay("engine", harness::engine::run);
 }
 
+#[test]
+fn tunnel_corpus() {
+    replay("tunnel", harness::tunnel::run);
+}
+
 #[cfg(feature = "gateway")]
 #[test]
 fn config_corpus() {

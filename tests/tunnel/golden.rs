@@ -156,6 +156,32 @@ fn what_lies_behind_the_packet_is_not_sent() {
 }
 
 #[test]
+fn what_lies_behind_the_packet_is_not_unwrapped() {
+    for (v4, outer) in every_tunnel() {
+        let inner = segment(v4, 10).bytes();
+        let mut packet = tunnelled(&outer, &inner, 0, (0, true));
+        packet.extend([0xee; 6]);
+        let mut buf = PacketBuf::from_packet(&packet);
+        assert!(unwrap(&mut buf, gue).is_ok());
+        assert_eq!(buf.packet(), inner);
+    }
+}
+
+#[test]
+fn a_sum_of_zero_is_not_taken_for_none() {
+    let outer = outer(false, GUE);
+    let field = |inner: &[u8]| {
+        let wrapped = wrapped(&outer, oracle::to_partial(inner)).expect("it fits");
+        [wrapped.packet()[46], wrapped.packet()[47]]
+    };
+    // Of the flow label only the outer sum knows: with what lacks in it, the field becomes 0, and is sent as its complement.
+    let mut inner = segment(false, 10).bytes();
+    let lacks = field(&inner);
+    inner[2..4].copy_from_slice(&lacks);
+    assert_eq!(field(&inner), [0xff; 2]);
+}
+
+#[test]
 fn congestion_goes_on_as_rfc_6040_says() {
     // Figure 4 of section 4.2: a row for each inner field, Not-ECT, ECT(0), ECT(1), CE; a column for each outer one in the
     // same order.
