@@ -40,6 +40,11 @@ fn engine_corpus() {
     replay("engine", harness::engine::run);
 }
 
+#[test]
+fn link_corpus() {
+    replay("link", harness::segment::run);
+}
+
 #[cfg(feature = "gateway")]
 #[test]
 fn config_corpus() {

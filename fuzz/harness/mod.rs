@@ -10,4 +10,5 @@ pub mod ops;
 pub mod oracle;
 pub mod parse;
 pub mod rewrite;
+pub mod segment;
 pub mod world;

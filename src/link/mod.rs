@@ -222,6 +222,11 @@ impl Link {
         self.table.neighbours(now)
     }
 
+    /// Routers and servers of the segment that do not answer.
+    pub fn missing(&self) -> Vec<Addr> {
+        self.table.missing().collect()
+    }
+
     pub fn neighbour_count(&self) -> usize {
         self.table.len()
     }

@@ -379,6 +379,47 @@ fn servers_and_routers_are_looked_for_and_kept() {
 }
 
 #[test]
+fn kept_neighbours_are_watched_with_or_without_traffic() {
+    for side in &SIDES {
+        let (mut link, mut now) = link();
+        link.configure(now, &[], &[addr(side.server)]);
+        assert_eq!(frames(&mut link), [side.question(side.server, None)]);
+        receive(&mut link, now, &side.answer(side.server, PEER));
+        for _ in 0..3 {
+            now = now + Duration::from_millis(4999);
+            link.handle_timeout(now);
+            assert_eq!(frames(&mut link).len(), 0);
+            now = now + Duration::from_millis(1);
+            link.handle_timeout(now);
+            assert_eq!(frames(&mut link), [side.question(side.server, Some(PEER))], "every five seconds");
+            receive(&mut link, now, &side.answer(side.server, PEER));
+            assert_eq!((side.state(&link, now).map(|s| s.0), link.missing().len()), (Some(State::Reachable), 0));
+        }
+        // It dies: three questions, then it is missing, and everybody is asked for it once a second.
+        now = now + secs(5);
+        for second in 0..6 {
+            link.handle_timeout(now);
+            let at = (second < 3).then_some(PEER);
+            let asked = if second == 3 { vec![] } else { vec![side.question(side.server, at)] };
+            assert_eq!(frames(&mut link), asked, "second {second}");
+            let missing = if second < 3 { vec![] } else { vec![addr(side.server)] };
+            assert_eq!(link.missing(), missing, "second {second}");
+            now = now + secs(1);
+        }
+        // It is back, elsewhere, and says so itself: that is asked for at once.
+        receive(&mut link, now, &side.announcement(side.server, OTHER));
+        assert_eq!((link.missing().len(), side.state(&link, now).map(|s| s.1)), (0, Some(Some(OTHER))));
+        link.handle_timeout(now);
+        assert_eq!(frames(&mut link), [side.question(side.server, Some(OTHER))]);
+        // Who is no longer kept is left alone.
+        receive(&mut link, now, &side.answer(side.server, OTHER));
+        link.configure(now, &[], &[]);
+        link.handle_timeout(now + secs(60));
+        assert_eq!(frames(&mut link).len(), 0);
+    }
+}
+
+#[test]
 fn hosts_that_answered_outlive_those_that_never_do() {
     let bounds = Bounds { entries: 64, ..Bounds::default() };
     let (mut link, mut now) = link_with(Settings { bounds, routers: vec![], ..settings() });
