@@ -206,6 +206,9 @@ fn no_error_about_an_error_and_no_flood_of_them() {
         icmp_error("198.51.100.2:0", "10.20.0.11:0", crate::support::packet::IcmpError::TimeExceeded, &side.packet(1));
     assert_eq!(transmit(&mut link, now, &error.bytes()).0, Sent::Drop(DropReason::NeighbourUnreachable));
     assert!(link.poll_returned().is_none());
+    let from_nowhere = udp("127.0.0.1:9", "10.20.0.11:53").bytes();
+    assert_eq!(transmit(&mut link, now, &from_nowhere).0, Sent::Drop(DropReason::NeighbourUnreachable));
+    assert!(link.poll_returned().is_none());
     now = now + secs(2);
     let mut errors = 0;
     for _ in 0..3000 {
@@ -372,6 +375,17 @@ fn servers_and_routers_are_looked_for_and_kept() {
     assert!(link.drops()[DropReason::NeighbourEvicted as usize] > 4000);
     let router = link.neighbours(now).into_iter().find(|n| n.addr == addr("10.20.0.254")).expect("it is kept");
     assert_eq!((router.mac, router.kept), (Some(PEER), true));
+    // Nor do hosts that do answer drive it out, the one that was used for longest gives way.
+    for host in 0..100_u16 {
+        now = now + Duration::from_millis(1);
+        let host = format!("fd20::a:{host:x}");
+        transmit(&mut link, now, &SIDES[1].packet_to(&host, 1));
+        receive(&mut link, now, &ndp::advertisement(&host, OTHER, 0x60));
+        frames(&mut link);
+    }
+    let known: Vec<_> = link.neighbours(now).into_iter().filter(|n| n.mac == Some(OTHER)).map(|n| n.addr).collect();
+    assert!(known.contains(&addr("fd20::a:63")) && !known.contains(&addr("fd20::a:0")), "{known:?}");
+    assert_eq!(link.neighbours(now).iter().filter(|n| n.kept).count(), 4);
     // Without a service that has it, a server is like any other.
     link.configure(now, &[], &[]);
     assert_eq!(link.neighbours(now).iter().filter(|n| n.kept).count(), 2);
