@@ -44,6 +44,7 @@ mod server_stopped;
 mod spread;
 mod tap;
 mod tap_down;
+mod tap_methods;
 mod tunnel;
 mod tunnel_pmtu;
 mod tunnel_wire;

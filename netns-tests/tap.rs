@@ -130,6 +130,27 @@ fn ping() {
     });
 }
 
+/// A bridge that watches multicast sends questions for an IPv6 address only to those who have said that they listen.
+#[test]
+fn a_snooping_bridge() {
+    scenario_on("bridged", &NEEDS, |lab| {
+        three_nginx(lab)?;
+        // It believes its own questions only some seconds after the first one.
+        lab.sh(
+            "gw",
+            "ip link set lan type bridge mcast_snooping 1 mcast_querier 1 mcast_query_response_interval 100
+             ip link set lan addrgenmode eui64; ip link set lan down; ip link set lan up",
+        )?;
+        std::thread::sleep(Duration::from_secs(3));
+        let _gateway = Setup::new(web()).tap().start(lab)?;
+        let listens =
+            || lab.sh("gw", "bridge mdb show dev lan").is_ok_and(|text| text.contains("gatun0 grp ff02::1:ff00:10"));
+        eventually("the bridge knows that the gateway listens", Duration::from_secs(15), listens)?;
+        lab.sh("router", "ip -6 neigh flush dev eth1")?;
+        answers(lab, VIPS[1], 6).map(drop)
+    });
+}
+
 /// Only what is the gateway's is answered for, and what is for nobody is dropped with its reason.
 #[test]
 fn nothing_else_is_answered_for() {
@@ -275,6 +296,30 @@ fn by_hand() {
         ensure!(!lab.sh("gw", "ip -o link show gatun0")?.contains("master"), "it is on a bridge");
         lab.sh("gw", &commands)?;
         VIPS.iter().try_for_each(|vip| answers(lab, vip, 3).map(drop))
+    });
+}
+
+/// A reload does what it can, and says what has to wait.
+#[test]
+fn who_it_is_changes_at_a_restart_only() {
+    scenario_on("bridged", &["nginx", "curl", "ping"], |lab| {
+        three_nginx(lab)?;
+        let gateway = Setup::new(web()).tap().start(lab)?;
+        let file = std::fs::read_to_string(&gateway.config)?;
+        let place =
+            file.lines().filter(|line| ["mode", "bridge", "address", "router"].iter().any(|key| line.starts_with(key)));
+        let place: String = place.map(|line| format!("{line}\n")).collect();
+        let moved = file.replace("\"10.20.0.2/24\"", "\"10.20.0.3/24\"");
+        for (changed, told) in [(moved, "address"), (file.replace(&place, ""), "mode \"tap\" -> \"tun\"")] {
+            ensure!(changed != file, "nothing changed in:\n{file}");
+            std::fs::write(&gateway.config, changed)?;
+            let reload = gateway.gatun(&["reload"])?.success()?;
+            ensure!(reload.contains(told) && reload.contains("needs a restart"), "{reload}");
+            VIPS.iter().try_for_each(|vip| answers(lab, vip, 3).map(drop))?;
+            let ping = lab.run("client", &["ping", "-c", "1", "-W", "2", OWN[0]])?;
+            ensure!(ping.status.success(), "{ping}");
+        }
+        Ok(())
     });
 }
 

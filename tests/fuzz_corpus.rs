@@ -50,6 +50,11 @@ fn tunnel_corpus() {
     replay("tunnel", harness::tunnel::run);
 }
 
+#[test]
+fn link_corpus() {
+    replay("link", harness::segment::run);
+}
+
 #[cfg(feature = "gateway")]
 #[test]
 fn config_corpus() {

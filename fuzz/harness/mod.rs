@@ -14,4 +14,5 @@ pub mod parse;
 pub mod receive;
 pub mod rewrite;
 pub mod tunnel;
+pub mod segment;
 pub mod world;

@@ -137,8 +137,10 @@ impl Day {
         while let Some(frame) = self.link.poll_frame() {
             let frame = frame.packet();
             assert_eq!(frame[6..12], MAC.0);
-            let is_question = frame[12..14] == [8, 6] || (frame[12..14] == [0x86, 0xdd] && frame[20] == 58);
-            if !is_question {
+            // Packets go to one host; what the link says itself is ARP, ICMPv6, or to many.
+            let own =
+                frame[0] & 1 != 0 || frame[12..14] == [8, 6] || (frame[12..14] == [0x86, 0xdd] && frame[20] == 58);
+            if !own {
                 self.held -= 1;
             }
         }

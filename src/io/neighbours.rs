@@ -116,7 +116,7 @@ fn direct_servers(snapshot: &Snapshot) -> BTreeMap<Addr, Vec<Arc<Server>>> {
     found
 }
 
-fn mark(servers: &[Arc<Server>], unreachable: bool, why: &str) {
+pub(super) fn mark(servers: &[Arc<Server>], unreachable: bool, why: &str) {
     for server in servers {
         if server.path.is_unreachable() != unreachable {
             server.path.set_unreachable(unreachable);

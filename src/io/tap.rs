@@ -16,9 +16,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tracing::{debug, warn};
 
-use super::Gateway;
 use super::device::Device;
 use super::tuntap::{self, Kind, TunError, TunSettings};
+use super::{Gateway, neighbours};
 use crate::link::{self, Conflict, FrameVerdict, HEADER_LEN, Link, Mac, Neighbour, Sent, Settings};
 use crate::time::Instant;
 use crate::verdict::DropReason;
@@ -107,11 +107,11 @@ impl Segment {
         self.flush(&mut link, &self.file);
     }
 
-    /// Lets time pass: questions are asked again, addresses announced. Errors about packets that waited in vain go by the
-    /// engine to those who sent them.
+    /// Lets time pass: questions are asked again, addresses announced, servers that do not answer marked. Errors about
+    /// packets that waited in vain go by the engine to those who sent them.
     pub fn tick(&self, gateway: &Gateway) {
         let mut returned = VecDeque::new();
-        let conflict = {
+        let (conflict, missing) = {
             let mut link = self.link.lock();
             let now = self.now();
             if link.poll_timeout().is_some_and(|due| due <= now) {
@@ -119,9 +119,14 @@ impl Segment {
             }
             self.flush(&mut link, &self.file);
             returned.extend(std::iter::from_fn(|| link.poll_returned()));
-            link.poll_conflict()
+            (link.poll_conflict(), link.missing())
         };
         self.complain(conflict);
+        // New flows go to others meanwhile.
+        for server in gateway.snapshot().all_servers() {
+            let unreachable = missing.contains(&server.address);
+            neighbours::mark(std::slice::from_ref(server), unreachable, "nobody answers for its address");
+        }
         let mut released = Vec::new();
         for mut error in returned {
             let verdict = gateway.handle_packet(&mut error, &mut released);

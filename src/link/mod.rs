@@ -26,12 +26,13 @@
 
 mod arp;
 mod ethernet;
+mod mld;
 mod ndp;
 mod settings;
 pub mod table;
 mod unreachable;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 pub use ethernet::{LEN as HEADER_LEN, Mac, strip};
@@ -49,6 +50,8 @@ use table::{Claim, Table, Way, Wish};
 /// How often an address is announced, and how far apart (RFC 4861 section 10: MAX_NEIGHBOR_ADVERTISEMENT, RETRANS_TIMER).
 pub const ANNOUNCEMENTS: u8 = 3;
 pub const PAUSE: Duration = Duration::from_secs(1);
+/// How often a question about multicast groups is answered at most.
+pub const REPORTS: Duration = Duration::from_secs(1);
 /// DEFEND_INTERVAL of RFC 5227.
 pub const DEFENCE: Duration = Duration::from_secs(10);
 /// Errors for the engine that are kept for a caller that does not take them.
@@ -95,6 +98,7 @@ pub struct Link {
     returned: VecDeque<PacketBuf>,
     allowance: unreachable::Allowance,
     conflict: Option<Conflict>,
+    reported: Option<Instant>,
     drops: [u64; DropReason::COUNT],
 }
 
@@ -132,6 +136,7 @@ impl Link {
             returned: VecDeque::new(),
             allowance: unreachable::Allowance::default(),
             conflict: None,
+            reported: None,
             drops: [0; DropReason::COUNT],
             settings,
         }
@@ -222,6 +227,11 @@ impl Link {
         self.table.neighbours(now)
     }
 
+    /// Routers and servers of the segment that do not answer.
+    pub fn missing(&self) -> Vec<Addr> {
+        self.table.missing().collect()
+    }
+
     pub fn neighbour_count(&self) -> usize {
         self.table.len()
     }
@@ -255,6 +265,10 @@ impl Link {
                 }
                 if version == 6 && ndp::is_ndp(buf.packet()) {
                     return self.ndp(now, &header, buf);
+                }
+                if version == 6 && header.dst != mac && mld::is_query(buf.packet()) {
+                    self.report_groups(now);
+                    return Ok(FrameVerdict::Consumed);
                 }
                 if header.dst == mac { Ok(FrameVerdict::Packet) } else { Err(DropReason::LinkBroadcast) }
             }
@@ -341,6 +355,8 @@ impl Link {
         let mac = self.settings.mac;
         if !addr.is_v4() {
             self.ready.push_back(PacketBuf::from_packet(&ndp::advertisement(mac, addr, None)));
+            self.ready
+                .extend(mld::reports(mac, &[ndp::solicited_node(addr)]).map(|frame| PacketBuf::from_packet(&frame)));
             return;
         }
         // Some neighbours heed only the request, some only the reply.
@@ -348,6 +364,19 @@ impl Link {
             let arp = Arp { operation, sender_mac: mac, sender: addr, target_mac, target: addr };
             self.ready.push_back(PacketBuf::from_packet(&arp.frame(Mac::BROADCAST)));
         }
+    }
+
+    /// Somebody asks who listens to what: we to the groups that neighbours ask for our addresses in.
+    fn report_groups(&mut self, now: Instant) {
+        if self.reported.is_some_and(|last| now.since(last) < REPORTS) {
+            return;
+        }
+        self.reported = Some(now);
+        let groups: BTreeSet<Addr> =
+            self.ours.keys().filter(|addr| !addr.is_v4()).map(|addr| ndp::solicited_node(*addr)).collect();
+        let groups: Vec<Addr> = groups.into_iter().collect();
+        let frames = mld::reports(self.settings.mac, &groups).map(|frame| PacketBuf::from_packet(&frame));
+        self.ready.extend(frames);
     }
 
     fn send(&mut self, now: Instant, buf: &mut PacketBuf) -> Result<Sent, DropReason> {

@@ -23,10 +23,13 @@
 //!
 //! A change of the MAC that nobody asked for makes the entry Stale: the next packet has it probed.
 //!
+//! *Kept* entries (routers and servers of the configuration) are watched, whether there are packets for them or not: probed
+//! every [`WATCH`] while they answer, and right away when somebody says that they moved; asked for every second while they
+//! do not. So it is known soon which server is there, and no client has to find out.
+//!
 //! # Bounds
 //!
-//! *Kept* entries (routers and servers of the configuration) are never evicted. Of all others there are at most `capacity`;
-//! a new one beyond that takes the place of the one that has been waiting for an answer for longest, as long as such make
+//! Kept entries are never evicted. Of all others there are at most [`Bounds::entries`]; a new one beyond that takes the place of the one that has been waiting for an answer for longest, as long as such make
 //! up more than a quarter, else of the one that has not been used for longest. So a flood of invented addresses of the
 //! segment drives out itself.
 //!
@@ -49,6 +52,8 @@ pub const DELAY: Duration = Duration::from_secs(5);
 pub const RETRANS: Duration = Duration::from_secs(1);
 /// MAX_MULTICAST_SOLICIT and MAX_UNICAST_SOLICIT.
 pub const TRIES: u8 = 3;
+/// Between two probes of a kept neighbour that answers.
+pub const WATCH: Duration = Duration::from_secs(5);
 /// An unused entry is forgotten after this.
 pub const IDLE: Duration = Duration::from_secs(600);
 /// A second ARP answer with another MAC right after the first does not count: two proxies answer at once (Linux,
@@ -143,6 +148,13 @@ struct Entry {
     queue: VecDeque<PacketBuf>,
 }
 
+impl Entry {
+    /// No answer is awaited.
+    fn is_settled(&self) -> bool {
+        matches!(self.state, State::Reachable | State::Stale | State::Failed)
+    }
+}
+
 /// Bounds of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -191,14 +203,14 @@ impl Table {
         let former: Vec<Addr> =
             self.entries.iter().filter(|(a, e)| e.kept && !wanted.contains(a)).map(|(a, _)| *a).collect();
         for addr in former {
-            self.set_kept(addr, false);
+            self.set_kept(now, addr, false);
         }
         while self.strangers > self.bounds.entries {
             self.evict();
         }
         for &addr in addrs {
             if self.entries.contains_key(&addr) {
-                self.set_kept(addr, true);
+                self.set_kept(now, addr, true);
             } else {
                 self.ask_first(now, addr, true);
             }
@@ -216,9 +228,12 @@ impl Table {
         };
         entry.used = now;
         match (entry.state, entry.mac) {
+            // A kept one is about to be probed already.
             (State::Stale, Some(mac)) => {
-                entry.state = State::Delay;
-                self.set_due(addr, Some(now + DELAY));
+                if !entry.kept {
+                    entry.state = State::Delay;
+                    self.set_due(addr, Some(now + DELAY));
+                }
                 Way::Send(mac)
             }
             (State::Reachable | State::Delay | State::Probe, Some(mac)) => Way::Send(mac),
@@ -244,7 +259,8 @@ impl Table {
                     // Not believed, but doubted (RFC 4861 section 7.2.5).
                     if entry.state == State::Reachable {
                         entry.state = State::Stale;
-                        self.set_due(addr, Some(now + IDLE));
+                        let due = if entry.kept { now } else { now + IDLE };
+                        self.set_due(addr, Some(due));
                     }
                     return;
                 }
@@ -256,7 +272,12 @@ impl Table {
         }
         entry.mac = Some(claim.mac);
         entry.tries = 0;
-        let (state, due) = if solicited { (State::Reachable, REACHABLE) } else { (State::Stale, IDLE) };
+        let (state, due) = match (solicited, entry.kept) {
+            (true, false) => (State::Reachable, REACHABLE),
+            (true, true) => (State::Reachable, WATCH),
+            (false, false) => (State::Stale, IDLE),
+            (false, true) => (State::Stale, Duration::ZERO),
+        };
         entry.state = state;
         if solicited {
             entry.confirmed = now;
@@ -294,6 +315,12 @@ impl Table {
 
     pub fn poll_wish(&mut self) -> Option<Wish> {
         self.wishes.pop_front()
+    }
+
+    /// Kept neighbours that do not answer.
+    pub fn missing(&self) -> impl Iterator<Item = Addr> + '_ {
+        let missing = self.entries.iter().filter(|(_, entry)| entry.kept && entry.state == State::Failed);
+        missing.map(|(addr, _)| *addr)
     }
 
     pub fn len(&self) -> usize {
@@ -337,8 +364,7 @@ impl Table {
             assert_eq!(entry.mac.is_some(), known, "{addr} is {}", entry.state.word());
             assert!(entry.queue.len() <= QUEUE);
             assert!(entry.queue.is_empty() || entry.state == State::Incomplete, "{addr}");
-            let waits = entry.due.is_some() || (entry.kept && matches!(entry.state, State::Failed | State::Stale));
-            assert!(waits, "{addr} is {} for ever", entry.state.word());
+            assert!(entry.due.is_some(), "{addr} is {} for ever", entry.state.word());
             assert_eq!(entry.unanswered.is_some(), !known && !entry.kept, "{addr} is {}", entry.state.word());
         }
         let unanswered: BTreeSet<_> =
@@ -356,9 +382,11 @@ impl Table {
                 self.set_due(addr, Some(now + RETRANS));
             }
             State::Incomplete | State::Probe => self.fail(now, addr),
-            State::Delay => {
-                (entry.state, entry.tries, entry.asked) = (State::Probe, 1, now);
-                self.wishes.push_back(Wish::Solicit { addr, at: entry.mac });
+            State::Delay => self.probe(now, addr),
+            State::Reachable | State::Stale if entry.kept => self.probe(now, addr),
+            State::Failed if entry.kept => {
+                entry.asked = now;
+                self.wishes.push_back(Wish::Solicit { addr, at: None });
                 self.set_due(addr, Some(now + RETRANS));
             }
             State::Reachable => {
@@ -369,17 +397,24 @@ impl Table {
                 let due = entry.used + IDLE;
                 self.set_due(addr, Some(due));
             }
-            State::Stale | State::Failed if entry.kept => {}
             State::Stale | State::Failed => self.remove(addr, DropReason::NeighbourEvicted),
         }
+    }
+
+    fn probe(&mut self, now: Instant, addr: Addr) {
+        let Some(entry) = self.entries.get_mut(&addr) else { return };
+        (entry.state, entry.tries, entry.asked) = (State::Probe, 1, now);
+        self.wishes.push_back(Wish::Solicit { addr, at: entry.mac });
+        self.set_due(addr, Some(now + RETRANS));
     }
 
     fn fail(&mut self, now: Instant, addr: Addr) {
         let Some(entry) = self.entries.get_mut(&addr) else { return };
         entry.state = State::Failed;
         let lost = entry.mac.take().is_some() && !entry.kept;
+        let due = if entry.kept { RETRANS } else { IDLE };
         let waiting = std::mem::take(&mut entry.queue);
-        self.set_due(addr, Some(now + IDLE));
+        self.set_due(addr, Some(now + due));
         if lost {
             self.set_unanswered(addr, Some(now));
         }
@@ -453,10 +488,13 @@ impl Table {
         }
     }
 
-    fn set_kept(&mut self, addr: Addr, kept: bool) {
+    fn set_kept(&mut self, now: Instant, addr: Addr, kept: bool) {
         let Some(entry) = self.entries.get_mut(&addr).filter(|entry| entry.kept != kept) else { return };
         entry.kept = kept;
-        let (unanswered, used, due) = (entry.mac.is_none(), entry.used, entry.due);
+        let (unanswered, used, settled) = (entry.mac.is_none(), entry.used, entry.is_settled());
+        if settled {
+            self.set_due(addr, Some(if kept { now } else { now + IDLE }));
+        }
         if kept {
             self.strangers -= 1;
             return self.set_unanswered(addr, None);
@@ -464,9 +502,6 @@ impl Table {
         self.strangers += 1;
         if unanswered {
             self.set_unanswered(addr, Some(used));
-        }
-        if due.is_none() {
-            self.set_due(addr, Some(used + IDLE));
         }
     }
 

@@ -2,6 +2,7 @@
 //! etherparse), the life of a neighbour, and properties of the whole under any sequence of frames, packets and time.
 
 mod arp;
+mod mld;
 mod ndp;
 mod neighbours;
 mod properties;
@@ -201,7 +202,8 @@ fn addresses_are_announced_three_times_a_second_apart() {
 
 pub fn announcement(addr: Addr) -> Vec<Vec<u8>> {
     if !addr.is_v4() {
-        return vec![ndp::unsolicited(&addr.to_string())];
+        let text = addr.to_string();
+        return vec![ndp::unsolicited(&text), mld::report(&[&text])];
     }
     let text = addr.to_string();
     let zero = Mac::ZERO;

@@ -206,6 +206,9 @@ fn no_error_about_an_error_and_no_flood_of_them() {
         icmp_error("198.51.100.2:0", "10.20.0.11:0", crate::support::packet::IcmpError::TimeExceeded, &side.packet(1));
     assert_eq!(transmit(&mut link, now, &error.bytes()).0, Sent::Drop(DropReason::NeighbourUnreachable));
     assert!(link.poll_returned().is_none());
+    let from_nowhere = udp("127.0.0.1:9", "10.20.0.11:53").bytes();
+    assert_eq!(transmit(&mut link, now, &from_nowhere).0, Sent::Drop(DropReason::NeighbourUnreachable));
+    assert!(link.poll_returned().is_none());
     now = now + secs(2);
     let mut errors = 0;
     for _ in 0..3000 {
@@ -372,10 +375,62 @@ fn servers_and_routers_are_looked_for_and_kept() {
     assert!(link.drops()[DropReason::NeighbourEvicted as usize] > 4000);
     let router = link.neighbours(now).into_iter().find(|n| n.addr == addr("10.20.0.254")).expect("it is kept");
     assert_eq!((router.mac, router.kept), (Some(PEER), true));
+    // Nor do hosts that do answer drive it out, the one that was used for longest gives way.
+    for host in 0..100_u16 {
+        now = now + Duration::from_millis(1);
+        let host = format!("fd20::a:{host:x}");
+        transmit(&mut link, now, &SIDES[1].packet_to(&host, 1));
+        receive(&mut link, now, &ndp::advertisement(&host, OTHER, 0x60));
+        frames(&mut link);
+    }
+    let known: Vec<_> = link.neighbours(now).into_iter().filter(|n| n.mac == Some(OTHER)).map(|n| n.addr).collect();
+    assert!(known.contains(&addr("fd20::a:63")) && !known.contains(&addr("fd20::a:0")), "{known:?}");
+    assert_eq!(link.neighbours(now).iter().filter(|n| n.kept).count(), 4);
     // Without a service that has it, a server is like any other.
     link.configure(now, &[], &[]);
     assert_eq!(link.neighbours(now).iter().filter(|n| n.kept).count(), 2);
     link.check_invariants();
+}
+
+#[test]
+fn kept_neighbours_are_watched_with_or_without_traffic() {
+    for side in &SIDES {
+        let (mut link, mut now) = link();
+        link.configure(now, &[], &[addr(side.server)]);
+        assert_eq!(frames(&mut link), [side.question(side.server, None)]);
+        receive(&mut link, now, &side.answer(side.server, PEER));
+        for _ in 0..3 {
+            now = now + Duration::from_millis(4999);
+            link.handle_timeout(now);
+            assert_eq!(frames(&mut link).len(), 0);
+            now = now + Duration::from_millis(1);
+            link.handle_timeout(now);
+            assert_eq!(frames(&mut link), [side.question(side.server, Some(PEER))], "every five seconds");
+            receive(&mut link, now, &side.answer(side.server, PEER));
+            assert_eq!((side.state(&link, now).map(|s| s.0), link.missing().len()), (Some(State::Reachable), 0));
+        }
+        // It dies: three questions, then it is missing, and everybody is asked for it once a second.
+        now = now + secs(5);
+        for second in 0..6 {
+            link.handle_timeout(now);
+            let at = (second < 3).then_some(PEER);
+            let asked = if second == 3 { vec![] } else { vec![side.question(side.server, at)] };
+            assert_eq!(frames(&mut link), asked, "second {second}");
+            let missing = if second < 3 { vec![] } else { vec![addr(side.server)] };
+            assert_eq!(link.missing(), missing, "second {second}");
+            now = now + secs(1);
+        }
+        // It is back, elsewhere, and says so itself: that is asked for at once.
+        receive(&mut link, now, &side.announcement(side.server, OTHER));
+        assert_eq!((link.missing().len(), side.state(&link, now).map(|s| s.1)), (0, Some(Some(OTHER))));
+        link.handle_timeout(now);
+        assert_eq!(frames(&mut link), [side.question(side.server, Some(OTHER))]);
+        // Who is no longer kept is left alone.
+        receive(&mut link, now, &side.answer(side.server, OTHER));
+        link.configure(now, &[], &[]);
+        link.handle_timeout(now + secs(60));
+        assert_eq!(frames(&mut link).len(), 0);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use crate::segment;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn no_day_breaks_the_link(day in proptest::collection::vec(any::<u8>(), 0..600)) {

@@ -14,9 +14,21 @@ use crate::io::{local_addresses, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
-/// Reads the file, and adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses.
-pub(super) async fn load(path: &Path) -> Result<Compiled> {
-    let mut compiled = Config::load(path)?.compiled()?;
+/// Reads the file, and adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses. `running`:
+/// the gateway that is to go on by it.
+pub(super) async fn load(path: &Path, running: Option<&GatewayConfig>) -> Result<Compiled> {
+    let mut config = Config::load(path)?;
+    let in_file = config.gateway.tap.clone();
+    // Who the gateway is on a segment, if it is on one, changes at a restart only.
+    if let Some(running) = running {
+        config.gateway.tap.clone_from(&running.tap);
+    }
+    let mut compiled = look_around(config.compiled()?).await?;
+    compiled.gateway.tap = in_file;
+    Ok(compiled)
+}
+
+async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
     if compiled.gateway.mtu.is_none() {
         compiled.snapshot.mtu = automatic_mtu(&compiled);
     }
@@ -59,7 +71,8 @@ fn tunnel_sources(snapshot: &SnapshotSpec) -> Vec<(Addr, Addr)> {
 impl Daemon {
     /// What a reload would change; changes nothing.
     pub(super) async fn diff(&self, config: Option<PathBuf>) -> Result<Difference> {
-        let new = load(config.as_deref().unwrap_or(&self.options.config)).await?;
+        let path = config.as_deref().unwrap_or(&self.options.config);
+        let new = load(path, Some(&self.compiled.gateway)).await?;
         Ok(Difference {
             changes: lines(&difference(&self.compiled, &new)),
             generation: self.gateway.snapshot().generation,
@@ -69,7 +82,7 @@ impl Daemon {
     /// Does everything or nothing. A file named here is the one that later reloads read.
     pub(super) async fn try_reload(&mut self, config: Option<PathBuf>) -> Result<Difference> {
         let path = config.unwrap_or_else(|| self.options.config.clone());
-        let new = load(&path).await?;
+        let new = load(&path, Some(&self.compiled.gateway)).await?;
         let changes = difference(&self.compiled, &new);
         let gateway =
             GatewayConfig { uplinks: new.gateway.uplinks, mtu: new.gateway.mtu, ..self.compiled.gateway.clone() };

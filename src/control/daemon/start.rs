@@ -61,7 +61,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
         state_dir: std::path::absolute(&options.state_dir)?,
         ..options.clone()
     };
-    let compiled = load(&options.config).await?;
+    let compiled = load(&options.config, None).await?;
     let snapshot = Arc::new(Snapshot::build(compiled.snapshot.clone(), None)?);
     if compiled.gateway.routes && !options.no_routes {
         host::sweep(&options.state_dir);
@@ -217,7 +217,7 @@ fn has_server(snapshot: &Snapshot, method: Method) -> bool {
 pub fn print_routes(config: &Path) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let compiled = load(config).await?;
+        let compiled = load(config, None).await?;
         let snapshot = Snapshot::build(compiled.snapshot.clone(), None)?;
         Ok(Host::print_commands(&host_plan(&compiled.gateway, &snapshot)).await?)
     })
