@@ -27,7 +27,7 @@ use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, tcp};
+use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, decrement_ttl, icmp, tcp};
 
 pub use shard::{client_between, client_of, shard_of};
 
@@ -99,7 +99,11 @@ impl Engine {
     /// As [`Engine::handle_packet`], for a packet whose `view` the caller has already.
     pub fn handle_parsed(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         buf.truncate(view.len);
-        let verdict = self.decide(now, buf, view);
+        let verdict = match self.decide(now, buf, view) {
+            // There is no host behind us that would know better.
+            Verdict::Pass if self.snapshot.spec.is_hop => Verdict::Drop(DropReason::NotOurs),
+            verdict => verdict,
+        };
         self.stats.count(verdict);
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
             self.note_first_fragment(now, buf, view, verdict);
@@ -108,8 +112,10 @@ impl Engine {
     }
 
     fn decide(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
-        // A program on this host talks to a local VIP from that very address; everybody else's packet to itself is forged.
-        let to_itself = view.src == view.dst && !self.snapshot.is_local(view.dst);
+        // A program on this host talks to a local VIP from that very address, and this host's kernel tells the gateway's
+        // own address of servers that it cannot reach; everybody else's packet to itself is forged.
+        let own = self.snapshot.is_local(view.dst) || self.snapshot.is_tunnel_source(view.dst);
+        let to_itself = view.src == view.dst && !own;
         if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
             return Verdict::Drop(DropReason::Martian);
         }
@@ -284,9 +290,8 @@ impl Engine {
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }
 
-    /// Whether a packet to `addr` must be dealt with here, and not be left to the host.
     fn is_ours(&self, addr: Addr) -> bool {
-        self.snapshot.is_vip(addr) && !self.snapshot.is_local(addr)
+        self.snapshot.is_ours(addr)
     }
 
     /// Ends a flow over whose ports a new connection starts.
@@ -373,6 +378,9 @@ impl Engine {
         let Some((id, sender)) = self.table.lookup(&quoted.reversed()) else {
             return unknown(DropReason::IcmpNoFlow);
         };
+        if view.ttl <= 1 && self.snapshot.spec.is_hop {
+            return Verdict::Drop(DropReason::TtlExceeded);
+        }
         // It neither refreshes nor ends the flow (RFC 5382 REQ-10, RFC 4787 REQ-12).
         self.stats.icmp_errors += 1;
         let flow = self.table.flow(id);
@@ -384,6 +392,9 @@ impl Engine {
             return self.act(now, buf, view, &action, server);
         }
         icmp_error::translate(buf, view, flow, sender, &quoted);
+        if self.snapshot.spec.is_hop {
+            decrement_ttl(buf.packet_mut());
+        }
         Verdict::Forward
     }
 

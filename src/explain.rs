@@ -127,9 +127,10 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         let via = snapshot.server(flow.server).filter(|_| from_client).and_then(|server| Via::to(server));
         return Explained::Known { flow: Box::new(flow), from_client, translated, via };
     }
-    let ours = snapshot.is_vip(packet.dst) && !snapshot.is_local(packet.dst);
+    let ours = snapshot.is_ours(packet.dst);
     let Some(service) = snapshot.service_for(packet.dst, packet.protocol, packet.dport) else {
         return match packet.protocol {
+            _ if !ours && snapshot.spec.is_hop => dropped(DropReason::NotOurs, None),
             _ if !ours => Explained::Passed,
             protocol if protocol.is_icmp() => Explained::Echo,
             Protocol::TCP | Protocol::UDP => dropped(DropReason::NoService, None),

@@ -9,6 +9,7 @@ mod conntrack;
 mod explain;
 pub mod format;
 mod man;
+mod neighbour;
 mod output;
 mod ping;
 mod real_server;
@@ -56,6 +57,8 @@ enum Command {
     Service(service::Command),
     #[command(subcommand)]
     Server(server::Command),
+    #[command(subcommand)]
+    Neighbour(neighbour::Command),
     Explain(explain::Args),
     Replay(replay::Args),
     Reload(reload::ReloadArgs),
@@ -131,6 +134,7 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
         Command::Conntrack(command) => conntrack::run(command, context),
         Command::Service(command) => service::run(&command, context),
         Command::Server(command) => server::run(&command, context),
+        Command::Neighbour(command) => neighbour::run(&command, context),
         Command::Explain(args) => explain::run(&args, context),
         Command::Replay(args) => replay::run(&args, context),
         Command::Reload(args) => reload::reload(&args, context),

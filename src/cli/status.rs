@@ -56,7 +56,7 @@ fn gateway(status: &api::Status) -> (String, Vec<String>) {
     let full = 100.0 * status.flows as f64 / status.flows_limit.max(1) as f64;
     let rates = &status.rates;
     let config = status.config.as_deref().unwrap_or("none");
-    let lines = vec![
+    let mut lines = vec![
         format!(
             "config   {config}, generation {}, reloads {} ok, {} failed",
             status.generation, status.reloads_ok, status.reloads_failed
@@ -70,7 +70,17 @@ fn gateway(status: &api::Status) -> (String, Vec<String>) {
             bits(rates.bytes_to_client)
         ),
     ];
+    lines.splice(1..1, status.segment.as_ref().map(segment));
     (heading, lines)
+}
+
+/// In mode "tap": who the gateway is there.
+fn segment(segment: &api::Segment) -> String {
+    let api::Segment { mac, bridge, addresses, routers, neighbours } = segment;
+    let bridge = bridge.as_ref().map(|bridge| format!(" on {bridge}")).unwrap_or_default();
+    let routers: Vec<String> = routers.iter().map(ToString::to_string).collect();
+    let routers = if routers.is_empty() { "no router".to_owned() } else { format!("router {}", routers.join(", ")) };
+    format!("segment  mode tap{bridge}, MAC {mac}, {}, {routers}, neighbours {neighbours}", addresses.join(", "))
 }
 
 fn one_service(service: &api::Service) -> (String, Vec<String>) {
@@ -160,6 +170,7 @@ mod tests {
             pid: 42,
             uptime: 187,
             device: Some(device),
+            segment: None,
             config: Some("/etc/gatun/gatun.toml".to_owned()),
             generation: 2,
             reloads_ok: 1,
@@ -187,6 +198,22 @@ mod tests {
             }],
             drops: vec![api::Drops { reason: "no_flow".to_owned(), packets: 9, meaning: "A TCP packet.".to_owned() }],
         }
+    }
+
+    #[test]
+    fn mode_tap_has_a_line_of_its_own() {
+        let shown = api::Segment {
+            mac: "02:00:00:00:00:01".to_owned(),
+            bridge: Some("br0".to_owned()),
+            addresses: vec!["10.20.0.2/24".to_owned(), "fd20::2/64".to_owned()],
+            routers: vec!["10.20.0.254".parse().unwrap()],
+            neighbours: 4,
+        };
+        let (_, lines) = gateway(&api::Status { segment: Some(shown.clone()), ..status() });
+        let expected = "segment  mode tap on br0, MAC 02:00:00:00:00:01, 10.20.0.2/24, fd20::2/64, router 10.20.0.254, neighbours 4";
+        assert_eq!(lines[1], expected);
+        let alone = segment(&api::Segment { bridge: None, routers: vec![], ..shown });
+        assert!(alone.contains("mode tap, MAC") && alone.contains("no router"), "{alone}");
     }
 
     #[test]

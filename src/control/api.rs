@@ -24,6 +24,8 @@ pub enum Request {
     Status {},
     #[serde(rename = "stats")]
     Stats {},
+    #[serde(rename = "neighbours")]
+    Neighbours {},
     #[serde(rename = "service.list")]
     ServiceList {},
     #[serde(rename = "server.list")]
@@ -79,6 +81,7 @@ pub const OPS: &[&str] = &[
     "ping",
     "status",
     "stats",
+    "neighbours",
     "service.list",
     "server.list",
     "conntrack.list",
@@ -317,6 +320,9 @@ pub struct Status {
     /// Seconds.
     pub uptime: u64,
     pub device: Option<Device>,
+    /// `null` in mode `tun`.
+    #[serde(default)]
+    pub segment: Option<Segment>,
     pub config: Option<String>,
     /// Of the configuration in use; 1 at start, one more with each reload.
     pub generation: u64,
@@ -329,6 +335,35 @@ pub struct Status {
     pub services: Vec<Service>,
     /// Only reasons that occurred, most frequent first.
     pub drops: Vec<Drops>,
+}
+
+/// Who the gateway is on its segment, in mode `tap`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Segment {
+    pub mac: String,
+    /// That the device is a port of; `null`: the operator sees to that.
+    pub bridge: Option<String>,
+    /// With prefix lengths.
+    pub addresses: Vec<String>,
+    pub routers: Vec<IpAddr>,
+    /// How many there are in the table.
+    pub neighbours: usize,
+}
+
+/// A host of the gateway's segment.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Neighbour {
+    pub address: IpAddr,
+    /// `null` while it is not known.
+    pub mac: Option<String>,
+    /// `incomplete`, `reachable`, `stale`, `delay`, `probe` or `failed` (RFC 4861 section 7.3.2).
+    pub state: String,
+    /// Seconds since it last answered; if it never did, since it was first asked.
+    pub age: u64,
+    /// Packets that wait for its MAC.
+    pub queued: usize,
+    /// A router or server of the configuration, which is never forgotten.
+    pub kept: bool,
 }
 
 /// What the device counts since the gateway was started.

@@ -8,6 +8,7 @@ use super::api::{self, Fault, FaultCode};
 use crate::command::{Event, FlowChange, FlowFilter, FlowRecord, Volume};
 use crate::flow::TcpState;
 use crate::io::Gateway;
+use crate::link::{Neighbour, Settings};
 use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
@@ -148,6 +149,27 @@ pub fn shard_stats(counted: &Counted, shard: Option<u16>) -> api::ShardStats {
         flows_limit: counted.limit,
         counters: counters.into(),
         drops: drops(&counted.stats),
+    }
+}
+
+pub fn segment(settings: &Settings, bridge: Option<&str>, neighbours: usize) -> api::Segment {
+    api::Segment {
+        mac: settings.mac.to_string(),
+        bridge: bridge.map(str::to_owned),
+        addresses: settings.addresses.iter().map(|prefix| format!("{}/{}", prefix.addr, prefix.len)).collect(),
+        routers: settings.routers.iter().map(Addr::ip).collect(),
+        neighbours,
+    }
+}
+
+pub fn neighbour(neighbour: &Neighbour) -> api::Neighbour {
+    api::Neighbour {
+        address: neighbour.addr.ip(),
+        mac: neighbour.mac.map(|mac| mac.to_string()),
+        state: neighbour.state.word().to_owned(),
+        age: neighbour.age.as_secs(),
+        queued: neighbour.queued,
+        kept: neighbour.kept,
     }
 }
 

@@ -66,6 +66,9 @@ impl Engine {
 
     fn apply_fate(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, fate: Fate) -> Verdict {
         match fate {
+            Fate::Forward { .. } if view.ttl <= 1 && self.snapshot.spec.is_hop => {
+                Verdict::Drop(DropReason::TtlExceeded)
+            }
             Fate::Forward { rewrite, id, server, sender } => {
                 self.count_traffic(server, sender, view.len);
                 let server = ServerId(server);

@@ -40,7 +40,7 @@ impl Device for Memory {
             Err(TrySendError::Disconnected(_)) => Err(io::Error::from_raw_os_error(libc::ENODEV)),
         };
         match buf.wrap {
-            Some(wrap) => write_pieces(buf, &wrap, |vnet, headers, payload| {
+            Some(wrap) => write_pieces(buf, &wrap, 0, |vnet, headers, payload| {
                 put([headers, payload].concat(), VnetHdr::decode(vnet))
             }),
             None => put(buf.packet().to_vec(), buf.vnet),

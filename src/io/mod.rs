@@ -12,8 +12,10 @@ pub mod own_errors;
 mod path_mtu;
 pub mod privilege;
 pub mod receiver;
+pub mod tap;
 pub mod tun;
 pub mod tunnel_socket;
+mod tuntap;
 pub mod worker;
 
 pub use addresses::local_addresses;

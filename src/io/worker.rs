@@ -15,7 +15,7 @@ use tracing::{debug, error, warn};
 use super::Gateway;
 use super::device::{Device, is_fatal};
 use crate::verdict::DropReason;
-use crate::wire::{MAX_PACKET, PacketBuf};
+use crate::wire::{MAX_FRAME, PacketBuf};
 
 /// The signal that interrupts a worker's read.
 const WAKE: libc::c_int = libc::SIGUSR1;
@@ -59,7 +59,7 @@ pub fn start<D: Device + 'static>(gateway: &Arc<Gateway>, queues: Vec<D>) -> io:
 }
 
 fn run(gateway: &Gateway, mut queue: impl Device, stopping: &AtomicBool, counters: &DeviceCounters) -> io::Result<()> {
-    let mut buf = PacketBuf::with_capacity(MAX_PACKET);
+    let mut buf = PacketBuf::with_capacity(MAX_FRAME);
     let mut released = Vec::new();
     let mut warned = false;
     while !stopping.load(Ordering::Relaxed) {

@@ -155,6 +155,11 @@ impl Snapshot {
         self.spec.local_vips.contains(&vip)
     }
 
+    /// Whether what comes for `addr` must be dealt with here, and not be left to the host.
+    pub fn is_ours(&self, addr: Addr) -> bool {
+        (self.is_vip(addr) && !self.is_local(addr)) || self.spec.own_addresses.contains(&addr)
+    }
+
     /// Whether tunnels begin at `addr`.
     pub fn is_tunnel_source(&self, addr: Addr) -> bool {
         self.spec.tunnel_sources.iter().any(|(_, from)| *from == addr)

@@ -176,6 +176,9 @@ pub struct SnapshotSpec {
     pub tunnel_sources: Vec<(Addr, Addr)>,
     /// The gateway forwards as a host of its own and counts TTLs down itself; otherwise the kernel around it does.
     pub is_hop: bool,
+    /// Addresses that are the gateway's own and nobody else's, where [`SnapshotSpec::is_hop`] holds: what comes for them is
+    /// answered as for a VIP without services.
+    pub own_addresses: Vec<Addr>,
     /// Seed of the hashing schedulers; equal on gateways that must choose alike.
     pub seed: u64,
 }
@@ -190,6 +193,7 @@ impl Default for SnapshotSpec {
             mtu: 1500,
             tunnel_sources: Vec::new(),
             is_hop: false,
+            own_addresses: Vec::new(),
             seed: 0,
         }
     }

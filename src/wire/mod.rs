@@ -22,7 +22,7 @@ pub mod vnet;
 pub use addr::Addr;
 pub use cut::{CutError, Fit, fit, pieces};
 pub use outer::{Encapsulation, Outer, QuotedOuter, Wrap, parse_quoted_outer};
-pub use packet_buf::{HEADROOM, MAX_PACKET, PacketBuf};
+pub use packet_buf::{HEADROOM, MAX_FRAME, MAX_PACKET, PacketBuf};
 pub use rewrite::{Rewrite, decrement_ttl, ipv4_id};
 pub use tuple::{Protocol, Tuple};
 pub use unwrap::{Unwrapped, unwrap};

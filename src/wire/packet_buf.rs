@@ -10,6 +10,9 @@ pub const HEADROOM: usize = 128;
 /// The largest packet that a device hands over (a super-packet included).
 pub const MAX_PACKET: usize = 65_535;
 
+/// The same with an Ethernet header.
+pub const MAX_FRAME: usize = MAX_PACKET + 14;
+
 /// One packet, from its IP header on, with room in front and what the device said of its offloads.
 #[derive(Clone, Debug)]
 pub struct PacketBuf {
@@ -85,6 +88,21 @@ impl PacketBuf {
     pub fn prepend(&mut self, len: usize) -> Option<&mut [u8]> {
         self.start = self.start.checked_sub(len)?;
         Some(&mut self.bytes[self.start..self.start + len])
+    }
+
+    /// Holds `packet` instead, without offloads. `false` when it does not fit, and then nothing has changed.
+    #[must_use]
+    pub fn replace(&mut self, packet: &[u8]) -> bool {
+        let Some(room) = self.bytes.get_mut(HEADROOM..HEADROOM + packet.len()) else { return false };
+        room.copy_from_slice(packet);
+        (self.start, self.end) = (HEADROOM, HEADROOM + packet.len());
+        (self.vnet, self.hop, self.wrap) = (VnetHdr::default(), None, None);
+        true
+    }
+
+    /// A copy that takes no more memory than the packet needs.
+    pub fn compact(&self) -> PacketBuf {
+        PacketBuf { vnet: self.vnet, hop: self.hop, wrap: self.wrap, ..PacketBuf::from_packet(self.packet()) }
     }
 
     /// Takes the first `len` bytes off the packet; all of it when it is shorter.

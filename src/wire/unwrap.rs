@@ -52,8 +52,9 @@ pub fn unwrap(buf: &mut PacketBuf, gue_ports: impl Fn(u16) -> bool) -> Result<Un
         // The outer checksum goes with its header; the device was asked for no other.
         Some(partial) if partial.start == outer.header_len && at > outer.header_len => VnetHdr::default(),
         Some(partial) => {
-            let start = partial.start.checked_sub(at).ok_or(DropReason::BadOffload)?;
-            Partial { start, ..partial }.vnet(0)
+            // Behind an inner header, whose options are not looked at here.
+            let start = partial.start.checked_sub(at).filter(|start| *start >= ipv4::MIN_LEN);
+            Partial { start: start.ok_or(DropReason::BadOffload)?, ..partial }.vnet(0)
         }
         None => VnetHdr::default(),
     };

@@ -6,6 +6,7 @@ mod support;
 
 mod conntrack;
 mod fragments;
+mod hop;
 mod icmp;
 mod malformed;
 mod nat;
@@ -42,6 +43,11 @@ fn icmp_errors() {
 }
 
 #[test]
+fn hops() {
+    run(hop::rows);
+}
+
+#[test]
 fn refusals() {
     run(refusal::rows);
 }
@@ -55,7 +61,7 @@ fn malformed_packets() {
 fn every_reason_to_drop_has_a_row() {
     let mut seen = BTreeSet::new();
     for net in [Net::V4, Net::V6] {
-        for rows in [nat::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows] {
+        for rows in [nat::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows] {
             for row in rows(&net) {
                 if let Verdict::Drop(reason) | Verdict::Refuse(reason) = row.verdict {
                     seen.insert(reason);
@@ -65,8 +71,12 @@ fn every_reason_to_drop_has_a_row() {
     }
     // No packet gets this verdict: it is what becomes of held fragments. See fragments.rs.
     seen.insert(DropReason::FragmentTimeout);
+    // The engine sees no frames: tests/link has these.
+    seen.extend(LINK_REASONS);
     // Not a matter of the packet: see one_way.rs.
     seen.insert(DropReason::ServerUnreachable);
+    // The real server's: see tests/receive.
+    seen.extend([DropReason::UnknownGateway, DropReason::TunnelNotAllowed, DropReason::NotOurVip]);
     // Tunnels: see tests/tunnel.
     seen.extend([
         DropReason::BadOffload,
@@ -80,6 +90,22 @@ fn every_reason_to_drop_has_a_row() {
     let missing: Vec<_> = DropReason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
     assert!(missing.is_empty(), "no row for {missing:?}");
 }
+
+const LINK_REASONS: [DropReason; 13] = [
+    DropReason::BadFrame,
+    DropReason::VlanTagged,
+    DropReason::OtherMac,
+    DropReason::OtherEtherType,
+    DropReason::LinkBroadcast,
+    DropReason::BadArp,
+    DropReason::BadNdp,
+    DropReason::SpoofedMac,
+    DropReason::AddressConflict,
+    DropReason::NoRoute,
+    DropReason::NeighbourQueueFull,
+    DropReason::NeighbourUnreachable,
+    DropReason::NeighbourEvicted,
+];
 
 /// One line of a table.
 pub struct Row {

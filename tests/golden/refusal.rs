@@ -136,11 +136,11 @@ fn quiet(net: Net) -> SnapshotSpec {
 }
 
 /// As the engine sends its own packets: never fragmented, no identification.
-fn answer(build: Build) -> Build {
+pub fn answer(build: Build) -> Build {
     Build { dont_fragment: true, ..build.id(0) }
 }
 
-fn without_window(mut build: Build) -> Build {
+pub fn without_window(mut build: Build) -> Build {
     if let Transport::Tcp { window, .. } = &mut build.transport {
         *window = 0;
     }

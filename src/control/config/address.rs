@@ -97,7 +97,7 @@ fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     }
 }
 
-fn parse_address(text: &str, unfit: &str) -> Result<Addr, String> {
+pub(super) fn parse_address(text: &str, unfit: &str) -> Result<Addr, String> {
     let Ok(ip) = text.parse::<IpAddr>() else {
         return Err(match text.contains('%') {
             true => "has a zone; gatun forwards to addresses that mean the same on every interface".to_owned(),

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::problem::{ConfigErrors, Problems};
-use super::{Config, GatewayConfig, ServerConfig, ServiceConfig};
+use super::{Config, GatewayConfig, ServerConfig, ServiceConfig, TapConfig};
 use crate::service::{Fault, ServerSpec, ServiceSpec, SnapshotError, SnapshotSpec};
+use crate::wire::Addr;
 
 /// A configuration in the terms of those who carry it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +44,23 @@ fn translate(config: &Config) -> SnapshotSpec {
         limits: config.limits,
         mtu: config.gateway.mtu(),
         seed: config.seed,
+        is_hop: config.gateway.tap.is_some(),
+        own_addresses: config.gateway.tap.as_ref().map(TapConfig::own_addresses).unwrap_or_default(),
+        tunnel_sources: tunnel_sources(config),
         // What the host finds, not what the file says.
         ..SnapshotSpec::default()
     }
+}
+
+/// In mode "tap" a tunnel begins at one of the gateway's own addresses; otherwise the host is to be asked.
+fn tunnel_sources(config: &Config) -> Vec<(Addr, Addr)> {
+    let Some(tap) = &config.gateway.tap else { return Vec::new() };
+    let servers =
+        config.services.iter().flat_map(|service| &service.servers).map(|server| server.address.value.address);
+    let mut sources: Vec<_> = servers.filter_map(|server| Some((server, tap.source_towards(server)?))).collect();
+    sources.sort_unstable();
+    sources.dedup();
+    sources
 }
 
 fn translate_service(service: &ServiceConfig) -> ServiceSpec {

@@ -5,9 +5,11 @@ use std::fmt;
 use serde::Serialize;
 
 use super::duration::format_duration;
-use super::{Compiled, GatewayConfig, Listen, Queues, ServerAddress};
+use super::{Compiled, GatewayConfig, Listen, Queues, ServerAddress, TapConfig};
+use crate::link::Prefix;
 use crate::service::{Limits, ServerSpec, ServiceSpec, SnapshotSpec};
 use crate::timeouts::Timeouts;
+use crate::wire::Addr;
 
 /// One thing that differs. Its `Display` is one line of `gatun diff`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -66,8 +68,13 @@ pub fn difference(old: &Compiled, new: &Compiled) -> Vec<Change> {
 
 fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) {
     // Taken apart so that a new field cannot be forgotten here.
-    let GatewayConfig { device, uplinks, queues, control, metrics, routes, offload, priority, mtu, max_flows } = old;
+    let GatewayConfig { tap, device, uplinks, queues, control, metrics, routes, offload, priority, mtu, max_flows } =
+        old;
     let mut fixed = Comparison { subject: "[gateway]".to_owned(), needs_restart: true, changes };
+    fixed.key("mode", &tap.is_some(), &new.tap.is_some(), |tap| if *tap { "\"tap\"" } else { "\"tun\"" }.to_owned());
+    if let (Some(old), Some(new)) = (tap, &new.tap) {
+        compare_taps(old, new, &mut fixed);
+    }
     fixed.key("device", device, &new.device, |name| format!("{name:?}"));
     fixed.key("queues", queues, &new.queues, |queues| match queues {
         Queues::Auto => "\"auto\"".to_owned(),
@@ -88,6 +95,18 @@ fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) 
     table.key("max_flows", max_flows, &new.max_flows, usize::to_string);
 }
 
+fn compare_taps(old: &TapConfig, new: &TapConfig, fixed: &mut Comparison<'_>) {
+    let TapConfig { bridge, mac, addresses, routers } = old;
+    fixed
+        .key("bridge", bridge, &new.bridge, |name| name.as_ref().map_or("none".to_owned(), |name| format!("{name:?}")));
+    fixed.key("mac", mac, &new.mac, |mac| mac.map_or("\"auto\"".to_owned(), |mac| format!("\"{mac}\"")));
+    let prefixes =
+        |list: &Vec<Prefix>| -> Vec<String> { list.iter().map(|p| format!("{}/{}", p.addr, p.len)).collect() };
+    fixed.key("address", addresses, &new.addresses, |list| format!("{:?}", prefixes(list)));
+    let routers_of = |list: &Vec<Addr>| -> Vec<String> { list.iter().map(Addr::to_string).collect() };
+    fixed.key("router", routers, &new.routers, |list| format!("{:?}", routers_of(list)));
+}
+
 fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
     // The MTU is the gateway's, and local addresses are the host's.
     let SnapshotSpec {
@@ -99,6 +118,7 @@ fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
         local_vips: _,
         tunnel_sources: _,
         is_hop: _,
+        own_addresses: _,
     } = old;
     Comparison::live("[gateway]", changes).key("seed", seed, &new.seed, u64::to_string);
     compare_timeouts(*timeouts, new.timeouts, &mut Comparison::live("[conntrack.timeouts]", changes));

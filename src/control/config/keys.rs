@@ -20,8 +20,9 @@ pub(super) static GATEWAY: Keys = Keys {
     header: "[gateway]",
     known: &[
         "mode", "device", "uplink", "queues", "control", "metrics", "routes", "offload", "priority", "mtu", "seed",
+        "bridge", "mac", "address", "router",
     ],
-    later: &["bridge", "mac", "address", "router"],
+    later: &[],
 };
 
 pub(super) static CONNTRACK: Keys =

@@ -15,6 +15,7 @@ mod problem;
 mod read;
 mod real_server;
 mod section;
+mod tap;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ pub use difference::{Change, Kind as ChangeKind, difference};
 pub use duration::{format_duration, parse_duration};
 pub use problem::{ConfigErrors, Located, Problem, Source};
 pub use real_server::{AnyConfig, RealServerConfig};
+pub use tap::TapConfig;
 
 use crate::service::{Limits, Method, Protocols, SchedulerKind};
 use crate::timeouts::Timeouts;
@@ -56,7 +58,9 @@ pub struct Config {
 /// What the gateway is besides its services: fixed while it runs, but for the uplinks and the MTU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayConfig {
-    /// Name of the TUN device.
+    /// Who the gateway is on its segment; `None` in mode "tun".
+    pub tap: Option<TapConfig>,
+    /// Name of the device.
     pub device: String,
     /// Where VIPs are announced; empty: the interfaces of the default routes.
     pub uplinks: Vec<String>,
@@ -89,6 +93,7 @@ impl GatewayConfig {
 impl Default for GatewayConfig {
     fn default() -> GatewayConfig {
         GatewayConfig {
+            tap: None,
             device: "gatun0".to_owned(),
             uplinks: Vec::new(),
             queues: Queues::Auto,

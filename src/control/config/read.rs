@@ -10,6 +10,7 @@ use toml::de::DeTable;
 use super::keys;
 use super::problem::{Located, Problems, Source};
 use super::section::Section;
+use super::tap;
 use super::{
     Config, ConfigErrors, GatewayConfig, Queues, ServerConfig, ServiceConfig, compile, parse_listen, parse_server,
 };
@@ -56,13 +57,15 @@ pub(super) fn config(document: &Spanned<DeTable<'_>>, source: Source) -> Result<
     });
     config.services = sections.iter().filter_map(read_service).collect();
     compile::report_faults(&config, &problems);
+    tap::report_faults(&config, &problems);
     let source = config.source.clone();
     problems.into_result(config, &source)
 }
 
 fn read_gateway(section: &Section<'_>, config: &mut Config) {
     let gateway = &mut config.gateway;
-    section.word("mode", &[("tun", ())], &["tap"]);
+    let is_tap = section.word("mode", &[("tun", false), ("tap", true)], &[]).unwrap_or(false);
+    gateway.tap = tap::read(section, is_tap);
     set(&mut gateway.device, section.parsed("device", device_name));
     if let Some(uplinks) = section.strings("uplink", r#"["eth0"]"#) {
         gateway.uplinks = uplinks.into_iter().filter_map(|uplink| read_uplink(section, uplink)).collect();

@@ -48,6 +48,13 @@ impl<'a> Section<'a> {
         self.problems.report(span, place);
     }
 
+    /// Reports that a key should not be there, if it is; `wrong` goes on with the sentence that the key begins.
+    pub(super) fn refuse_key(&self, key: &str, wrong: &str) {
+        if let Some((found, _)) = self.table.get_key_value(key) {
+            self.refuse(found.span(), format!("\"{key}\" {wrong}"));
+        }
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }

@@ -8,21 +8,38 @@ use ipnet::IpNet;
 use crate::control::config::GatewayConfig;
 use crate::io::host::{HostPlan, Listener, Ports, ReturnPath, VipPlan};
 use crate::service::{Method, PortRange, Server, Service, Snapshot};
+use crate::wire::Addr;
 
 /// Packets that the kernel may queue towards the workers. Its own default of 500 is too few for a burst of small packets
 /// from more than one link.
 const TXQUEUELEN: u32 = 4096;
 
 /// VIPs and servers that are only kept for their old flows are part of the plan: their packets must still come.
+///
+/// In mode "tap" nothing of the host's IP stack is involved: it has the device to carry and no more.
 pub fn host_plan(gateway: &GatewayConfig, snapshot: &Snapshot) -> HostPlan {
-    HostPlan {
+    let device = HostPlan {
         device: gateway.device.clone(),
         mtu: Some(u32::from(snapshot.spec.mtu)),
         txqueuelen: TXQUEUELEN,
-        uplinks: gateway.uplinks.clone(),
-        vips: vips(snapshot),
-        returns: returns(snapshot),
+        bridge: gateway.tap.as_ref().and_then(|tap| tap.bridge.clone()),
+        ..HostPlan::default()
+    };
+    if gateway.tap.is_some() {
+        return device;
     }
+    HostPlan { uplinks: gateway.uplinks.clone(), vips: vips(snapshot), returns: returns(snapshot), ..device }
+}
+
+/// In mode "tap": whom the gateway answers for, and whom it must know. What is only kept for old flows is among them.
+pub fn segment_plan(snapshot: &Snapshot) -> (Vec<Addr>, Vec<Addr>) {
+    let mut vips: Vec<Addr> = snapshot.vips().map(|(addr, _)| addr).collect();
+    let mut servers: Vec<Addr> = known_servers(snapshot).map(|server| server.address).collect();
+    for addrs in [&mut vips, &mut servers] {
+        addrs.sort_unstable();
+        addrs.dedup();
+    }
+    (vips, servers)
 }
 
 fn vips(snapshot: &Snapshot) -> Vec<VipPlan> {

@@ -30,6 +30,7 @@ use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order};
 use crate::io::Gateway;
+use crate::io::tap::Segment;
 use crate::io::worker::Workers;
 
 pub use host_plan::host_plan;
@@ -175,12 +176,15 @@ impl Daemon {
     }
 }
 
-/// Runs beside the main loop: the engines' clock.
-async fn keep_time(gateway: Arc<Gateway>) -> &'static str {
+/// Runs beside the main loop: the clock of the engines and of the link.
+async fn keep_time(gateway: Arc<Gateway>, segment: Option<Arc<Segment>>) -> &'static str {
     let mut tick = every(TICK);
     loop {
         tick.tick().await;
         gateway.handle_timeouts();
+        if let Some(segment) = &segment {
+            segment.tick(&gateway);
+        }
     }
 }
 

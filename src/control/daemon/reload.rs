@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
+use super::host_plan::segment_plan;
 use super::start::automatic_mtu;
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
@@ -18,6 +19,10 @@ pub(super) async fn load(path: &Path) -> Result<Compiled> {
     let mut compiled = Config::load(path)?.compiled()?;
     if compiled.gateway.mtu.is_none() {
         compiled.snapshot.mtu = automatic_mtu(&compiled);
+    }
+    if compiled.gateway.tap.is_some() {
+        // What the host's addresses are, and how it reaches the servers, does not matter there.
+        return Ok(compiled);
     }
     let own = local_addresses().await.context("the addresses of this host")?;
     let is_own = |vip: &Addr| own.contains(&vip.ip());
@@ -88,6 +93,7 @@ impl Daemon {
             return Err(error).context("the host could not be set up for it");
         }
         // From here on nothing can fail.
+        self.tell_segment(&snapshot);
         let generation = snapshot.generation;
         self.compiled = Compiled { gateway, snapshot: new.snapshot };
         *self.control.about().config.lock() = Some(path.clone());
@@ -114,6 +120,14 @@ impl Daemon {
         }
     }
 
+    /// After the engine, which must know a VIP before the network is told of it.
+    fn tell_segment(&self, snapshot: &Snapshot) {
+        if let Some(segment) = &self.control.about().segment {
+            let (vips, servers) = segment_plan(snapshot);
+            segment.configure(&vips, &servers);
+        }
+    }
+
     /// Lets go of services and servers that were kept for their old flows and have none any more.
     pub(super) async fn tidy(&mut self) {
         let Some(snapshot) = self.gateway.snapshot().tidied() else { return };
@@ -123,6 +137,7 @@ impl Daemon {
             tracing::warn!("the routes of what was removed stay for now: {:#}", anyhow::Error::from(error));
             return;
         }
+        self.tell_segment(&snapshot);
         tracing::info!("let go of what was kept for flows that have ended now");
         self.gateway.swap(Arc::new(snapshot));
     }

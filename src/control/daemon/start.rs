@@ -13,6 +13,7 @@ use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::host_plan::segment_plan;
 use super::reload::load;
 use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates};
 use crate::control::config::{Compiled, GatewayConfig};
@@ -23,6 +24,7 @@ use crate::control::socket::{Limits, Socket};
 use crate::io::direct::{PacketSocket, Places};
 use crate::io::host::{self, Host};
 use crate::io::own_errors::OwnErrors;
+use crate::io::tap;
 use crate::io::tun::{self, TunQueue, TunSettings};
 use crate::io::worker::{self, Workers};
 use crate::io::{Gateway, link_mtu, neighbours, path_mtu, privilege};
@@ -118,27 +120,34 @@ async fn bring_up(
         mtu: snapshot.spec.mtu,
         offload: config.offload,
     };
-    let places = Arc::new(Places::default());
-    let queues = with_frames(tun::open(&settings)?, &places, &snapshot);
-    let sender = queues.first().map(TunQueue::sender).transpose()?;
-    let workers = worker::start(gateway, queues)?;
+    let mut tasks = JoinSet::new();
+    let (workers, segment) = match &config.tap {
+        None => (start_tun(gateway, &settings, &snapshot, &mut tasks)?, None),
+        Some(tap) => {
+            let mac = tap.mac(&config.device, &std::fs::read("/etc/machine-id").unwrap_or_default());
+            let (queues, segment) = tap::open(&settings, tap.link_settings(mac))?;
+            (worker::start(gateway, queues)?, Some(segment))
+        }
+    };
     let device = Device::new(&config.device, workers.counters());
     done.workers = Some(workers);
     let metrics = metrics?;
     if let Some(host) = &mut done.host {
         host.apply(&host_plan(config, &snapshot)).await?;
     }
+    if let Some(segment) = &segment {
+        let (vips, servers) = segment_plan(&snapshot);
+        segment.configure(&vips, &servers);
+        tracing::info!("on the segment as {}", segment.mac());
+    }
 
+    let bridge = config.tap.as_ref().and_then(|tap| tap.bridge.clone());
     let config = Mutex::new(Some(options.config.clone()));
-    let control = Arc::new(Control::new(gateway.clone(), About { config, device: Some(device) }, Some(orders)));
-    let mut tasks = JoinSet::new();
-    tasks.spawn(keep_time(gateway.clone()));
+    let about = About { config, device: Some(device), segment: segment.clone(), bridge };
+    let control = Arc::new(Control::new(gateway.clone(), about, Some(orders)));
+    tasks.spawn(keep_time(gateway.clone(), segment));
     tasks.spawn(pump_events(control.clone()));
     tasks.spawn(sample_rates(control.clone()));
-    tasks.spawn(neighbours::watch(gateway.clone(), places));
-    if let (Some(errors), Some(sender)) = (own_errors(&snapshot), sender) {
-        tasks.spawn(errors.serve(gateway.clone(), sender));
-    }
     tracing::info!("control socket {}", socket.path().display());
     let clients = control.clone();
     tasks.spawn(async move {
@@ -152,6 +161,25 @@ async fn bring_up(
         tasks.spawn(feed_watchdog(gateway.clone(), timeout));
     }
     Ok((control, tasks))
+}
+
+/// The workers of mode "tun", and what goes on beside them: finding the servers of method direct, and picking up the errors
+/// about tunnels that the kernel delivers to the host.
+fn start_tun(
+    gateway: &Arc<Gateway>,
+    settings: &TunSettings,
+    snapshot: &Snapshot,
+    tasks: &mut JoinSet<&'static str>,
+) -> Result<Workers> {
+    let places = Arc::new(Places::default());
+    let queues = with_frames(tun::open(settings)?, &places, snapshot);
+    let sender = queues.first().map(TunQueue::sender).transpose()?;
+    let workers = worker::start(gateway, queues)?;
+    tasks.spawn(neighbours::watch(gateway.clone(), places));
+    if let (Some(errors), Some(sender)) = (own_errors(snapshot), sender) {
+        tasks.spawn(errors.serve(gateway.clone(), sender));
+    }
+    Ok(workers)
 }
 
 /// Gives every queue a way out for frames; without one, servers of method direct cannot be reached.
@@ -197,6 +225,10 @@ pub fn print_routes(config: &Path) -> Result<String> {
 
 /// The MTU of the narrowest link that packets of a flow may pass here, so that TCP never sends what does not fit.
 pub(super) fn automatic_mtu(compiled: &Compiled) -> u16 {
+    if let Some(tap) = &compiled.gateway.tap {
+        let bridge = tap.bridge.as_ref().and_then(|name| link_mtu(name).ok());
+        return bridge.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(GatewayConfig::AUTO_MTU).max(1280);
+    }
     let uplinks = compiled.gateway.uplinks.iter().filter_map(|name| link_mtu(name).ok());
     // Without uplinks in the file they are where the default routes lead, and so does every address that no route names.
     let anywhere: [IpAddr; 2] =

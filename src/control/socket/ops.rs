@@ -33,6 +33,10 @@ pub(super) async fn perform(
         Request::Ping {} => out.ok(&api::Pong::ours()),
         Request::Status {} => out.ok(&control.status()),
         Request::Stats {} => out.ok(&control.stats()),
+        Request::Neighbours {} => match control.neighbours() {
+            Ok(neighbours) => out.ok(&neighbours),
+            Err(fault) => return Ok(Err(fault)),
+        },
         Request::ServiceList {} => out.ok(&control.services()),
         Request::ServerList { service } => match servers(control, service.as_deref()) {
             Ok(servers) => out.ok(&servers),

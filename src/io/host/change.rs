@@ -205,6 +205,11 @@ pub enum Change {
         device: String,
         property: LinkProperty,
     },
+    /// The device becomes a port of a bridge.
+    Port {
+        device: String,
+        bridge: String,
+    },
     /// `path` below `/proc/sys`, as `net/ipv4/conf/eth0/forwarding`.
     Sysctl {
         path: String,
@@ -249,7 +254,8 @@ impl Change {
             (Change::Link { device: a, property: p }, Change::Link { device: b, property: q }) => {
                 a == b && std::mem::discriminant(p) == std::mem::discriminant(q)
             }
-            (Change::Sysctl { path: a, .. }, Change::Sysctl { path: b, .. }) => a == b,
+            (Change::Sysctl { path: a, .. }, Change::Sysctl { path: b, .. })
+            | (Change::Port { device: a, .. }, Change::Port { device: b, .. }) => a == b,
             (Change::Route { table: a, destination: x, .. }, Change::Route { table: b, destination: y, .. }) => {
                 a == b && x == y
             }
@@ -291,6 +297,7 @@ impl fmt::Display for Change {
                 LinkProperty::Up(true) => write!(f, "ip link set dev {device} up"),
                 LinkProperty::Up(false) => write!(f, "ip link set dev {device} down"),
             },
+            Change::Port { device, bridge } => write!(f, "ip link set dev {device} master {bridge}"),
             // The name of an interface may hold a dot, which sysctl's dotted form would take for a separator.
             Change::Sysctl { path, value } if path.contains('.') => write!(f, "sysctl -w {path}={value}"),
             Change::Sysctl { path, value } => write!(f, "sysctl -w {}={value}", path.replace('/', ".")),

@@ -70,6 +70,14 @@ pub enum HostError {
     NoPrivilege { what: String },
     #[error("there is no network device {0}: it has to be opened before the host is set up")]
     NoSuchDevice(String),
+    #[error("bridge {0} does not exist: make it (`ip link add {0} type bridge`), or name another one")]
+    NoSuchBridge(String),
+    #[error("{0} is no bridge, or one that takes no such port: name a bridge (`ip link show type bridge` lists them)")]
+    NotABridge(String),
+    #[error(
+        "{device} is a port of {bridge} already: take it out (`ip link set dev {device} nomaster`), or name that bridge"
+    )]
+    OtherBridge { device: String, bridge: String },
     #[error("uplink {0} does not exist: name interfaces that `ip link` shows")]
     NoSuchUplink(String),
     #[error("the device changes from {old} to {new}: that needs a restart")]

@@ -46,6 +46,8 @@ pub struct Link {
     /// It resolves addresses by ARP or NDP.
     pub resolves: bool,
     pub address: Vec<u8>,
+    /// The interface that it is a port of.
+    pub controller: Option<u32>,
 }
 
 impl Link {
@@ -122,6 +124,22 @@ impl Net {
             LinkProperty::Up(false) => link.down(),
         };
         self.handle.link().set(link.build()).execute().await
+    }
+
+    /// Makes `device` a port of `bridge`, or of none.
+    pub async fn set_port(&self, device: &str, bridge: Option<&str>) -> Result<(), Error> {
+        let link = LinkUnspec::new_with_index(self.index(device)?);
+        let link = match bridge {
+            Some(bridge) => link.controller(self.index(bridge)?),
+            None => link.nocontroller(),
+        };
+        self.handle.link().set(link.build()).execute().await
+    }
+
+    /// The bridge that `device` is a port of now.
+    pub async fn bridge_of(&self, device: &str) -> Result<Option<String>, Error> {
+        let controller = self.current(device).await?.and_then(|link| link.controller);
+        Ok(controller.and_then(|index| self.name(index)))
     }
 
     pub async fn rules(&self, family: Family) -> Result<Vec<KernelRule>, Error> {
@@ -365,7 +383,7 @@ impl Net {
 
     /// Makes the kernel resolve a neighbour as if a packet went there.
     pub async fn use_neighbour(&self, address: IpAddr, interface: u32) -> Result<(), Error> {
-        let mut request = self.handle.neighbours().add(interface, address).flags(NeighbourFlags::Use);
+        let mut request = self.handle.neighbours().add(interface, address).flags(NeighbourFlags::Use).replace();
         request.message_mut().header.state = NeighbourState::None;
         request.execute().await
     }
@@ -439,6 +457,7 @@ impl From<LinkMessage> for Link {
             loopback: flags.contains(LinkFlags::Loopback),
             resolves: !flags.intersects(LinkFlags::Noarp | LinkFlags::Loopback),
             address: Vec::new(),
+            controller: None,
         };
         for attribute in message.attributes {
             match attribute {
@@ -446,6 +465,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::TxQueueLen(n) => link.txqueuelen = n,
                 LinkAttribute::Address(address) => link.address = address,
+                LinkAttribute::Controller(index) => link.controller = Some(index).filter(|index| *index != 0),
                 _ => {}
             }
         }

@@ -47,6 +47,8 @@ pub struct HostPlan {
     /// Where clients come from and VIPs are announced; empty: the interfaces of the default routes, and where there is
     /// none, every interface that is up and has an address.
     pub uplinks: Vec<String>,
+    /// The bridge that the device is to be a port of.
+    pub bridge: Option<String>,
     pub vips: Vec<VipPlan>,
     /// Packets that must reach the gateway on their way back from a server.
     pub returns: Vec<ReturnPath>,
@@ -252,6 +254,7 @@ fn device(plan: &HostPlan) -> Vec<Change> {
     list.push(sysctl(Family::V6, "conf", &plan.device, "addr_gen_mode", "1"));
     list.push(sysctl(Family::V6, "conf", &plan.device, "accept_ra", "0"));
     list.push(link(LinkProperty::Up(true)));
+    list.extend(plan.bridge.iter().map(|bridge| Change::Port { device: plan.device.clone(), bridge: bridge.clone() }));
     list
 }
 

@@ -24,6 +24,7 @@ fn vip(text: &str, protocol: u8, port: u16) -> VipPlan {
 
 fn plan() -> HostPlan {
     HostPlan {
+        bridge: None,
         device: "gatun0".into(),
         mtu: Some(1500),
         txqueuelen: 4096,

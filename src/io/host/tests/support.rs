@@ -163,6 +163,7 @@ pub fn ip(text: &str) -> IpAddr {
 
 pub fn plan(device: &str, vips: &[&str]) -> HostPlan {
     HostPlan {
+        bridge: None,
         device: device.into(),
         mtu: Some(1400),
         txqueuelen: 4096,
