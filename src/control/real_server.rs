@@ -7,8 +7,10 @@
 //! with the main table. What the start has done is undone in reverse, whether the start failed half-way or the daemon is
 //! stopped.
 //!
-//! A reload changes the addresses and the MTU. The host comes first: an address has to be there before packets for it are
-//! let in. What belongs to the device or to sockets stays until a restart, and is warned of.
+//! A packet is let in only while its VIP is an address of the host: for another one the host might look for a way, and it
+//! would come back by the gateway. So a reload lets in what is there before and after, changes the host, and then lets in
+//! the rest; and the end lets in nothing before it takes the addresses away. What belongs to the device or to sockets
+//! stays until a restart, and is warned of.
 
 mod status;
 
@@ -99,7 +101,7 @@ struct Shown {
     started: Instant,
     file: Option<PathBuf>,
     running: Mutex<(RealServerConfig, u32)>,
-    receivers: Receivers,
+    receivers: Mutex<Receivers>,
 }
 
 struct Daemon {
@@ -148,7 +150,7 @@ impl Daemon {
         loop {
             tokio::select! {
                 _ = tick.tick() => {
-                    if self.shown.receivers.have_failed() {
+                    if self.shown.receivers.lock().have_failed() {
                         return Err(anyhow!("a packet thread ended; the log says why"));
                     }
                 }
@@ -210,10 +212,16 @@ impl Daemon {
                 tracing::warn!("not changed before a restart: {key}");
             }
         }
-        let config = RealServerConfig { vips: new.vips, gateways: new.gateways, mtu: new.mtu, ..old };
+        let config = RealServerConfig { vips: new.vips, gateways: new.gateways, mtu: new.mtu, ..old.clone() };
         let plan = plan(&config);
-        self.host.apply_real_server(&plan).await?;
-        self.shown.receivers.swap(accepts(&config));
+        let let_in = |accepts: RealServer| self.shown.receivers.lock().swap(accepts);
+        let both = |vip: &Addr| config.vips.contains(vip);
+        let_in(RealServer { vips: old.vips.iter().copied().filter(both).collect(), ..accepts(&old) });
+        if let Err(error) = self.host.apply_real_server(&plan).await {
+            let_in(accepts(&old));
+            return Err(error.into());
+        }
+        let_in(accepts(&config));
         *self.shown.running.lock() = (config, plan.tunnel_mtu);
         self.plan = plan;
         Ok(())
@@ -222,9 +230,11 @@ impl Daemon {
     /// Undoes what the start did, last thing first. The VIPs go before the device that holds them.
     async fn stop(self) {
         self.socket.abort();
+        let nothing = RealServer { vips: Vec::new(), ..accepts(&self.shown.running.lock().0) };
+        self.shown.receivers.lock().swap(nothing);
         self.host.undo().await;
-        // Waits for the threads; the device goes with the last of them.
-        drop(self.shown);
+        // The device goes with the last of the threads.
+        self.shown.receivers.lock().stop();
         tracing::info!("stopped");
     }
 }
@@ -245,7 +255,7 @@ async fn bring_up(host: &mut Host, options: &Options, config: &RealServerConfig)
         started: Instant::now(),
         file: options.setup.path().map(Path::to_owned),
         running: Mutex::new((config.clone(), plan.tunnel_mtu)),
-        receivers,
+        receivers: Mutex::new(receivers),
     });
     tracing::info!("control socket {}", socket.path().display());
     let seen = shown.clone();

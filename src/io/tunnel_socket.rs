@@ -94,12 +94,14 @@ impl TunnelSocket {
         };
         let socket = Socket::new(domain, kind, Some(Protocol::from(i32::from(protocol))))?;
         let tunnel = TunnelSocket { socket, source };
-        match source.outer() {
-            Version::V4 => {
+        match (source.outer(), source) {
+            // The header comes with the packet.
+            (Version::V4, Source::Ipip { .. }) => {}
+            (Version::V4, Source::Gue { .. }) => {
                 tunnel.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
                 tunnel.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
             }
-            Version::V6 => {
+            (Version::V6, _) => {
                 tunnel.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
                 tunnel.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
             }

@@ -27,6 +27,11 @@ struct Train {
     segments: u16,
     /// Nothing follows a short segment or one with PSH.
     closed: bool,
+    /// The last segment has PSH.
+    psh: bool,
+    l4: usize,
+    /// Where the first packet's payload starts.
+    payload: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,16 +71,21 @@ pub fn coalesce(batch: &mut [PacketBuf]) {
                 if train.join(&mut before[train.at], buf, &segment) {
                     buf.truncate(0);
                 } else {
+                    train.finish(&mut before[train.at]);
                     *train = Train::new(at, &segment);
                 }
             }
             (None, Some(segment)) => trains.push(Train::new(at, &segment)),
             // What cannot be joined must not be overtaken by what follows it.
             (Some(train), None) => {
-                trains.swap_remove(train);
+                let train = trains.swap_remove(train);
+                train.finish(&mut before[train.at]);
             }
             (None, None) => {}
         }
+    }
+    for train in trains {
+        train.finish(&mut batch[train.at]);
     }
 }
 
@@ -115,6 +125,9 @@ impl Train {
             size: segment.len,
             segments: 1,
             closed: segment.psh,
+            psh: segment.psh,
+            l4: segment.l4,
+            payload: segment.payload,
         }
     }
 
@@ -131,8 +144,37 @@ impl Train {
         self.next = self.next.wrapping_add(segment.len as u32);
         self.segments += 1;
         self.closed = segment.psh || segment.len < self.size;
-        write_headers(first, segment, self.size);
+        self.psh = segment.psh;
         true
+    }
+
+    /// Lengths, checksums and offloads of the super-packet, when there is one.
+    fn finish(&self, first: &mut PacketBuf) {
+        if self.segments == 1 {
+            return;
+        }
+        let packet = first.packet_mut();
+        let (len, l4) = (packet.len(), self.l4);
+        let v4 = l4 == ipv4::MIN_LEN;
+        if v4 {
+            packet[ipv4::TOTAL_LEN..ipv4::TOTAL_LEN + 2].copy_from_slice(&(len as u16).to_be_bytes());
+            packet[ipv4::CHECKSUM..ipv4::CHECKSUM + 2].fill(0);
+            let sum = checksum::finish(0, &packet[..l4]);
+            packet[ipv4::CHECKSUM..ipv4::CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
+        } else {
+            packet[4..6].copy_from_slice(&((len - ipv6::LEN) as u16).to_be_bytes());
+        }
+        if self.psh {
+            packet[l4 + FLAGS] |= tcp::PSH;
+        }
+        let pseudo = pseudo_header(self.flow.src, self.flow.dst, Protocol::TCP.0, len - l4);
+        packet[l4 + tcp::CHECKSUM..l4 + tcp::CHECKSUM + 2].copy_from_slice(&pseudo.to_be_bytes());
+        first.vnet = VnetHdr {
+            gso_type: if v4 { VnetHdr::GSO_TCPV4 } else { VnetHdr::GSO_TCPV6 },
+            hdr_len: self.payload as u16,
+            gso_size: self.size as u16,
+            ..VnetHdr::partial(l4 as u16, tcp::CHECKSUM as u16)
+        };
     }
 }
 
@@ -155,31 +197,4 @@ fn same_headers(first: &[u8], next: &[u8], segment: &Segment, number: u16) -> bo
         && first[l4 + 8..l4 + FLAGS] == next[l4 + 8..l4 + FLAGS]
         && first[l4 + FLAGS + 1..l4 + tcp::CHECKSUM] == next[l4 + FLAGS + 1..l4 + tcp::CHECKSUM]
         && first[l4 + tcp::MIN_LEN..payload] == next[l4 + tcp::MIN_LEN..payload]
-}
-
-/// Lengths, checksums and offloads of a super-packet whose last segment is `last`.
-fn write_headers(first: &mut PacketBuf, last: &Segment, size: usize) {
-    let packet = first.packet_mut();
-    let len = packet.len();
-    let l4 = last.l4;
-    let v4 = l4 == ipv4::MIN_LEN;
-    if v4 {
-        packet[ipv4::TOTAL_LEN..ipv4::TOTAL_LEN + 2].copy_from_slice(&(len as u16).to_be_bytes());
-        packet[ipv4::CHECKSUM..ipv4::CHECKSUM + 2].fill(0);
-        let sum = checksum::finish(0, &packet[..l4]);
-        packet[ipv4::CHECKSUM..ipv4::CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
-    } else {
-        packet[4..6].copy_from_slice(&((len - ipv6::LEN) as u16).to_be_bytes());
-    }
-    if last.psh {
-        packet[l4 + FLAGS] |= tcp::PSH;
-    }
-    let pseudo = pseudo_header(last.flow.src, last.flow.dst, Protocol::TCP.0, len - l4);
-    packet[l4 + tcp::CHECKSUM..l4 + tcp::CHECKSUM + 2].copy_from_slice(&pseudo.to_be_bytes());
-    first.vnet = VnetHdr {
-        gso_type: if v4 { VnetHdr::GSO_TCPV4 } else { VnetHdr::GSO_TCPV6 },
-        hdr_len: last.payload as u16,
-        gso_size: size as u16,
-        ..VnetHdr::partial(l4 as u16, tcp::CHECKSUM as u16)
-    };
 }

@@ -35,7 +35,7 @@ pub struct Status {
 
 impl Status {
     pub(super) fn of(shown: &Shown) -> Status {
-        let totals = shown.receivers.totals();
+        let totals = shown.receivers.lock().totals();
         let (config, tunnel_mtu) = shown.running.lock().clone();
         let words = |list: &[crate::wire::Addr]| list.iter().map(ToString::to_string).collect();
         Status {
