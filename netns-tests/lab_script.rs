@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 
 use crate::cleanup::{ensure_same, snapshot_of};
 use crate::lab::{Lab, scenario};
