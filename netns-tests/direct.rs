@@ -36,6 +36,16 @@ fn expiry() {
     one_way::expiry(Way::Direct);
 }
 
+#[test]
+fn narrow_way_to_the_client() {
+    one_way::narrow_way_to_the_client(Way::Direct);
+}
+
+#[test]
+fn fragments() {
+    one_way::fragments(Way::Direct);
+}
+
 /// A server lost its link, and nobody answers ARP or NDP for it. Who was sent there is told within seconds, and after
 /// that nobody is sent there any more, until it is back.
 #[test]

@@ -97,9 +97,14 @@ impl Lab {
         Ok(command)
     }
 
-    /// Sets a server up for a method: `scripts/lab serve NODE WORDS…`.
-    pub fn serve(&self, node: &str, words: &[&str]) -> Result<()> {
-        script(&self.prefix, &[&["serve", node], words].concat())
+    /// Sets a server up for methods: `scripts/lab serve NODE SETUP…`.
+    pub fn serve(&self, node: &str, setup: &[&str]) -> Result<()> {
+        self.script(&[&["serve", node], setup].concat())
+    }
+
+    /// `scripts/lab WORDS…`, with this lab.
+    pub fn script(&self, words: &[&str]) -> Result<()> {
+        script(&self.prefix, words)
     }
 
     /// Runs a program on a node to its end.

@@ -28,6 +28,7 @@ mod flood;
 mod forged;
 mod fragments;
 mod icmp_errors;
+mod lab_script;
 mod local_vip;
 mod metrics;
 mod mixed;

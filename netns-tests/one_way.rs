@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,7 +14,7 @@ use crate::client::{answers, download, random_file, sha256, spread, upload};
 use crate::gateway::{Gateway, Setup, service};
 use crate::lab::{Lab, PATIENCE, scenario};
 use crate::process::eventually;
-use crate::servers::{self, VIPS, nginx, unbound_at};
+use crate::servers::{self, VIPS, bind_udp, nginx, udp_echo_at, unbound_at};
 
 /// How packets get to the servers, and who takes off there what was wrapped around them.
 #[derive(Clone, Copy)]
@@ -247,4 +247,69 @@ pub fn expiry(way: Way) {
         drop(open);
         eventually("until it is closed", PATIENCE, || gateway.flow_count().is_ok_and(|n| n == 0))
     })
+}
+
+/// A hop of 1400 bytes on the servers' own way to the client: its "too big" is sent to the VIP, whose packets they are,
+/// and the gateway hands it on to the server that sends them.
+pub fn narrow_way_to_the_client(way: Way) {
+    scenario(&way.needs(&["nginx", "curl"]), |lab| {
+        // "lock" makes the router refuse larger packets as a link of that size would.
+        lab.sh(
+            "router",
+            "ip route replace 198.51.100.0/24 via 192.0.2.2 mtu lock 1400
+             ip route replace 2001:db8:1::/64 via 2001:db8:2::2 mtu lock 1400",
+        )?;
+        let server = way.servers().last().context("a server")?;
+        way.serve(lab, server)?;
+        nginx(lab, server, &[80])?;
+        random_file(lab, "original", 10)?;
+        let _gateway = Setup::new(way.services(80, "tcp", &[server])).start(lab)?;
+        for (vip, client) in VIPS.iter().zip(["198.51.100.2", "2001:db8:1::2"]) {
+            let begin = Instant::now();
+            download(lab, vip, "original", "downloaded")?;
+            ensure!(begin.elapsed() < Duration::from_secs(4), "{vip}: took {:?}", begin.elapsed());
+            ensure!(sha256(lab, "downloaded")? == sha256(lab, "original")?, "{vip}: the checksums differ");
+            let learnt = lab.sh(server, &format!("ip route get {client} from {}", bare(vip)))?;
+            ensure!(learnt.contains("mtu 1400"), "the server did not learn it: {learnt}");
+        }
+        Ok(())
+    })
+}
+
+/// Datagrams that the client sends in fragments: only the first of these says whose they are.
+pub fn fragments(way: Way) {
+    scenario(&way.needs(&[]), |lab| {
+        for server in way.servers() {
+            way.serve(lab, server)?;
+            VIPS.iter().try_for_each(|vip| udp_echo_at(lab, server, &format!("{vip}:9000")))?;
+        }
+        let _gateway = Setup::new(way.services(9000, "udp", way.servers())).start(lab)?;
+        for vip in VIPS {
+            let to: SocketAddr = format!("{vip}:9000").parse()?;
+            let local: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
+            for _ in way.servers() {
+                let socket = lab.inside("client", move || bind_udp(local))??;
+                socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+                socket.connect(to)?;
+                // The first may be lost: a server is looked for, or the client has to learn what fits.
+                eventually("an answer", PATIENCE, || {
+                    [1400, 1472, 4000].iter().all(|length| echo(&socket, *length).is_ok())
+                })?;
+                for length in [1, 1472, 1473, 4000, 20_000, 60_000] {
+                    let same = echo(&socket, length).with_context(|| format!("{vip}: {length} bytes"))?;
+                    ensure!(same, "{vip}: {length}: other bytes came back");
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Sends a datagram, and says whether the same one came back.
+pub fn echo(socket: &UdpSocket, length: usize) -> std::io::Result<bool> {
+    let sent: Vec<u8> = (0..length).map(|n| n as u8).collect();
+    socket.send(&sent)?;
+    let mut received = vec![0; 65536];
+    let length = socket.recv(&mut received)?;
+    Ok(received[..length] == sent)
 }

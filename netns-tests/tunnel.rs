@@ -39,6 +39,11 @@ one_way! {
     dns_to_real_server_gue: dns, Way::RealServer("gue");
     ping: ping, Way::Kernel("ipip");
     expiry: expiry, Way::Kernel("ipip");
+    narrow_way_to_the_client: narrow_way_to_the_client, Way::Kernel("ipip");
+    narrow_way_to_the_client_crossed: narrow_way_to_the_client, Way::KernelCrossed("gue");
+    narrow_way_to_the_client_of_real_server: narrow_way_to_the_client, Way::RealServer("ipip");
+    fragments: fragments, Way::Kernel("ipip");
+    fragments_to_real_server: fragments, Way::RealServer("gue");
 }
 
 /// The server behind the router lost its link: the router's "host unreachable" is about a packet of the gateway's, and

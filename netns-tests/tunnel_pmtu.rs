@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::client::{random_file, sha256, upload};
 use crate::gateway::Setup;
 use crate::lab::{Lab, scenario};
-use crate::one_way::{Way, bare};
+use crate::one_way::{Way, bare, echo};
 use crate::servers::{VIPS, bind_udp, nginx, udp_echo_at};
 
 /// The MTU that the client has learnt for the way to a VIP; none: that of the link.
@@ -135,14 +135,6 @@ fn client_udp(lab: &Lab, vip: &str, discover: i32) -> Result<UdpSocket> {
     socket.connect(format!("{vip}:9000"))?;
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;
     Ok(socket)
-}
-
-fn echo(socket: &UdpSocket, length: usize) -> std::io::Result<bool> {
-    let sent: Vec<u8> = (0..length).map(|n| n as u8).collect();
-    socket.send(&sent)?;
-    let mut received = vec![0; 65536];
-    let length = socket.recv(&mut received)?;
-    Ok(received[..length] == sent)
 }
 
 /// UDP over IPv4: a datagram with DF that does not fit is refused with "too big", and the next one is never sent; one
