@@ -13,6 +13,6 @@ pub mod oracle;
 pub mod parse;
 pub mod receive;
 pub mod rewrite;
-pub mod tunnel;
 pub mod segment;
+pub mod tunnel;
 pub mod world;
