@@ -5,7 +5,7 @@
 //! 4.1, normal mode), and DF of IPv4. IPv6 is never fragmented on its way and so counts as a packet with DF.
 //!
 //! GUE over IPv4 has no UDP checksum, as Linux sends it. Over IPv6 it has one, since receivers that were not told to expect
-//! none drop such a datagram (RFC 8200 section 8.1). It costs no pass over the payload: see [`Outer::checksum_udp`].
+//! none drop such a datagram (RFC 8200 section 8.1). It costs no pass over the payload: see `Outer::checksum_udp`.
 
 use std::fmt;
 

@@ -459,6 +459,13 @@ fn offloads_that_contradict_the_packet() {
             }),
         ),
         (
+            "at an odd offset",
+            with(true, |vnet| {
+                vnet.gso_type = 0;
+                vnet.csum_offset += 1
+            }),
+        ),
+        (
             "in the IP header",
             with(true, |vnet| {
                 vnet.gso_type = 0;
