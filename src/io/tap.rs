@@ -124,7 +124,7 @@ impl Segment {
         self.complain(conflict);
         // New flows go to others meanwhile.
         for server in gateway.snapshot().all_servers() {
-            let unreachable = missing.contains(&server.address);
+            let unreachable = missing.binary_search(&server.address).is_ok();
             neighbours::mark(std::slice::from_ref(server), unreachable, "nobody answers for its address");
         }
         let mut released = Vec::new();

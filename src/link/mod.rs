@@ -227,9 +227,11 @@ impl Link {
         self.table.neighbours(now)
     }
 
-    /// Routers and servers of the segment that do not answer.
+    /// Routers and servers of the segment that do not answer, in order.
     pub fn missing(&self) -> Vec<Addr> {
-        self.table.missing().collect()
+        let mut missing: Vec<Addr> = self.table.missing().collect();
+        missing.sort_unstable();
+        missing
     }
 
     pub fn neighbour_count(&self) -> usize {

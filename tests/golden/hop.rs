@@ -3,10 +3,12 @@
 use crate::icmp::echo_reply;
 use crate::refusal::{answer, without_window};
 use crate::support::packet::{ACK, IcmpError, RST, SYN, echo, icmp_error, tcp, udp};
+use crate::support::world;
 use crate::{Net, Row};
-use gatun::service::SnapshotSpec;
+use gatun::service::{Snapshot, SnapshotSpec};
+use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
-use gatun::wire::Addr;
+use gatun::wire::{Addr, PacketBuf, View};
 
 pub fn rows(net: &Net) -> Vec<Row> {
     let net = *net;
@@ -55,4 +57,23 @@ pub fn rows(net: &Net) -> Vec<Row> {
             without_window(answer(tcp(own, client).flags(RST | ACK).seq(0, 78))),
         ),
     ]
+}
+
+/// Every fragment is a packet on its way, and none goes beyond its last hop.
+#[test]
+fn fragments_count_their_hops() {
+    for net in Net::BOTH {
+        let spec = SnapshotSpec { is_hop: true, ..net.spec() };
+        let mut engine = world::engine(Snapshot::build(spec, None).expect("valid").into(), 16);
+        let whole = udp(net.client(40000), net.vip(53)).payload(vec![7; 3000]).ttl(5);
+        for (number, fragment) in whole.fragments(1000).iter().enumerate() {
+            let mut buf = PacketBuf::from_packet(fragment);
+            assert_eq!(engine.handle_packet(Instant::ZERO, &mut buf), Verdict::Forward, "{net:?} {number}");
+            assert_eq!(View::parse(buf.packet()).map(|view| view.ttl), Ok(4), "{net:?} {number}");
+        }
+        let late = whole.ttl(1).fragments(1000);
+        let mut late = PacketBuf::from_packet(late.last().expect("some fragments"));
+        let exceeded = Verdict::Drop(DropReason::TtlExceeded);
+        assert_eq!(engine.handle_packet(Instant::ZERO, &mut late), exceeded, "{net:?}");
+    }
 }
