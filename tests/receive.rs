@@ -1,5 +1,7 @@
 //! The real server's end of the tunnel: what it takes and what not, and segments put together.
 
+#![allow(clippy::duplicate_mod, reason = "the harness of the fuzz targets brings its oracle along")]
+
 #[path = "../fuzz/harness/mod.rs"]
 mod harness;
 #[path = "support/mod.rs"]
