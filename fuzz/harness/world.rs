@@ -19,6 +19,10 @@ use super::oracle::{self, Decoded};
 
 const SERVER_PORTS: [u16; 8] = [80, 53, 8000, 8099, 1, 443, 8080, 65535];
 
+/// All but `mh`, whose table takes longer to make than everything else here together.
+const SCHEDULERS: [SchedulerKind; 5] =
+    [SchedulerKind::Rr, SchedulerKind::Wrr, SchedulerKind::Lc, SchedulerKind::Wlc, SchedulerKind::Sh];
+
 pub struct World {
     pub engine: Engine,
     pub now: Instant,
@@ -420,7 +424,7 @@ fn spec(number: u8) -> SnapshotSpec {
                 protocols,
                 method: Method::Nat,
                 tunnel: Default::default(),
-                scheduler: SchedulerKind::ALL[usize::from(number) % SchedulerKind::ALL.len()],
+                scheduler: SCHEDULERS[usize::from(number) % SCHEDULERS.len()],
                 servers: servers.collect(),
             }
         };

@@ -105,11 +105,6 @@ impl PacketBuf {
         PacketBuf { vnet: self.vnet, hop: self.hop, wrap: self.wrap, ..PacketBuf::from_packet(self.packet()) }
     }
 
-    /// Takes the first `len` bytes off the packet; all of it when it is shorter.
-    pub fn remove_front(&mut self, len: usize) {
-        self.start = self.end.min(self.start + len);
-    }
-
     /// The area for a device to read into: a virtio header, then the packet. Forgets what was in the buffer.
     pub fn read_area(&mut self) -> &mut [u8] {
         self.start = HEADROOM;

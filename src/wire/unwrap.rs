@@ -61,7 +61,7 @@ pub fn unwrap(buf: &mut PacketBuf, gue_ports: impl Fn(u16) -> bool) -> Result<Un
 
     let total_len = outer.total_len;
     buf.truncate(total_len);
-    buf.remove_front(at);
+    buf.advance(at);
     buf.vnet = vnet;
     ecn.write(buf.packet_mut());
     Ok(Unwrapped { outer_src: outer.src, outer_dst: outer.dst, encapsulation })
