@@ -159,17 +159,21 @@ impl Config {
     /// Reads and checks `text`, which messages call `file`. Reports all mistakes; those of the syntax alone if there are
     /// any, since what follows from such a text is a guess.
     pub fn parse(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
-        let source = Source { file: file.to_owned(), text: Arc::from(text) };
-        let (document, errors) = toml::de::DeTable::parse_recoverable(text);
-        if !errors.is_empty() {
-            let problem = |error: toml::de::Error| Problem {
-                span: error.span().or(Some(0..0)),
-                message: error.message().to_owned(),
-            };
-            return Err(ConfigErrors::new(&source, errors.into_iter().map(problem).collect()));
-        }
+        let (source, document) = document(file, text)?;
         read::config(&document, source)
     }
+}
+
+/// The document that `text` is.
+fn document<'a>(file: &Path, text: &'a str) -> Result<(Source, toml::Spanned<toml::de::DeTable<'a>>), ConfigErrors> {
+    let source = Source { file: file.to_owned(), text: Arc::from(text) };
+    let (document, errors) = toml::de::DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        return Ok((source, document));
+    }
+    let problem =
+        |error: toml::de::Error| Problem { span: error.span().or(Some(0..0)), message: error.message().to_owned() };
+    Err(ConfigErrors::new(&source, errors.into_iter().map(problem).collect()))
 }
 
 /// The text of a file that is not too large, and UTF-8.

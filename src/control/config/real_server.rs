@@ -1,16 +1,15 @@
 //! The file of `gatun real-server`: one table, `[real_server]`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::DeTable;
 
 use super::address::parse_plain;
-use super::problem::{ConfigErrors, Located, Problem, Problems, Source};
+use super::problem::{ConfigErrors, Located, Problems, Source};
 use super::read::{device_name, encapsulation, set, socket_path};
 use super::section::Section;
-use super::{Config, keys, read_file};
+use super::{Config, document, keys, read_file};
 use crate::wire::outer::GUE_PORT;
 use crate::wire::{Addr, Encapsulation};
 
@@ -79,15 +78,7 @@ impl RealServerConfig {
 
     /// Reads and checks `text`, which messages call `file`; reports all mistakes.
     pub fn parse(file: &Path, text: &str) -> Result<RealServerConfig, ConfigErrors> {
-        let source = Source { file: file.to_owned(), text: Arc::from(text) };
-        let (document, errors) = toml::de::DeTable::parse_recoverable(text);
-        if !errors.is_empty() {
-            let problem = |error: toml::de::Error| Problem {
-                span: error.span().or(Some(0..0)),
-                message: error.message().to_owned(),
-            };
-            return Err(ConfigErrors::new(&source, errors.into_iter().map(problem).collect()));
-        }
+        let (source, document) = document(file, text)?;
         read(&document, &source)
     }
 

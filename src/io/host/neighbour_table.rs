@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_route::neighbour::NeighbourState;
+use futures_util::TryStreamExt;
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use rtnetlink::Error;
 
-use super::netlink::{Net, into_io};
+use super::change::Family;
+use super::netlink::{Net, address_family, errno, into_io, neighbour_address};
 
 /// A reading of the table.
 pub struct NeighbourTable {
@@ -76,6 +79,42 @@ impl NeighbourTable {
         if let Err(error) = self.net.probe_neighbour(address, interface).await {
             tracing::debug!(%address, %error, "the kernel does not probe a neighbour");
         }
+    }
+}
+
+impl Net {
+    /// The neighbours of both families: address, interface, state, MAC address.
+    async fn neighbours(&self) -> Result<Vec<(IpAddr, u32, NeighbourState, Option<[u8; 6]>)>, Error> {
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            let request = self.handle.neighbours().get().set_address_family(address_family(family));
+            let dump: Result<Vec<NeighbourMessage>, Error> = request.execute().try_collect().await;
+            let entries = match dump {
+                Err(error) if errno(&error) == Some(libc::EAFNOSUPPORT) => continue,
+                other => other?,
+            };
+            for entry in entries {
+                let address = entry.attributes.iter().find_map(neighbour_address);
+                let mac = entry.attributes.iter().find_map(|attribute| match attribute {
+                    NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
+                    _ => None,
+                });
+                found.extend(address.map(|address| (address, entry.header.ifindex, entry.header.state, mac)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes the kernel resolve a neighbour as if a packet went there.
+    async fn use_neighbour(&self, address: IpAddr, interface: u32) -> Result<(), Error> {
+        let mut request = self.handle.neighbours().add(interface, address).flags(NeighbourFlags::Use).replace();
+        request.message_mut().header.state = NeighbourState::None;
+        request.execute().await
+    }
+
+    /// Makes the kernel verify a neighbour that it knows.
+    async fn probe_neighbour(&self, address: IpAddr, interface: u32) -> Result<(), Error> {
+        self.handle.neighbours().add(interface, address).state(NeighbourState::Probe).replace().execute().await
     }
 }
 

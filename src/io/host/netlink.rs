@@ -8,9 +8,7 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -23,7 +21,7 @@ use super::change::{ANCHOR, Action, Family, LinkProperty, PROTOCOL, Ports, Rule,
 
 /// A connection to rtnetlink, and the links as they were when it was made.
 pub struct Net {
-    handle: Handle,
+    pub(super) handle: Handle,
     connection: tokio::task::JoinHandle<()>,
     pub links: Vec<Link>,
 }
@@ -359,40 +357,6 @@ impl Net {
         Ok(found)
     }
 
-    /// The neighbours of both families: address, interface, state, MAC address.
-    pub async fn neighbours(&self) -> Result<Vec<(IpAddr, u32, NeighbourState, Option<[u8; 6]>)>, Error> {
-        let mut found = Vec::new();
-        for family in Family::BOTH {
-            let request = self.handle.neighbours().get().set_address_family(address_family(family));
-            let dump: Result<Vec<NeighbourMessage>, Error> = request.execute().try_collect().await;
-            let entries = match dump {
-                Err(error) if errno(&error) == Some(libc::EAFNOSUPPORT) => continue,
-                other => other?,
-            };
-            for entry in entries {
-                let address = entry.attributes.iter().find_map(neighbour_address);
-                let mac = entry.attributes.iter().find_map(|attribute| match attribute {
-                    NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
-                    _ => None,
-                });
-                found.extend(address.map(|address| (address, entry.header.ifindex, entry.header.state, mac)));
-            }
-        }
-        Ok(found)
-    }
-
-    /// Makes the kernel resolve a neighbour as if a packet went there.
-    pub async fn use_neighbour(&self, address: IpAddr, interface: u32) -> Result<(), Error> {
-        let mut request = self.handle.neighbours().add(interface, address).flags(NeighbourFlags::Use).replace();
-        request.message_mut().header.state = NeighbourState::None;
-        request.execute().await
-    }
-
-    /// Makes the kernel verify a neighbour that it knows.
-    pub async fn probe_neighbour(&self, address: IpAddr, interface: u32) -> Result<(), Error> {
-        self.handle.neighbours().add(interface, address).state(NeighbourState::Probe).replace().execute().await
-    }
-
     pub async fn add_proxy(&self, address: IpAddr, device: &str) -> Result<(), Error> {
         let mut request =
             self.handle.neighbours().add(self.index(device)?, address).flags(NeighbourFlags::Proxy).replace();
@@ -592,7 +556,7 @@ fn route_message(table: u32, destination: IpNet, index: u32) -> RouteMessage {
     message
 }
 
-fn neighbour_address(attribute: &NeighbourAttribute) -> Option<IpAddr> {
+pub(super) fn neighbour_address(attribute: &NeighbourAttribute) -> Option<IpAddr> {
     match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => Some(IpAddr::V4(*a)),
         NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => Some(IpAddr::V6(*a)),
@@ -624,7 +588,7 @@ fn destination(family: Family, route: &RouteMessage) -> IpNet {
     address.and_then(|address| IpNet::new(address, route.header.destination_prefix_length).ok()).unwrap_or(family.any())
 }
 
-fn address_family(family: Family) -> AddressFamily {
+pub(super) fn address_family(family: Family) -> AddressFamily {
     match family {
         Family::V4 => AddressFamily::Inet,
         Family::V6 => AddressFamily::Inet6,
