@@ -60,7 +60,7 @@ fn wrap_one(c: &mut Criterion<CpuTime>) {
             b.iter(|| {
                 let outcome = black_box(&outer).wrap(&mut buf, &view);
                 // As before, so that the next one finds a packet.
-                buf.remove_front(outer.overhead());
+                buf.advance(outer.overhead());
                 buf.vnet = vnet;
                 outcome
             });

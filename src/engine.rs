@@ -114,7 +114,8 @@ impl Engine {
     fn decide(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         // A program on this host talks to a local VIP from that very address, and this host's kernel tells the gateway's
         // own address of servers that it cannot reach; everybody else's packet to itself is forged.
-        let own = self.snapshot.is_local(view.dst) || self.snapshot.is_tunnel_source(view.dst);
+        let is_error = matches!(view.transport, Transport::Icmp(icmp::Kind::Error));
+        let own = self.snapshot.is_local(view.dst) || is_error && self.snapshot.is_tunnel_source(view.dst);
         let to_itself = view.src == view.dst && !own;
         if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
             return Verdict::Drop(DropReason::Martian);

@@ -27,15 +27,24 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const PROBE: Duration = Duration::from_secs(5);
 
 /// Runs as long as the gateway does.
-pub async fn watch(gateway: Arc<Gateway>, places: Arc<Places>) -> &'static str {
-    let mut watcher = Watcher { places, probed: Instant::now(), asked: BTreeMap::new(), warned: false };
+pub async fn watch(gateway: Arc<Gateway>, mut watcher: Watcher) -> &'static str {
     loop {
         let settled = watcher.look(&gateway.snapshot()).await;
         tokio::time::sleep(if settled { LOOK } else { LOOK_AGAIN }).await;
     }
 }
 
-struct Watcher {
+/// Before any packet comes: finds the servers there are, so that the first packets are not lost. Waits a second at most.
+pub async fn begin(gateway: &Gateway, places: Arc<Places>) -> Watcher {
+    let mut watcher = Watcher { places, probed: Instant::now(), asked: BTreeMap::new(), warned: false };
+    while !watcher.look(&gateway.snapshot()).await {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    watcher
+}
+
+/// What is known of the neighbours, and what was asked.
+pub struct Watcher {
     places: Arc<Places>,
     probed: Instant,
     /// Since when servers are being resolved.

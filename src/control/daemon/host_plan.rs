@@ -1,6 +1,6 @@
 //! What the host has to do for a snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -28,7 +28,13 @@ pub fn host_plan(gateway: &GatewayConfig, snapshot: &Snapshot) -> HostPlan {
     if gateway.tap.is_some() {
         return device;
     }
-    HostPlan { uplinks: gateway.uplinks.clone(), vips: vips(snapshot), returns: returns(snapshot), ..device }
+    HostPlan {
+        uplinks: gateway.uplinks.clone(),
+        vips: vips(snapshot),
+        returns: returns(snapshot),
+        one_way: one_way(snapshot),
+        ..device
+    }
 }
 
 /// In mode "tap": whom the gateway answers for, and whom it must know. What is only kept for old flows is among them.
@@ -75,6 +81,11 @@ fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
         }
     }
     paths
+}
+
+fn one_way(snapshot: &Snapshot) -> Vec<IpNet> {
+    let servers = known_servers(snapshot).filter(|server| server.method.is_one_way());
+    servers.map(|server| IpNet::from(server.address.ip())).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The ports that replies of `server` come from.

@@ -122,7 +122,7 @@ async fn bring_up(
     };
     let mut tasks = JoinSet::new();
     let (workers, segment) = match &config.tap {
-        None => (start_tun(gateway, &settings, &snapshot, &mut tasks)?, None),
+        None => (start_tun(gateway, &settings, &snapshot, &mut tasks).await?, None),
         Some(tap) => {
             let mac = tap.mac(&config.device, &std::fs::read("/etc/machine-id").unwrap_or_default());
             let (queues, segment) = tap::open(&settings, tap.link_settings(mac))?;
@@ -165,7 +165,7 @@ async fn bring_up(
 
 /// The workers of mode "tun", and what goes on beside them: finding the servers of method direct, and picking up the errors
 /// about tunnels that the kernel delivers to the host.
-fn start_tun(
+async fn start_tun(
     gateway: &Arc<Gateway>,
     settings: &TunSettings,
     snapshot: &Snapshot,
@@ -175,7 +175,9 @@ fn start_tun(
     let queues = with_frames(tun::open(settings)?, &places, snapshot);
     let sender = queues.first().map(TunQueue::sender).transpose()?;
     let workers = worker::start(gateway, queues)?;
-    tasks.spawn(neighbours::watch(gateway.clone(), places));
+    // Before the host sends anybody here.
+    let watcher = neighbours::begin(gateway, places).await;
+    tasks.spawn(neighbours::watch(gateway.clone(), watcher));
     if let (Some(errors), Some(sender)) = (own_errors(snapshot), sender) {
         tasks.spawn(errors.serve(gateway.clone(), sender));
     }

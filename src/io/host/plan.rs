@@ -52,6 +52,8 @@ pub struct HostPlan {
     pub vips: Vec<VipPlan>,
     /// Packets that must reach the gateway on their way back from a server.
     pub returns: Vec<ReturnPath>,
+    /// Servers whose replies go another way. Errors about those come back to the VIP, by the server's link as likely as not.
+    pub one_way: Vec<IpNet>,
 }
 
 /// An address whose packets the gateway takes.
@@ -282,6 +284,9 @@ fn device_sysctls(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec
 /// Forwarding is asked of the interface that a packet comes in by.
 fn forwarding(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Change>) {
     let mut inbound: BTreeSet<&str> = server_links(plan, facts, family).collect();
+    // Of whichever family the server is: an error about what it sends comes in that of the VIP.
+    let one_way = plan.one_way.iter().filter_map(|net| facts.ways.get(net)).filter(|way| !way.local);
+    inbound.extend(one_way.filter_map(|way| way.device.as_deref()).filter(|name| *name != plan.device));
     inbound.extend(facts.uplinks(family).iter().map(|uplink| uplink.name.as_str()));
     inbound.insert(&plan.device);
 
