@@ -96,6 +96,8 @@ drop_reasons! {
     TooBig = "too_big",
     /// The server does not answer for its address on the segment (ARP, NDP).
     ServerUnreachable = "server_unreachable",
+    /// The link to the server has as many packets waiting as it may have.
+    LinkFull = "link_full",
     /// There is no way to the server, so that a tunnel to it has no beginning.
     NoTunnelSource = "no_tunnel_source",
     /// The packet comes from one end of the tunnel that it would go through (RFC 2003 section 3.2).

@@ -282,7 +282,8 @@ pub struct Server {
     pub tunnel: Option<String>,
     /// Bytes that a packet to the server may have, where the path was found to be narrower than the gateway's links.
     pub path_mtu: Option<u16>,
-    /// `false` when nobody answers for a server of method direct on its segment; it gets no new flows then.
+    /// `false` when nobody answers for its address on the segment (method direct; in mode "tap" any method): then it gets no
+    /// new flows.
     pub reachable: bool,
     pub active: u64,
     pub inactive: u64,

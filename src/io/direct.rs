@@ -15,6 +15,8 @@ use crate::wire::{Addr, PacketBuf, VnetHdr};
 
 const ETHERNET: usize = 14;
 const MAC: usize = 6;
+/// A hundred super-packets or so.
+const SEND_BUFFER: libc::c_int = 8 << 20;
 
 /// Where on its segment a neighbour is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,23 +65,26 @@ impl PacketSocket {
         // SAFETY: socket(2) returned it just now, and nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let socket = PacketSocket { fd, places };
-        socket.set(libc::PACKET_VNET_HDR, 1)?;
-        // Behind the queueing discipline of the interface, as what the kernel forwards is: a full queue is its to judge.
+        socket.set(libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+        // Frames that an interface has not sent yet; the socket's own limit comes before that of the interface's queue.
+        if let Err(error) = socket.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER) {
+            tracing::debug!(%error, "the packet socket keeps a small send buffer");
+        }
         Ok(socket)
     }
 
-    fn set(&self, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
         let len = size_of::<libc::c_int>() as libc::socklen_t;
         // SAFETY: the option is an int; `value` lives through the call, and `len` is its size.
-        let done =
-            unsafe { libc::setsockopt(self.fd.as_raw_fd(), libc::SOL_PACKET, option, (&raw const value).cast(), len) };
+        let done = unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, (&raw const value).cast(), len) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Sends the packet in `buf` to `neighbour`.
     ///
     /// # Errors
-    /// Nobody knows yet where the neighbour is (`HostUnreachable`), or the interface does not take the frame.
+    /// Nobody knows yet where the neighbour is (`HostUnreachable`); its interface has as many frames waiting as it may
+    /// (`WouldBlock`: a slow link must not hold up those of others); or the interface does not take the frame.
     pub fn send(&self, neighbour: Addr, buf: &mut PacketBuf) -> io::Result<()> {
         let place = self.places.of(neighbour).ok_or(io::ErrorKind::HostUnreachable)?;
         let ethertype =
@@ -102,9 +107,16 @@ impl PacketSocket {
         let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: `bytes` and `to` live through the call, and the lengths are theirs.
         let sent = unsafe {
-            libc::sendto(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0, (&raw const to).cast(), len)
+            let (fd, flags) = (self.fd.as_raw_fd(), libc::MSG_DONTWAIT);
+            libc::sendto(fd, bytes.as_ptr().cast(), bytes.len(), flags, (&raw const to).cast(), len)
         };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if sent >= 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            full if full.raw_os_error() == Some(libc::ENOBUFS) => Err(io::ErrorKind::WouldBlock.into()),
+            error => Err(error),
+        }
     }
 }
 

@@ -35,8 +35,9 @@ pub async fn watch(gateway: Arc<Gateway>, mut watcher: Watcher) -> &'static str 
 }
 
 /// Before any packet comes: finds the servers there are, so that the first packets are not lost. Waits a second at most.
-pub async fn begin(gateway: &Gateway, places: Arc<Places>) -> Watcher {
-    let mut watcher = Watcher { places, probed: Instant::now(), asked: BTreeMap::new(), warned: false };
+/// Without a way out for frames (`has_frames`) no server can be reached.
+pub async fn begin(gateway: &Gateway, places: Arc<Places>, has_frames: bool) -> Watcher {
+    let mut watcher = Watcher { places, has_frames, probed: Instant::now(), asked: BTreeMap::new(), warned: false };
     while !watcher.look(&gateway.snapshot()).await {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
@@ -46,6 +47,7 @@ pub async fn begin(gateway: &Gateway, places: Arc<Places>) -> Watcher {
 /// What is known of the neighbours, and what was asked.
 pub struct Watcher {
     places: Arc<Places>,
+    has_frames: bool,
     probed: Instant,
     /// Since when servers are being resolved.
     asked: BTreeMap<Addr, Instant>,
@@ -61,6 +63,10 @@ impl Watcher {
             if !self.places.all().is_empty() {
                 self.places.set(HashMap::new());
             }
+            return true;
+        }
+        if !self.has_frames {
+            servers.values().for_each(|of| mark(of, true, "gatun has no CAP_NET_RAW"));
             return true;
         }
         match self.try_look(&servers).await {
@@ -90,11 +96,11 @@ impl Watcher {
             };
             let entry = table.entry(address.ip(), way.interface);
             match entry {
-                Some(Entry { state: State::Valid, mac: Some(mac) }) => {
+                Some(Entry { state: state @ (State::Valid | State::Fixed), mac: Some(mac) }) => {
                     places.insert(address, Place { interface: way.interface, mac, own_mac: way.mac });
                     mark(of, false, "");
                     self.asked.remove(&address);
-                    if probe {
+                    if probe && state == State::Valid {
                         table.probe(address.ip(), way.interface).await;
                     }
                 }
@@ -130,8 +136,8 @@ pub(super) fn mark(servers: &[Arc<Server>], unreachable: bool, why: &str) {
         if server.path.is_unreachable() != unreachable {
             server.path.set_unreachable(unreachable);
             match unreachable {
-                true => warn!(server = server.name, "the server cannot be reached directly: {why}"),
-                false => info!(server = server.name, "the server can be reached directly again"),
+                true => warn!(server = server.name, "the server cannot be reached: {why}"),
+                false => info!(server = server.name, "the server can be reached again"),
             }
         }
     }

@@ -27,6 +27,10 @@ impl TunQueue {
         self
     }
 
+    pub fn has_frames(&self) -> bool {
+        self.frames.is_some()
+    }
+
     /// Another handle of the same queue, for sending.
     pub fn sender(&self) -> io::Result<TunQueue> {
         Ok(TunQueue { file: self.file.try_clone()?, frames: None })

@@ -79,6 +79,7 @@ fn run(gateway: &Gateway, mut queue: impl Device, stopping: &AtomicBool, counter
                 Err(error) if error.kind() == io::ErrorKind::HostUnreachable => {
                     gateway.count_drop(DropReason::ServerUnreachable);
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => gateway.count_drop(DropReason::LinkFull),
                 Err(error) => {
                     counters.send_errors.fetch_add(1, Ordering::Relaxed);
                     debug!(%error, "the device did not take a packet");

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 
-use super::{Config, GatewayConfig, RealServerConfig};
+use super::{Config, GatewayConfig, RealServerConfig, ServiceConfig};
+use crate::service::Method;
 
 /// Bytes of memory that a flow may take.
 const BYTES_PER_FLOW: u64 = 256;
@@ -40,9 +41,26 @@ impl Host {
             "gatun cannot make its device without it; run it as root",
         ));
         // In mode "tap" the host forwards nothing, and the gateway announces itself through its device.
+        if gateway.tap.is_none() {
+            let uses = |wanted: Method| {
+                let by = |service: &ServiceConfig| {
+                    service.servers.iter().any(|server| server.method.unwrap_or(service.method) == wanted)
+                };
+                config.services.iter().any(by)
+            };
+            let consequence = match () {
+                () if uses(Method::Direct) => Some("without it method \"direct\" does not work"),
+                () if uses(Method::Tunnel) => {
+                    Some("without it errors about tunnels are not seen, and a narrow path to a server loses packets")
+                }
+                () if gateway.routes => {
+                    Some("without it neighbours learn of a take-over only when their entries time out")
+                }
+                () => None,
+            };
+            warnings.extend(consequence.and_then(|what| capability_missing(Capability::CAP_NET_RAW, what)));
+        }
         if gateway.routes && gateway.tap.is_none() {
-            let consequence = "without it neighbours learn of a take-over only when their entries time out";
-            warnings.extend(capability_missing(Capability::CAP_NET_RAW, consequence));
             warnings.extend(self.forwarding_fixed(config));
         }
         warnings.extend(self.device_taken("[gateway]", &gateway.device));

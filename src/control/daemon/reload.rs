@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::host_plan::segment_plan;
-use super::start::automatic_mtu;
+use super::start::{automatic_mtu, warn_without_raw_sockets};
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
@@ -106,6 +106,9 @@ impl Daemon {
             return Err(error).context("the host could not be set up for it");
         }
         // From here on nothing can fail.
+        if gateway.tap.is_none() {
+            warn_without_raw_sockets(&snapshot);
+        }
         self.tell_segment(&snapshot);
         let generation = snapshot.generation;
         self.compiled = Compiled { gateway, snapshot: new.snapshot };

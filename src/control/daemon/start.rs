@@ -172,42 +172,39 @@ async fn start_tun(
     tasks: &mut JoinSet<&'static str>,
 ) -> Result<Workers> {
     let places = Arc::new(Places::default());
-    let queues = with_frames(tun::open(settings)?, &places, snapshot);
+    let queues: Vec<TunQueue> =
+        tun::open(settings)?.into_iter().map(|queue| queue.with_frames(packet_socket(&places))).collect();
+    let has_frames = queues.iter().all(TunQueue::has_frames);
+    warn_without_raw_sockets(snapshot);
     let sender = queues.first().map(TunQueue::sender).transpose()?;
     let workers = worker::start(gateway, queues)?;
     // Before the host sends anybody here.
-    let watcher = neighbours::begin(gateway, places).await;
+    let watcher = neighbours::begin(gateway, places, has_frames).await;
     tasks.spawn(neighbours::watch(gateway.clone(), watcher));
-    if let (Some(errors), Some(sender)) = (own_errors(snapshot), sender) {
+    if let (Some(errors), Some(sender)) = (OwnErrors::open().ok(), sender) {
         tasks.spawn(errors.serve(gateway.clone(), sender));
     }
     Ok(workers)
 }
 
-/// Gives every queue a way out for frames; without one, servers of method direct cannot be reached.
-fn with_frames(queues: Vec<TunQueue>, places: &Arc<Places>, snapshot: &Snapshot) -> Vec<TunQueue> {
-    let open = |queue: TunQueue| {
-        let frames = PacketSocket::open(places.clone());
-        if let Err(error) = &frames
-            && has_server(snapshot, Method::Direct)
-        {
-            tracing::error!(%error, "no packet socket, so method direct does not work: give gatun CAP_NET_RAW");
-        }
-        queue.with_frames(frames.ok())
-    };
-    queues.into_iter().map(open).collect()
+/// A way out for frames; `None` where there is none.
+fn packet_socket(places: &Arc<Places>) -> Option<PacketSocket> {
+    let opened = PacketSocket::open(places.clone());
+    opened.inspect_err(|error| tracing::debug!(%error, "no packet socket")).ok()
 }
 
-/// The errors about the gateway's own tunnels.
-fn own_errors(snapshot: &Snapshot) -> Option<OwnErrors> {
-    match OwnErrors::open() {
-        Ok(errors) => Some(errors),
-        Err(error) => {
-            if has_server(snapshot, Method::Tunnel) {
-                tracing::warn!(%error, "no raw sockets, so errors on the way to tunnelled servers are not seen, and a narrow path loses packets: give gatun CAP_NET_RAW");
-            }
-            None
-        }
+/// What does not work in mode "tun" without CAP_NET_RAW, as far as this snapshot needs it.
+pub(super) fn warn_without_raw_sockets(snapshot: &Snapshot) {
+    if privilege::has(Capability::CAP_NET_RAW) {
+        return;
+    }
+    if has_server(snapshot, Method::Direct) {
+        tracing::error!("method direct does not work without packet sockets: give gatun CAP_NET_RAW");
+    }
+    if has_server(snapshot, Method::Tunnel) {
+        tracing::warn!(
+            "errors on the way to tunnelled servers are not seen, and a narrow path loses packets: give gatun CAP_NET_RAW"
+        );
     }
 }
 

@@ -26,8 +26,11 @@ pub struct Entry {
 /// What of `NUD_*` matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// The address may be used (`NUD_VALID`).
+    /// The kernel found it out, and lets it be verified (`NUD_VALID` but for what follows).
     Valid,
+    /// The operator or a routing daemon put it there (`NUD_PERMANENT`, `NUD_NOARP`, `NTF_EXT_LEARNED`): it is believed, and
+    /// never touched.
+    Fixed,
     /// Being resolved, or not asked for yet.
     Unknown,
     Failed,
@@ -99,7 +102,10 @@ impl Net {
                     NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
                     _ => None,
                 });
-                found.extend(address.map(|address| (address, entry.header.ifindex, entry.header.state, mac)));
+                // A routing daemon's: as fixed as the operator's own.
+                let learned = entry.header.flags.contains(NeighbourFlags::ExtLearned);
+                let state = if learned { NeighbourState::Permanent } else { entry.header.state };
+                found.extend(address.map(|address| (address, entry.header.ifindex, state, mac)));
             }
         }
         Ok(found)
@@ -121,12 +127,10 @@ impl Net {
 fn reduce(state: NeighbourState) -> State {
     match state {
         NeighbourState::Failed => State::Failed,
-        NeighbourState::Reachable
-        | NeighbourState::Stale
-        | NeighbourState::Delay
-        | NeighbourState::Probe
-        | NeighbourState::Permanent
-        | NeighbourState::Noarp => State::Valid,
+        NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe => {
+            State::Valid
+        }
+        NeighbourState::Permanent | NeighbourState::Noarp => State::Fixed,
         _ => State::Unknown,
     }
 }

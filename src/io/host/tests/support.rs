@@ -182,6 +182,7 @@ pub fn plan(device: &str, vips: &[&str]) -> HostPlan {
                 ports: Some(Ports::one(8080)),
             })
             .into(),
+        one_way: Vec::new(),
     }
 }
 
