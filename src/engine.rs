@@ -59,8 +59,6 @@ pub struct Engine {
     traffic: Vec<Traffic>,
     refusals: RateLimit,
     random: u64,
-    /// Identification of the next outer header that needs one.
-    next_outer_id: u16,
     released: VecDeque<PacketBuf>,
     watched: bool,
     events: VecDeque<Event>,
@@ -75,7 +73,6 @@ impl Engine {
             traffic: vec![Traffic::default(); snapshot.server_ids()],
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
-            next_outer_id: config.seed[1] as u16,
             released: VecDeque::new(),
             watched: false,
             events: VecDeque::new(),
@@ -115,8 +112,8 @@ impl Engine {
         // A program on this host talks to a local VIP from that very address, and this host's kernel tells the gateway's
         // own address of servers that it cannot reach; everybody else's packet to itself is forged.
         let is_error = matches!(view.transport, Transport::Icmp(icmp::Kind::Error));
-        let own = self.snapshot.is_local(view.dst) || is_error && self.snapshot.is_tunnel_source(view.dst);
-        let to_itself = view.src == view.dst && !own;
+        let to_itself = view.src == view.dst
+            && !(self.snapshot.is_local(view.dst) || is_error && self.snapshot.is_tunnel_source(view.dst));
         if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
             return Verdict::Drop(DropReason::Martian);
         }
@@ -349,7 +346,7 @@ impl Engine {
     #[inline]
     fn act(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, action: &Action, server: ServerId) -> Verdict {
         let server = self.snapshot.server(server).map(Arc::as_ref);
-        let context = Context { now, spec: &self.snapshot.spec, server, next_id: &mut self.next_outer_id };
+        let context = Context { now, spec: &self.snapshot.spec, server };
         match forward::act(action, buf, view, context) {
             Ok(()) => Verdict::Forward,
             Err(Obstacle { reason, refusal: None }) => Verdict::Drop(reason),
@@ -403,19 +400,28 @@ impl Engine {
     /// client is told. `None`: it is about something else.
     fn relay_tunnel_error(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Option<Verdict> {
         let snapshot = self.snapshot.clone();
-        let error = tunnel_error::read(buf.packet(), view, |port| snapshot.is_gue_port(port))?;
+        let error = tunnel_error::read(buf, view, |port| snapshot.is_gue_port(port))?;
         let drop = |reason| Some(Verdict::Drop(reason));
         let Ok(error) = error else { return drop(DropReason::BadIcmpChecksum) };
-        let Some((id, Sender::Client)) = self.table.lookup(&error.inner) else { return drop(DropReason::IcmpNoFlow) };
-        let owner = self.table.flow(id).owner;
-        let about_it = |server: &&Arc<Server>| server.method == Method::Tunnel && server.address == error.outer_dst;
-        let Some(server) = snapshot.server(ServerId(owner.server)).filter(about_it) else {
+        let about_it = |server: &&Arc<Server>| {
+            (server.method, server.address, server.source) == (Method::Tunnel, error.outer_dst, Some(error.outer_src))
+        };
+        let Some((inner, sequence)) = error.inner else {
+            let servers = snapshot.all_servers().filter(about_it);
+            servers.for_each(|server| tunnel_error::note_unproven(now, server, &error));
             return drop(DropReason::IcmpNoFlow);
         };
+        let Some((id, Sender::Client)) = self.table.lookup(&inner) else { return drop(DropReason::IcmpNoFlow) };
+        let flow = self.table.flow(id);
+        let can_be = sequence.is_none_or(|sequence| track::client_sent(flow, sequence));
+        let server = snapshot.server(ServerId(flow.owner.server)).filter(about_it);
+        let Some(server) = server.filter(|_| can_be) else { return drop(DropReason::IcmpNoFlow) };
         self.stats.icmp_errors += 1;
         let Some(refusal) = tunnel_error::note(now, server, &error) else { return drop(DropReason::UnsupportedIcmp) };
         buf.advance(error.inner_at);
         let Ok((inner, _)) = View::parse_quoted(buf.packet()) else { return drop(DropReason::IcmpNoFlow) };
+        // What follows the quoted packet (RFC 4884) is about the outer one.
+        buf.truncate(inner.len);
         Some(match self.refuse(now, buf, &inner, DropReason::IcmpNoFlow, refusal, inner.dst) {
             Verdict::Refuse(_) => Verdict::Forward,
             verdict => verdict,

@@ -139,6 +139,13 @@ impl Flow {
 
     fn class(&self) -> Class {
         match self.protocol {
+            Protocol::TCP if self.is_blind() => match self.tcp_state {
+                state if state.is_half_open() => Class::HalfOpen(state as usize),
+                // That the server answered is not seen, and whoever can forge a SYN can forge what follows it.
+                TcpState::Established => Class::Unproven(BLIND),
+                // What is seen of the end of a connection is the client's FIN.
+                state => Class::Finished(state as usize),
+            },
             Protocol::TCP => match self.tcp_state {
                 state if state.is_half_open() => Class::HalfOpen(state as usize),
                 state @ (TcpState::TimeWait | TcpState::Close | TcpState::LastAck) => Class::Finished(state as usize),
@@ -154,13 +161,15 @@ impl Flow {
     }
 }
 
-/// How dispensable a flow is. The number is that of the queue: one for each TCP state, two for all else.
+/// How dispensable a flow is. The number is that of the queue: one for each TCP state, and three more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
     /// Evicted first.
     HalfOpen(usize),
     /// Evicted when nothing is half-open.
     Finished(usize),
+    /// Evicted when nothing is finished either, the one that has been silent for longest.
+    Unproven(usize),
     /// Never evicted.
     Open,
 }
@@ -169,6 +178,7 @@ enum Class {
 /// the flows there are; a million flows make for 3,300 looks a second.
 const RECHECK: Duration = Duration::from_secs(300);
 
+const BLIND: usize = QUEUES - 3;
 const UNREPLIED: usize = QUEUES - 2;
 const ANSWERED: usize = QUEUES - 1;
 
@@ -373,7 +383,8 @@ impl FlowTable {
         queues.chain(self.expiry.next_due()).min()
     }
 
-    /// The flow that must give way when the table is full: the oldest half-open one, or else the oldest finished one.
+    /// The flow that must give way when the table is full: the oldest half-open one, or else the oldest finished one, or
+    /// else, of the connections of which only the client's side is seen, the one that has been silent for longest.
     pub fn eviction_candidate(&self) -> Option<FlowId> {
         let oldest = |wanted: fn(Class) -> bool| {
             (0..QUEUES)
@@ -383,6 +394,7 @@ impl FlowTable {
         };
         oldest(|class| matches!(class, Class::HalfOpen(_)))
             .or_else(|| oldest(|class| matches!(class, Class::Finished(_))))
+            .or_else(|| oldest(|class| matches!(class, Class::Unproven(_))))
             .map(FlowId)
     }
 
@@ -409,7 +421,7 @@ impl FlowTable {
 
     fn link(&mut self, now: Instant, number: u32, timeouts: &Timeouts) {
         match self.flows[number as usize].class() {
-            Class::HalfOpen(queue) | Class::Finished(queue) => {
+            Class::HalfOpen(queue) | Class::Finished(queue) | Class::Unproven(queue) => {
                 self.expiry.enqueue(&mut FlowLinks(&mut self.flows), number, queue);
             }
             Class::Open => {
@@ -463,7 +475,7 @@ impl FlowTable {
                 assert_eq!(self.lookup(&flow.tuple(sender)), Some((FlowId(number), sender)));
             }
             let queue = match flow.class() {
-                Class::HalfOpen(queue) | Class::Finished(queue) => Some(queue),
+                Class::HalfOpen(queue) | Class::Finished(queue) | Class::Unproven(queue) => Some(queue),
                 Class::Open => None,
             };
             assert_eq!(flow.link.queue(), queue, "list of flow {number}");

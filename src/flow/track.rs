@@ -19,12 +19,21 @@ impl Sender {
 }
 
 /// Whether a SYN over the same ports starts a new connection rather than belonging to this flow: it is over, so it does,
-/// at once (RFC 9293 section 3.6.1; RFC 6191).
+/// at once (RFC 9293 section 3.6.1; RFC 6191). Where only the client's side is seen, its own FIN is all there is to go by.
 pub fn starts_anew(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
-    sender == Sender::Client
-        && segment.has(tcp::SYN)
-        && !segment.has(tcp::ACK)
-        && matches!(flow.tcp_state, TcpState::TimeWait | TcpState::Close)
+    let is_over = match flow.tcp_state {
+        TcpState::TimeWait | TcpState::Close => true,
+        TcpState::FinWait | TcpState::CloseWait | TcpState::LastAck => flow.is_blind(),
+        _ => false,
+    };
+    is_over && sender == Sender::Client && segment.has(tcp::SYN) && !segment.has(tcp::ACK)
+}
+
+/// Whether the client of a flow can have sent a segment with this sequence number not long ago: an ICMP error that quotes
+/// another one is forged or stale (RFC 5927 section 4.1).
+pub fn client_sent(flow: &Flow, sequence: u32) -> bool {
+    let own = &flow.sequence[Sender::Client as usize];
+    own.is_known && (0..=MAX_WINDOW).contains(&distance(sequence, own.end))
 }
 
 /// Whether a RST from `sender` fits what both ends have sent (RFC 5961 section 3, RFC 9293 section 3.10.7). A forged one
@@ -63,7 +72,7 @@ pub fn segment(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
         let state = flow.tcp_state;
         flow.tcp_state = if blind { next_blind(state, trigger) } else { next(state, sender, trigger) };
     }
-    flow.assured |= (flow.replied || blind) && flow.tcp_state == TcpState::Established;
+    flow.assured |= flow.replied && flow.tcp_state == TcpState::Established;
 }
 
 /// Whether a SYN may say anything about the flow: while it is half-open; and from a client that connects again over a

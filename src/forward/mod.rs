@@ -76,8 +76,6 @@ pub struct Context<'a> {
     pub spec: &'a SnapshotSpec,
     /// The flow's server, also when it is retired.
     pub server: Option<&'a Server>,
-    /// Identifications of outer headers, counting up.
-    pub next_id: &'a mut u16,
 }
 
 /// Why a packet of a flow cannot go on, and what its sender is told.

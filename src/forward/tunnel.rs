@@ -5,17 +5,18 @@ use super::refuse::Refusal;
 use super::{Context, Obstacle, count_down};
 use crate::verdict::DropReason;
 use crate::wire::cut::{Fit, fit};
-use crate::wire::{Outer, PacketBuf, View, Wrap, ipv4, ipv6};
+use crate::wire::{Outer, PacketBuf, View, VnetHdr, Wrap, ipv4, ipv6};
 
-/// Pieces are larger than this, so that a packet uses up no more identifications than it is counted for.
-const LEAST_PIECE: usize = 512;
+/// What a fragment carries at least: the path MTU is never believed to be less than 552 bytes ([`super::tunnel_error`]),
+/// of which outer and inner headers take up to 112.
+const LEAST_FRAGMENT: usize = 440;
 
 pub fn apply(buf: &mut PacketBuf, view: &View, context: Context<'_>) -> Result<(), Obstacle> {
     let no_way = Obstacle { reason: DropReason::NoTunnelSource, refusal: Some(Refusal::HostUnreachable) };
     let server = context.server.ok_or(no_way)?;
     let source = server.source.ok_or(no_way)?;
     if view.src == source || view.src == server.address || view.dst == server.address {
-        return Err(Obstacle { reason: DropReason::TunnelLoop, refusal: None });
+        return Err(Obstacle { reason: DropReason::TunnelLoop, refusal: Some(Refusal::HostUnreachable) });
     }
     let mtu = server.path.mtu(context.now, context.spec.mtu);
     let mut outer = Outer {
@@ -23,7 +24,7 @@ pub fn apply(buf: &mut PacketBuf, view: &View, context: Context<'_>) -> Result<(
         dst: server.address,
         encapsulation: server.encapsulation,
         ttl: view.ttl,
-        id: *context.next_id,
+        id: 0,
         entropy: entropy(view),
     };
     let df = !view.src.is_v4() || ipv4::dont_fragment(buf.packet());
@@ -35,7 +36,9 @@ pub fn apply(buf: &mut PacketBuf, view: &View, context: Context<'_>) -> Result<(
     // counts the outer one down on its way out.
     outer.ttl = if context.spec.is_hop { view.ttl - 1 } else { view.ttl.saturating_add(1) };
     count_down(buf, context.spec);
-    *context.next_id = context.next_id.wrapping_add(1 + (view.len / LEAST_PIECE) as u16);
+    if source.is_v4() && (!df || matches!(fit, Fit::Pieces)) {
+        outer.id = server.path.identifications(pieces_at_most(view, &buf.vnet));
+    }
     match fit {
         Fit::Pieces => {
             buf.wrap = Some(Wrap { outer, mtu });
@@ -43,6 +46,13 @@ pub fn apply(buf: &mut PacketBuf, view: &View, context: Context<'_>) -> Result<(
         }
         _ => outer.wrap(buf, view).map_err(|reason| Obstacle { reason, refusal: None }),
     }
+}
+
+/// How many packets this one may become.
+fn pieces_at_most(view: &View, vnet: &VnetHdr) -> u16 {
+    let segment = if vnet.is_gso() { usize::from(vnet.gso_size.max(1)) } else { view.len };
+    let segments = view.len / segment + 1;
+    u16::try_from(segments * (segment / LEAST_FRAGMENT + 1)).unwrap_or(u16::MAX)
 }
 
 /// Equal for the packets of a flow, different for most flows. Fragments have no ports; that all of a flow's packets take

@@ -3,17 +3,23 @@
 //!
 //! An error from *outside* is about one of the gateway's own outer packets, and addressed to the gateway. An error from
 //! *inside* is about the client's packet, beyond the tunnel's end, and addressed to the client.
+//!
+//! Anybody can forge such an error. It is believed when it quotes a packet that the gateway can have sent (RFC 5927): of a
+//! flow, for TCP with a sequence number of that flow, and for "too big" a packet that was larger than what is told. Some
+//! routers quote only eight bytes behind the outer header (RFC 792); of them a path MTU is believed that common links have.
 
 use super::refuse::Refusal;
 use crate::service::{Method, Server};
 use crate::time::Instant;
 use crate::wire::outer::parse_quoted_outer;
-use crate::wire::{Addr, Outer, Protocol, Tuple, View, checksum, icmp, ipv4};
+use crate::wire::{Addr, Encapsulation, Outer, PacketBuf, Protocol, Tuple, View, checksum, icmp, ipv4};
 
 /// Less than this is no sensible path MTU, and a handy lever for who forges errors (Linux, `ip_rt_min_pmtu`).
 const LEAST_V4: u16 = 552;
 /// RFC 8201 section 4.
 const LEAST_V6: u16 = 1280;
+/// What is believed at least from who does not prove to have seen a packet.
+const LEAST_UNPROVEN: u16 = 1280;
 /// What common links carry (RFC 1191 section 7.1), for routers that do not tell what fits.
 const PLATEAUS: [u16; 9] = [32_000, 17_914, 8_166, 4_352, 2_002, 1_492, 1_006, 576, LEAST_V4];
 
@@ -24,11 +30,13 @@ pub struct TunnelError {
     pub code: u8,
     /// The last two bytes of the ICMP header, or all four over IPv6: the MTU, if it is that kind of error.
     mtu: u32,
+    pub outer_src: Addr,
     pub outer_dst: Addr,
+    is_gue: bool,
     /// Length of the outer packet that it quotes.
     outer_len: usize,
-    /// The client's packet in it.
-    pub inner: Tuple,
+    /// The client's packet in it, and its sequence number if it is TCP; `None` when too little of it is quoted.
+    pub inner: Option<(Tuple, Option<u32>)>,
     /// Where that packet starts, from the ICMP error's IP header on.
     pub inner_at: usize,
     v4: bool,
@@ -39,8 +47,8 @@ pub struct TunnelError {
 pub struct BadChecksum;
 
 /// Reads an ICMP error that may quote an outer packet; `None` when it quotes something else, or too little.
-pub fn read(packet: &[u8], view: &View, gue_ports: impl Fn(u16) -> bool) -> Option<Result<TunnelError, BadChecksum>> {
-    let message = packet.get(view.l4..view.len)?;
+pub fn read(buf: &PacketBuf, view: &View, gue_ports: impl Fn(u16) -> bool) -> Option<Result<TunnelError, BadChecksum>> {
+    let message = buf.packet().get(view.l4..view.len)?;
     let quoted = message.get(icmp::LEN..)?;
     let outer = parse_quoted_outer(quoted, gue_ports).ok()??;
     if outer.src != view.dst {
@@ -50,11 +58,11 @@ pub fn read(packet: &[u8], view: &View, gue_ports: impl Fn(u16) -> bool) -> Opti
         Protocol::ICMP => 0,
         _ => checksum::pseudo_header(view.src, view.dst, view.protocol.0, message.len()),
     };
-    if checksum::finish(begun, message) != 0 {
+    if !buf.vnet.is_partial(view.l4) && checksum::finish(begun, message) != 0 {
         return Some(Err(BadChecksum));
     }
     let (outer_view, _) = View::parse_quoted(quoted).ok()?;
-    let (_, inner) = View::parse_quoted(quoted.get(outer.inner..)?).ok()?;
+    let inner = quoted.get(outer.inner..).and_then(inner_packet);
     let v4 = view.src.is_v4();
     let mtu =
         if v4 { u32::from(word(message, 6)) } else { u32::from(word(message, 4)) << 16 | u32::from(word(message, 6)) };
@@ -62,30 +70,59 @@ pub fn read(packet: &[u8], view: &View, gue_ports: impl Fn(u16) -> bool) -> Opti
         kind: message[0],
         code: message[1],
         mtu,
+        outer_src: outer.src,
         outer_dst: outer.dst,
+        is_gue: outer.encapsulation != Encapsulation::Ipip,
         outer_len: outer_view.len,
-        inner: inner?,
+        inner,
         inner_at: view.l4 + icmp::LEN + outer.inner,
         v4,
     }))
 }
 
+/// The tuple of a quoted packet, and of TCP its sequence number.
+fn inner_packet(quoted: &[u8]) -> Option<(Tuple, Option<u32>)> {
+    let (view, tuple) = View::parse_quoted(quoted).ok()?;
+    let sequence =
+        quoted.get(view.l4 + 4..).and_then(|rest| rest.first_chunk()).map(|bytes| u32::from_be_bytes(*bytes));
+    Some((tuple?, sequence.filter(|_| view.protocol == Protocol::TCP)))
+}
+
+/// Notes what an error that quotes too little of the client's packet says of the way to `server`.
+pub fn note_unproven(now: Instant, server: &Server, error: &TunnelError) {
+    if let Some(mtu) = error.told_mtu().filter(|mtu| *mtu >= LEAST_UNPROVEN) {
+        server.path.learn_mtu(now, mtu);
+    }
+}
+
+impl TunnelError {
+    /// The path MTU that it tells, which the packet that it quotes must not have fitted.
+    fn told_mtu(&self) -> Option<u16> {
+        let told = match (self.v4, self.kind, self.code) {
+            (true, icmp::V4_UNREACHABLE, icmp::V4_FRAGMENTATION_NEEDED) => told_v4(self.mtu as u16, self.outer_len),
+            (false, icmp::V6_PACKET_TOO_BIG, _) => u16::try_from(self.mtu).ok().filter(|mtu| *mtu >= LEAST_V6),
+            _ => None,
+        };
+        told.filter(|mtu| usize::from(*mtu) < self.outer_len)
+    }
+}
+
 /// Notes what the error says of the way to `server`; returns what the client is told, `None` for nothing.
 pub fn note(now: Instant, server: &Server, error: &TunnelError) -> Option<Refusal> {
     use icmp::{
-        V4_FRAGMENTATION_NEEDED, V4_SOURCE_ROUTE_FAILED, V4_TIME_EXCEEDED, V4_UNREACHABLE, V6_PACKET_TOO_BIG,
-        V6_PARAMETER_PROBLEM, V6_TIME_EXCEEDED, V6_UNKNOWN_NEXT_HEADER, V6_UNREACHABLE,
+        V4_FRAGMENTATION_NEEDED, V4_PORT_UNREACHABLE, V4_SOURCE_ROUTE_FAILED, V4_TIME_EXCEEDED, V4_UNREACHABLE,
+        V6_PACKET_TOO_BIG, V6_PARAMETER_PROBLEM, V6_PORT_UNREACHABLE, V6_TIME_EXCEEDED, V6_UNKNOWN_NEXT_HEADER,
+        V6_UNREACHABLE,
     };
     match (error.v4, error.kind, error.code) {
-        (true, V4_UNREACHABLE, V4_FRAGMENTATION_NEEDED) => {
-            let mtu = told_v4(error.mtu as u16, error.outer_len)?;
+        (true, V4_UNREACHABLE, V4_FRAGMENTATION_NEEDED) | (false, V6_PACKET_TOO_BIG, _) => {
+            let mtu = error.told_mtu()?;
             server.path.learn_mtu(now, mtu);
             Some(too_big(server, error, mtu))
         }
-        (false, V6_PACKET_TOO_BIG, _) => {
-            let mtu = u16::try_from(error.mtu).ok().filter(|mtu| *mtu >= LEAST_V6)?;
-            server.path.learn_mtu(now, mtu);
-            Some(too_big(server, error, mtu))
+        // Of an IP-in-IP packet nobody can say that (RFC 2003 section 4.1); of GUE it means that nobody takes packets there.
+        (true, V4_UNREACHABLE, V4_PORT_UNREACHABLE) | (false, V6_UNREACHABLE, V6_PORT_UNREACHABLE) if !error.is_gue => {
+            None
         }
         // About the outer header's own options.
         (true, V4_UNREACHABLE, V4_SOURCE_ROUTE_FAILED) => None,
@@ -120,7 +157,8 @@ pub fn learn_from_inside(now: Instant, server: &Server, packet: &[u8], view: &Vi
 fn too_big(server: &Server, error: &TunnelError, mtu: u16) -> Refusal {
     let inside = mtu.saturating_sub(overhead(server) as u16);
     // RFC 2473 section 7.1: an IPv6 sender is never told less than what every link carries.
-    Refusal::TooBig { mtu: if error.inner.src.is_v4() { inside } else { inside.max(LEAST_V6) } }
+    let is_v4 = error.inner.is_some_and(|(inner, _)| inner.src.is_v4());
+    Refusal::TooBig { mtu: if is_v4 { inside } else { inside.max(LEAST_V6) } }
 }
 
 /// The MTU that a router told, which may be none: then the next common one below the packet that did not fit.

@@ -83,7 +83,8 @@ impl Server {
     /// Whether it may take a new flow.
     #[inline]
     pub fn is_available(&self) -> bool {
-        self.weight > 0 && !self.path.is_unreachable()
+        let has_way = self.method != Method::Tunnel || self.source.is_some();
+        self.weight > 0 && has_way && !self.path.is_unreachable()
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is known of the way to a server: learned from the network, shared by all shards, kept across reloads.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::time::Instant;
@@ -14,6 +14,8 @@ pub struct ServerPath {
     /// The MTU in the low 16 bits, 0 for none; above it the microsecond at which it was learned.
     mtu: AtomicU64,
     unreachable: AtomicBool,
+    /// The last identification that an outer header to the server had.
+    last_id: AtomicU16,
 }
 
 impl ServerPath {
@@ -34,6 +36,12 @@ impl ServerPath {
             // 48 bits of microseconds are nine years.
             self.mtu.store(now.micros() << 16 | u64::from(mtu), Ordering::Relaxed);
         }
+    }
+
+    /// Takes `count` identifications in a row, for outer headers without DF, and returns the first: all shards take from the
+    /// same, so that no two packets in flight have one (RFC 6864 section 4.3).
+    pub fn identifications(&self, count: u16) -> u16 {
+        self.last_id.fetch_add(count, Ordering::Relaxed).wrapping_add(1)
     }
 
     /// Whether the server's neighbour entry has failed: nobody answers for its address on the segment.

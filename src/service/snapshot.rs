@@ -29,6 +29,11 @@ pub struct Snapshot {
     /// The addresses of all servers, retired ones included.
     server_addresses: Map<Addr, ()>,
     exact: Map<(Addr, Protocol, u16), Arc<Service>>,
+    /// The gateway's address towards each server, as the specification has it.
+    sources: Map<Addr, Addr>,
+    /// Where tunnels begin, those to retired servers included, and the ports of those that are GUE.
+    tunnel_sources: Map<Addr, ()>,
+    gue_ports: Map<u16, ()>,
 }
 
 /// What listens at one address besides single ports.
@@ -89,7 +94,11 @@ impl Snapshot {
             vips: Map::default(),
             server_addresses: Map::default(),
             exact: Map::default(),
+            sources: Map::default(),
+            tunnel_sources: Map::default(),
+            gue_ports: Map::default(),
         };
+        snapshot.sources = snapshot.spec.tunnel_sources.iter().copied().collect();
         if let Some(previous) = previous {
             snapshot.services.clone_from(&previous.services);
             snapshot.servers.clone_from(&previous.servers);
@@ -106,6 +115,12 @@ impl Snapshot {
             }
         }
         snapshot.server_addresses = snapshot.servers.iter().flatten().map(|server| (server.address, ())).collect();
+        for server in snapshot.servers.iter().flatten().filter(|server| server.method == Method::Tunnel) {
+            snapshot.tunnel_sources.extend(server.source.map(|source| (source, ())));
+            if let Encapsulation::Gue { port } = server.encapsulation {
+                snapshot.gue_ports.insert(port, ());
+            }
+        }
         Ok(snapshot)
     }
 
@@ -162,13 +177,12 @@ impl Snapshot {
 
     /// Whether tunnels begin at `addr`.
     pub fn is_tunnel_source(&self, addr: Addr) -> bool {
-        self.spec.tunnel_sources.iter().any(|(_, from)| *from == addr)
+        self.tunnel_sources.contains_key(&addr)
     }
 
     /// Whether some server expects GUE at this UDP port.
     pub fn is_gue_port(&self, port: u16) -> bool {
-        let is_it = |server: &Arc<Server>| server.encapsulation == Encapsulation::Gue { port };
-        self.servers.iter().flatten().any(is_it)
+        self.gue_ports.contains_key(&port)
     }
 
     /// Every VIP and whether it is only kept for old flows.
@@ -226,6 +240,7 @@ impl Snapshot {
         if let (Some(old), Some(previous)) = (old, previous)
             && old.spec == spec
             && previous.spec.seed == self.spec.seed
+            && old.servers.iter().all(|server| server.source == self.sources.get(&server.address).copied())
         {
             return old.clone();
         }
@@ -261,7 +276,7 @@ impl Snapshot {
             weight: spec.weight,
             method: spec.method.unwrap_or(of.method),
             encapsulation: spec.tunnel.unwrap_or(of.tunnel),
-            source: self.spec.tunnel_source(spec.address),
+            source: self.sources.get(&spec.address).copied(),
             load,
             path,
         });
@@ -302,11 +317,6 @@ fn is_same_server(of: &ServiceSpec, spec: &ServerSpec, server: &Server) -> bool 
 }
 
 impl SnapshotSpec {
-    /// Where a tunnel to `server` begins.
-    fn tunnel_source(&self, server: Addr) -> Option<Addr> {
-        self.tunnel_sources.iter().find(|(to, _)| *to == server).map(|(_, from)| *from)
-    }
-
     /// Everything for which [`Snapshot::build`] would refuse this, in the order of the configuration.
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();

@@ -74,7 +74,7 @@ fn every_reason_to_drop_has_a_row() {
     // The engine sees no frames: tests/link has these.
     seen.extend(LINK_REASONS);
     // Not a matter of the packet: see one_way.rs.
-    seen.extend([DropReason::ServerUnreachable, DropReason::LinkFull]);
+    seen.extend([DropReason::ServerUnreachable, DropReason::LinkFull, DropReason::NoTunnelSource]);
     // The real server's: see tests/receive.
     seen.extend([DropReason::UnknownGateway, DropReason::TunnelNotAllowed, DropReason::NotOurVip]);
     // Tunnels: see tests/tunnel.

@@ -44,8 +44,8 @@ fn ipip(net: Net, outer: Net) -> SnapshotSpec {
     spec(net, Method::Tunnel, outer, Encapsulation::Ipip)
 }
 
-/// Identification of the first outer header that needs one, by the seed of the engines here; the next packet's is one more.
-const FIRST_ID: u16 = 2;
+/// Identification of the first outer header to a server that needs one; each packet takes two, more if it may be cut.
+const FIRST_ID: u16 = 1;
 
 /// `inner` in an outer header, IP-in-IP, built by etherparse. `id` is for a packet without DF.
 fn wrapped(inner: &[u8], outer: Net, ttl: u8, id: u16) -> Vec<u8> {
@@ -149,6 +149,8 @@ fn tunnel_rows(net: Net, outer: Net) -> Vec<Row> {
     let about =
         |packet: &[u8], error| icmp_error(outer.inner_router(), own, error, &wrapped(packet, outer, 65, FIRST_ID));
     let name = |what: &str| format!("{what}, outer {outer:?}");
+    // What the client sent before, and was too big: the rest of the row is a quote of it.
+    let sent = data.clone().payload(vec![2; 1380]).bytes();
     let mut rows = vec![
         Row::forward(&name("a SYN is wrapped"), ipip(net, outer), &syn, wrapped(&syn.bytes(), outer, 65, FIRST_ID)),
         Row::forward(&name("UDP is wrapped"), ipip(net, outer), &query, wrapped(&query.bytes(), outer, 65, FIRST_ID)),
@@ -162,7 +164,7 @@ fn tunnel_rows(net: Net, outer: Net) -> Vec<Row> {
             &name("what just fits"),
             ipip(net, outer),
             data.clone().payload(vec![1; fits]),
-            wrapped(&data.clone().payload(vec![1; fits]).bytes(), outer, 65, FIRST_ID + 1),
+            wrapped(&data.clone().payload(vec![1; fits]).bytes(), outer, 65, FIRST_ID + 2),
         )
         .after([&syn]),
         Row::forward(&name("a reply that comes by here goes on as it is"), ipip(net, outer), &reply, &reply)
@@ -185,10 +187,10 @@ fn tunnel_rows(net: Net, outer: Net) -> Vec<Row> {
         Row::forward(
             &name("too big on the way is told with what fits inside"),
             ipip(net, outer),
-            about(&syn.bytes(), IcmpError::TooBig(1400)),
-            refusal::error(net, vip, IcmpError::TooBig(1400 - overhead), &syn.bytes()),
+            about(&sent, IcmpError::TooBig(1400)),
+            refusal::error(net, vip, IcmpError::TooBig(1400 - overhead), quote(net, &sent)),
         )
-        .after([&syn]),
+        .after([&syn, &data.clone().payload(vec![2; 1380])]),
         Row::drop(
             &name("an error about no flow"),
             ipip(net, outer),
@@ -199,7 +201,9 @@ fn tunnel_rows(net: Net, outer: Net) -> Vec<Row> {
     if net == outer {
         let itself = tcp(SocketAddr::new(far.ip(), 9), vip).syn();
         let name = name("the tunnel's end is no client of its own");
-        rows.push(Row::drop(&name, ipip(net, outer), itself, DropReason::TunnelLoop));
+        let unreachable = if net.is_v4() { IcmpError::Raw(3, 1, [0; 4]) } else { IcmpError::Raw(1, 3, [0; 4]) };
+        let told = refusal::error(net, vip, unreachable, &itself.bytes()).with_dst(SocketAddr::new(far.ip(), 0));
+        rows.push(Row::refuse(&name, ipip(net, outer), itself, DropReason::TunnelLoop, told));
     }
     let big = data.clone().payload(vec![1; fits + 1]);
     rows.push(
@@ -214,18 +218,8 @@ fn tunnel_rows(net: Net, outer: Net) -> Vec<Row> {
     );
     let mut nowhere = ipip(net, outer);
     nowhere.tunnel_sources.clear();
-    rows.push(Row::refuse(
-        &name("no way to the server"),
-        nowhere,
-        &syn,
-        DropReason::NoTunnelSource,
-        refusal::error(
-            net,
-            vip,
-            if net.is_v4() { IcmpError::Raw(3, 1, [0; 4]) } else { IcmpError::Raw(1, 3, [0; 4]) },
-            &syn.bytes(),
-        ),
-    ));
+    let reset = refusal::answer(refusal::without_window(tcp(vip, client).flags(RST | ACK).seq(0, 1001)));
+    rows.push(Row::refuse(&name("no way to the only server"), nowhere, &syn, DropReason::NoServer, reset));
     rows
 }
 
@@ -287,10 +281,10 @@ fn a_connection_of_which_only_the_clients_side_is_seen() {
         };
         assert_eq!(sent(SYN, 1000, 0), ("SYN_SENT", false, false));
         assert_eq!(sent(ACK, 900_000_000, 5001), ("SYN_SENT", false, false), "it does not go on from the SYN");
-        assert_eq!(sent(ACK, 1001, 5001), ("ESTABLISHED", false, true));
-        assert_eq!(sent(RST, 900_000_000, 0), ("ESTABLISHED", false, true), "a forged RST");
-        assert_eq!(sent(FIN | ACK, 1001, 5001), ("FIN_WAIT", false, true));
-        assert_eq!(sent(ACK, 1002, 5002), ("FIN_WAIT", false, true));
+        assert_eq!(sent(ACK, 1001, 5001), ("ESTABLISHED", false, false));
+        assert_eq!(sent(RST, 900_000_000, 0), ("ESTABLISHED", false, false), "a forged RST");
+        assert_eq!(sent(FIN | ACK, 1001, 5001), ("FIN_WAIT", false, false));
+        assert_eq!(sent(ACK, 1002, 5002), ("FIN_WAIT", false, false));
         // It ends by its timeout, as IPVS has it.
         let timeout = SnapshotSpec::default().timeouts.tcp_fin_wait;
         engine.handle_timeout(now + timeout + Duration::from_secs(1));
@@ -325,29 +319,36 @@ fn the_path_mtu_is_learned_once_and_told_to_all() {
         let overhead: u16 = if outer.is_v4() { 20 } else { 40 };
         let syn = |n: u8| tcp(net.other(n, 40000), net.vip(80)).syn();
         let data = |n: u8| {
-            let data = tcp(net.other(n, 40000), net.vip(80)).flags(ACK).seq(1001, 5001).payload(vec![5; 1360]);
+            let data = tcp(net.other(n, 40000), net.vip(80)).flags(ACK).seq(1001, 5001).payload(vec![5; 1380]);
             PacketBuf::from_packet(&with_df(data.bytes()))
         };
         (0..2).for_each(|n| assert_eq!(send(&mut engine, now, syn(n).buf()), Verdict::Forward));
         assert_eq!(send(&mut engine, now, data(1)), Verdict::Forward);
-        let error = |mtu| {
-            icmp_error(
-                outer.inner_router(),
-                own,
-                IcmpError::TooBig(mtu),
-                &wrapped(&syn(0).bytes(), outer, 60, FIRST_ID),
-            )
-            .buf()
-        };
-        assert_eq!(send(&mut engine, now, error(1400)), Verdict::Forward);
+        let large = wrapped(data(0).packet(), outer, 60, FIRST_ID);
+        let error = icmp_error(outer.inner_router(), own, IcmpError::TooBig(1400), &large).buf();
+        assert_eq!(send(&mut engine, now, data(0)), Verdict::Forward);
+        assert_eq!(send(&mut engine, now, error), Verdict::Forward);
         // Another client of the same server is told by the gateway itself.
         let mut refused = data(1);
         assert_eq!(engine.handle_packet(now, &mut refused), Verdict::Refuse(DropReason::TooBig));
         let told = refusal::error(net, net.vip(80), IcmpError::TooBig(1400 - overhead), quote(net, data(1).packet()));
         let told = told.with_dst(net.other(1, 0));
         assert_eq!(refused.packet(), told.bytes());
-        // What nobody can mean changes nothing; and all is forgotten after ten minutes.
-        send(&mut engine, now, error(if outer.is_v4() { 67 } else { 1279 }));
+        // What nobody can mean changes nothing: less than any path carries, or what the quoted packet would have fitted.
+        let server = engine.snapshot().all_servers().next().expect("a server").clone();
+        for nonsense in [if outer.is_v4() { 67 } else { 1279 }, 1399] {
+            let small = wrapped(&syn(0).bytes(), outer, 60, FIRST_ID);
+            let quoted = if nonsense == 1399 { &small } else { &large };
+            let error = icmp_error(outer.inner_router(), own, IcmpError::TooBig(nonsense), quoted);
+            assert_eq!(send(&mut engine, now, error.buf()), Verdict::Drop(DropReason::UnsupportedIcmp), "{nonsense}");
+        }
+        // Nor does what quotes a sequence number that the client did not send.
+        let forged = tcp(net.other(0, 40000), net.vip(80)).flags(ACK).seq(2_000_000_000, 1).payload(vec![5; 1380]);
+        let forged = wrapped(&forged.bytes(), outer, 60, FIRST_ID);
+        let forged = icmp_error(outer.inner_router(), own, IcmpError::TooBig(1300), &forged);
+        assert_eq!(send(&mut engine, now, forged.buf()), Verdict::Drop(DropReason::IcmpNoFlow));
+        assert_eq!(server.path.mtu(now, 1500), 1400);
+        // All is forgotten after ten minutes.
         let later = now + Duration::from_secs(601);
         assert_eq!(send(&mut engine, later, data(1)), Verdict::Forward);
     }
@@ -421,5 +422,101 @@ fn gue_stands_in_udp() {
         assert_eq!(udp.destination_port(), 7000);
         let protocol = if net.is_v4() { 4 } else { 41 };
         assert_eq!((&udp.payload()[..4], &udp.payload()[4..]), (&[0, protocol, 0, 0][..], &syn.bytes()[..]));
+    }
+}
+
+#[test]
+fn a_path_mtu_is_learned_from_a_router_that_quotes_little() {
+    for outer in Net::BOTH {
+        let mut engine = world::engine(snapshot(ipip(Net::V4, outer)), 16);
+        let now = Instant::from_secs(1);
+        let (own, _) = ends(outer);
+        let data = tcp(Net::V4.client(40000), Net::V4.vip(80)).flags(ACK).payload(vec![5; 1420]);
+        let quoted = &wrapped(&data.bytes(), outer, 60, FIRST_ID)[..if outer.is_v4() { 28 } else { 48 }];
+        let error = |mtu| icmp_error(outer.inner_router(), own, IcmpError::TooBig(mtu), quoted).buf();
+        let path = engine.snapshot().all_servers().next().expect("a server").path.clone();
+        // Nobody who proves so little is believed to have a path that common links do not have.
+        assert_eq!(send(&mut engine, now, error(1000)), Verdict::Drop(DropReason::IcmpNoFlow));
+        assert_eq!(path.mtu(now, 1500), 1500);
+        assert_eq!(send(&mut engine, now, error(1400)), Verdict::Drop(DropReason::IcmpNoFlow));
+        assert_eq!(path.mtu(now, 1500), 1400);
+    }
+}
+
+#[test]
+fn blind_connections_give_way_when_the_table_is_full() {
+    let net = Net::V4;
+    let mut engine = world::engine(snapshot(direct(net)), 4);
+    let (now, vip) = (Instant::from_secs(1), net.vip(80));
+    let client = |engine: &mut Engine, n: u8, at: Instant, segments: &[(u8, u32)]| {
+        for (flags, seq) in segments {
+            let segment = tcp(net.other(n, 40000), vip).flags(*flags).seq(*seq, 1);
+            assert_eq!(send(engine, at, segment.buf()), Verdict::Forward, "client {n}");
+        }
+    };
+    let open = [(SYN, 1000), (ACK, 1001)];
+    // Four that ended as they should; more come, and find room.
+    for n in 0..8 {
+        client(&mut engine, n, now, &open);
+        client(&mut engine, n, now, &[(FIN | ACK, 1001), (ACK, 1002)]);
+    }
+    // Four that may be forged; more come, and find the place of the one that has been silent for longest.
+    (10..14).for_each(|n| client(&mut engine, n, now + Duration::from_secs(u64::from(n)), &open));
+    client(&mut engine, 10, now + Duration::from_secs(30), &[(ACK, 1001)]);
+    client(&mut engine, 20, now + Duration::from_secs(31), &[(SYN, 1000)]);
+    let (flows, _) = engine.flows(now, 0, 16);
+    let has = |n: u8| flows.iter().any(|flow| flow.original.src == Addr::from(net.other(n, 0).ip()));
+    assert!(has(10) && !has(11) && has(12) && has(20), "{flows:?}");
+}
+
+#[test]
+fn a_syn_over_a_finished_blind_connection_begins_a_new_one() {
+    let net = Net::V4;
+    let mut engine = world::engine(snapshot(direct(net)), 4);
+    let now = Instant::from_secs(1);
+    let client = |flags, seq| tcp(net.client(40000), net.vip(80)).flags(flags).seq(seq, 1).buf();
+    for (flags, seq) in [(SYN, 1000), (ACK, 1001), (FIN | ACK, 1001), (ACK, 1002)] {
+        send(&mut engine, now, client(flags, seq));
+    }
+    // With a number that lies behind, as another client behind the same address may have.
+    send(&mut engine, now, client(SYN, 500));
+    assert_eq!(state(&engine, now).0, "SYN_SENT");
+    send(&mut engine, now, client(ACK, 501));
+    assert_eq!((state(&engine, now).0, engine.stats().flows_reused), ("ESTABLISHED", 1));
+}
+
+#[test]
+fn a_reload_gives_a_tunnel_the_beginning_that_the_host_has_now() {
+    let net = Net::V4;
+    let mut before = ipip(net, net);
+    before.tunnel_sources.clear();
+    let before = gatun::service::Snapshot::build(before, None).expect("valid");
+    let after = gatun::service::Snapshot::build(ipip(net, net), Some(&before)).expect("valid");
+    let (was, is) = (&before.live[0].servers[0], &after.live[0].servers[0]);
+    assert_eq!((was.source, is.source, was.id), (None, Some(addr(GATEWAY[0])), is.id));
+    assert!(!was.is_available() && is.is_available());
+    // A server that is gone from the file stays known as the end of a tunnel while it has flows.
+    let mut engine = world::engine(std::sync::Arc::new(after), 16);
+    send(&mut engine, Instant::ZERO, tcp(net.client(40000), net.vip(80)).syn().buf());
+    let mut without = ipip(net, net);
+    without.services.iter_mut().for_each(|service| service.servers.clear());
+    without.tunnel_sources.clear();
+    let without = gatun::service::Snapshot::build(without, Some(engine.snapshot())).expect("valid");
+    assert!(without.is_tunnel_source(addr(GATEWAY[0])));
+}
+
+#[test]
+fn no_two_shards_give_one_identification() {
+    let net = Net::V4;
+    let snapshot = snapshot(ipip(net, net));
+    let mut seen = std::collections::BTreeSet::new();
+    for shard in 0..4 {
+        let config = gatun::engine::EngineConfig { shard, max_flows: 16, seed: [1, 2] };
+        let mut engine = Engine::new(config, snapshot.clone());
+        for n in 0..5 {
+            let mut buf = tcp(net.other(n, 40000), net.vip(80)).syn().buf();
+            assert_eq!(engine.handle_packet(Instant::ZERO, &mut buf), Verdict::Forward);
+            assert!(seen.insert(buf.packet()[4..6].to_vec()), "twice: {:?}", &buf.packet()[4..6]);
+        }
     }
 }

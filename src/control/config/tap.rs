@@ -8,8 +8,9 @@ use ipnet::IpNet;
 use super::address::parse_address;
 use super::problem::{Located, Problems};
 use super::section::Section;
-use super::{Config, GatewayConfig};
+use super::{Config, GatewayConfig, ServerConfig};
 use crate::link::{Mac, Prefix, Settings};
+use crate::service::Method;
 use crate::wire::Addr;
 
 /// Keys that stand in the other mode only.
@@ -132,6 +133,13 @@ pub(super) fn report_faults(config: &Config, problems: &Problems) {
         for server in service.servers.iter().filter(|server| own(server.address.value.address)) {
             let (server, span) = (&server.name.value, &server.address.span);
             report(span, format!("service {name:?}: server {server:?} has the gateway's own address"));
+        }
+        let direct = |server: &&ServerConfig| server.method.unwrap_or(service.method) == Method::Direct;
+        let away = |server: &&ServerConfig| !tap.addresses.iter().any(|net| net.contains(server.address.value.address));
+        for server in service.servers.iter().filter(direct).filter(away) {
+            let (server, span) = (&server.name.value, &server.address.span);
+            let why = "is on no segment that \"address\" names; method \"direct\" cannot reach it";
+            report(span, format!("service {name:?}: server {server:?} {why}"));
         }
     }
 }
