@@ -9,7 +9,6 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use gatun::engine::Engine;
 use gatun::io::huge_pages;
@@ -17,9 +16,11 @@ use gatun::time::Instant;
 use gatun::verdict::Verdict;
 use gatun::wire::View;
 
+mod cpu_time;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use cpu_time::{CpuTime, cpu_time};
 use support::counting;
 use support::packet::{ACK, Extension, PSH, SYN, tcp};
 use support::traffic::{Client, establish, snapshot};
@@ -234,46 +235,6 @@ fn memory() {
             bytes / i64::from(flows)
         );
         assert_eq!(allocations, 0, "a hit allocates");
-    }
-}
-
-/// The CPU time of the measuring thread.
-struct CpuTime;
-
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock exists on every Linux, and `time` is valid for writing.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    assert_eq!(result, 0);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-impl Measurement for CpuTime {
-    type Intermediate = Duration;
-    type Value = Duration;
-
-    fn start(&self) -> Duration {
-        cpu_time()
-    }
-
-    fn end(&self, start: Duration) -> Duration {
-        cpu_time() - start
-    }
-
-    fn add(&self, a: &Duration, b: &Duration) -> Duration {
-        *a + *b
-    }
-
-    fn zero(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn to_f64(&self, value: &Duration) -> f64 {
-        value.as_nanos() as f64
-    }
-
-    fn formatter(&self) -> &dyn ValueFormatter {
-        WallTime.formatter()
     }
 }
 

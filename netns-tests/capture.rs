@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +56,32 @@ impl Capture {
         });
         Ok(Capture { stop, thread: Some(thread) })
     }
+}
+
+/// The IP packets of a capture of one interface, each as it was on the wire.
+pub fn packets(path: &Path) -> Result<Vec<Vec<u8>>> {
+    let mut reader = pcap_file::pcap::PcapReader::new(File::open(path).with_context(|| path.display().to_string())?)?;
+    let mut packets = Vec::new();
+    while let Some(packet) = reader.next_packet() {
+        packets.push(packet?.data.into_owned());
+    }
+    Ok(packets)
+}
+
+/// Source and destination of a packet of TCP or UDP, if it is one.
+pub fn endpoints(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let parsed = etherparse::SlicedPacket::from_ip(packet).ok()?;
+    let (from, to): (IpAddr, IpAddr) = match parsed.net? {
+        etherparse::NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        etherparse::NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        _ => return None,
+    };
+    let ports = match parsed.transport? {
+        etherparse::TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
+        etherparse::TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port()),
+        _ => return None,
+    };
+    Some(((from, ports.0).into(), (to, ports.1).into()))
 }
 
 impl Drop for Capture {

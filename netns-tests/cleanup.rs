@@ -16,7 +16,12 @@ fn web() -> String {
 
 /// Everything of the host that gatun could have changed: links, addresses, rules, routes, proxy neighbours, sysctls.
 pub fn snapshot(lab: &Lab) -> Result<String> {
-    let sh = |script: &str| lab.sh("gw", &script.replace("STATE", &state_dir(lab).to_string_lossy()));
+    snapshot_of(lab, "gw")
+}
+
+/// The same of any node.
+pub fn snapshot_of(lab: &Lab, node: &str) -> Result<String> {
+    let sh = |script: &str| lab.sh(node, &script.replace("STATE", &state_dir(lab).to_string_lossy()));
     sh(
         // The kernel's own entries for a moment (expires, cache) are none of ours.
         "ip -o link | sed 's/ qlen .*//'

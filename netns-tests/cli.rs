@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use crate::capture::Capture;
+use crate::capture::{Capture, endpoints, packets};
 use crate::client::answers;
 use crate::gateway::{Setup, gatun};
 use crate::lab::scenario;
@@ -81,23 +81,10 @@ fn replay_of_a_capture() {
     });
 }
 
-/// Where the TCP packets of a capture of bare IP packets go to.
+/// Where the packets of a capture go to.
 fn destinations(pcap: &Path) -> Result<Vec<(String, u16)>> {
-    let mut reader = pcap_file::pcap::PcapReader::new(fs::File::open(pcap)?)?;
-    let mut destinations = Vec::new();
-    while let Some(packet) = reader.next_packet() {
-        let packet = packet?;
-        let parsed = etherparse::SlicedPacket::from_ip(&packet.data)?;
-        let to = match &parsed.net {
-            Some(etherparse::NetSlice::Ipv4(ip)) => ip.header().destination_addr().to_string(),
-            Some(etherparse::NetSlice::Ipv6(ip)) => ip.header().destination_addr().to_string(),
-            _ => continue,
-        };
-        if let Some(etherparse::TransportSlice::Tcp(tcp)) = parsed.transport {
-            destinations.push((to, tcp.destination_port()));
-        }
-    }
-    Ok(destinations)
+    let packets = packets(pcap)?;
+    Ok(packets.iter().filter_map(|packet| endpoints(packet)).map(|(_, to)| (to.ip().to_string(), to.port())).collect())
 }
 
 #[test]

@@ -17,6 +17,8 @@ use crate::process::{self, Finished, Running, eventually};
 /// A gateway to be started. Made with [`Setup::new`]; the rest says what differs from the ordinary.
 pub struct Setup {
     device: String,
+    /// The line of `[gateway]` that says where it is.
+    place: String,
     /// Further lines of `[gateway]`.
     gateway: String,
     /// The lines of `[conntrack]`.
@@ -32,6 +34,7 @@ impl Setup {
     pub fn new(services: impl Into<String>) -> Setup {
         Setup {
             device: "gatun0".to_string(),
+            place: "uplink = [\"eth0\"]".to_string(),
             gateway: String::new(),
             conntrack: String::new(),
             services: services.into(),
@@ -45,6 +48,14 @@ impl Setup {
     pub fn device(mut self, device: &str, metrics_port: u16) -> Setup {
         self.device = device.to_string();
         self.metrics_port = metrics_port;
+        self
+    }
+
+    /// A host of its own on the segment of topology `bridged`.
+    pub fn tap(mut self) -> Setup {
+        self.place = "mode = \"tap\"\nbridge = \"lan\"\naddress = [\"10.20.0.2/24\", \"fd20::2/64\"]\n\
+                      router = [\"10.20.0.254\", \"fd20::254\"]"
+            .to_string();
         self
     }
 
@@ -83,9 +94,10 @@ impl Setup {
 
     fn toml(&self, lab: &Lab, services: &str) -> String {
         format!(
-            "[gateway]\ndevice = \"{}\"\nuplink = [\"eth0\"]\ncontrol = \"{}\"\nmetrics = \"127.0.0.1:{}\"\n{}\n\
+            "[gateway]\ndevice = \"{}\"\n{}\ncontrol = \"{}\"\nmetrics = \"127.0.0.1:{}\"\n{}\n\
              [conntrack]\n{}\n{services}",
             self.device,
+            self.place,
             self.control(lab).display(),
             self.metrics_port,
             self.gateway,
@@ -121,7 +133,7 @@ impl Setup {
 }
 
 /// The gatun to test; GATUN_BIN names another one than this build's, for instance a release build.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     std::env::var_os("GATUN_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_gatun")), PathBuf::from)
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::gateway::Gateway;
+use crate::gateway::{self, Gateway};
 use crate::process::{self, Finished, Running};
 use crate::report;
 
@@ -30,16 +30,21 @@ pub struct Lab {
     pub gateways: RefCell<Vec<Rc<Gateway>>>,
 }
 
-/// Runs one scenario in a lab of its own. `needs` are the programs that it uses besides gatun.
+/// Runs one scenario in a lab of its own, of topology `routed`. `needs` are the programs that it uses besides gatun.
 ///
 /// Skips, saying why, where the host cannot run it; see [`report::skip`].
 pub fn scenario(needs: &[&str], body: impl FnOnce(&Lab) -> Result<()>) {
+    scenario_on("routed", needs, body);
+}
+
+/// The same in a lab of another topology (`scripts/lab --help`).
+pub fn scenario_on(topology: &str, needs: &[&str], body: impl FnOnce(&Lab) -> Result<()>) {
     let name = scenario_name();
     if let Some(reason) = report::obstacle(needs) {
         return report::skip(&name, &reason);
     }
     take_down_stale_labs();
-    let lab = Lab::up().expect("the lab comes up");
+    let lab = Lab::up(topology).expect("the lab comes up");
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&lab)));
     let failure = match outcome {
         Ok(Ok(())) => return report::forget(&name),
@@ -65,14 +70,14 @@ fn scenario_name() -> String {
 }
 
 impl Lab {
-    fn up() -> Result<Lab> {
+    fn up(topology: &str) -> Result<Lab> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let pid = std::process::id();
         let prefix = format!("{}{}-", prefix_of(pid), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(prefix.trim_end_matches('-'));
         std::fs::create_dir_all(&directory)?;
         let lab = Lab { prefix, directory, processes: RefCell::default(), gateways: RefCell::default() };
-        script(&lab.prefix, "up")?;
+        script(&lab.prefix, &["up", topology])?;
         Ok(lab)
     }
 
@@ -90,6 +95,16 @@ impl Lab {
         let mut command = process::command_in(&self.netns(node), program)?;
         command.args(arguments);
         Ok(command)
+    }
+
+    /// Sets a server up for methods: `scripts/lab serve NODE SETUP…`.
+    pub fn serve(&self, node: &str, setup: &[&str]) -> Result<()> {
+        self.script(&[&["serve", node], setup].concat())
+    }
+
+    /// `scripts/lab WORDS…`, with this lab.
+    pub fn script(&self, words: &[&str]) -> Result<()> {
+        script(&self.prefix, words)
     }
 
     /// Runs a program on a node to its end.
@@ -133,17 +148,17 @@ impl Drop for Lab {
     fn drop(&mut self) {
         self.gateways.borrow_mut().clear();
         self.processes.borrow_mut().clear();
-        if let Err(error) = script(&self.prefix, "down") {
+        if let Err(error) = script(&self.prefix, &["down"]) {
             eprintln!("{error:#}");
         }
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
-fn script(prefix: &str, command: &str) -> Result<()> {
+fn script(prefix: &str, words: &[&str]) -> Result<()> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/lab");
     let mut lab = Command::new(script);
-    lab.arg(command).env("GATUN_LAB", prefix).stdin(Stdio::null());
+    lab.args(words).env("GATUN_LAB", prefix).env("GATUN", gateway::binary()).stdin(Stdio::null());
     process::finish(lab, PATIENCE)?.success().map(drop)
 }
 
@@ -165,7 +180,7 @@ fn take_down_stale_labs() {
     stale.dedup();
     for prefix in stale {
         // Another scenario may be doing the same just now; then one of both fails, which does not matter.
-        let _ = script(&prefix, "down");
+        let _ = script(&prefix, &["down"]);
         let _ = std::fs::remove_dir_all(std::env::temp_dir().join(prefix.trim_end_matches('-')));
     }
 }

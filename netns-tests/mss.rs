@@ -12,7 +12,7 @@ use crate::lab::scenario;
 use crate::servers::{VIPS, dual_service, nginx};
 
 /// The MSS that a connection sends with, options not counted (TCP_MAXSEG).
-fn mss(stream: &TcpStream) -> Result<i32> {
+pub fn mss(stream: &TcpStream) -> Result<i32> {
     let mut value = 0_i32;
     let mut length = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the pointers are those of `value` and `length`, which says how large it is.

@@ -16,8 +16,18 @@ pub fn obstacle(needs: &[&str]) -> Option<String> {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/net/tun") {
         return Some(format!("/dev/net/tun: {error}"));
     }
+    // The one thing that clang is for.
+    if needs.contains(&"clang") && in_user_namespace() {
+        return Some("it loads a BPF program, which root of a user namespace may not".to_string());
+    }
     let missing: Vec<&str> = needs.iter().chain(&["ip", "nsenter"]).copied().filter(|p| !installed(p)).collect();
     (!missing.is_empty()).then(|| format!("not installed: {} (scripts/setup installs them)", missing.join(", ")))
+}
+
+/// Whether user ids are mapped (user_namespaces(7)): in the first namespace each stands for itself.
+fn in_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
 }
 
 fn installed(program: &str) -> bool {

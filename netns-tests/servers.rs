@@ -108,9 +108,16 @@ pub fn three_nginx(lab: &Lab) -> Result<()> {
 
 /// unbound on a node: authoritative for `test.`, where `whoami.test.` is the node's name and h0 to h99 have addresses.
 pub fn unbound(lab: &Lab, node: &str, port: u16) -> Result<()> {
+    unbound_at(lab, node, &["0.0.0.0", "::0"], address(node)[0], port)
+}
+
+/// The same on these addresses, one of which is `reached`. From a wildcard address answers leave under the node's own,
+/// whatever address was asked.
+pub fn unbound_at(lab: &Lab, node: &str, at: &[&str], reached: &str, port: u16) -> Result<()> {
+    let interfaces: String = at.iter().map(|address| format!(" interface: {address}@{port}\n")).collect();
     let hosts: String = (0..100).map(|n| format!("local-data: \"h{n}.test. A 192.0.2.{n}\"\n")).collect();
     let config = format!(
-        "server:\n interface: 0.0.0.0@{port}\n interface: ::0@{port}\n access-control: 0.0.0.0/0 allow\n \
+        "server:\n{interfaces} access-control: 0.0.0.0/0 allow\n \
          access-control: ::/0 allow\n do-daemonize: no\n username: \"\"\n chroot: \"\"\n pidfile: \"\"\n use-syslog: no\n \
          module-config: \"iterator\"\n do-not-query-localhost: yes\n so-rcvbuf: 0\n \
          local-zone: \"test.\" static\n local-data: \"whoami.test. TXT {node}\"\n{hosts}remote-control:\n control-enable: no\n"
@@ -119,7 +126,7 @@ pub fn unbound(lab: &Lab, node: &str, port: u16) -> Result<()> {
     fs::write(&path, config)?;
     let path = path.to_str().context("a path in UTF-8")?;
     lab.keep(node, &format!("unbound-{node}"), &["unbound", "-c", path, "-d"])?;
-    let server = format!("@{}", address(node)[0]);
+    let server = format!("@{reached}");
     eventually(&format!("unbound on {node}"), PATIENCE, || {
         let dig = ["dig", "-p", &port.to_string(), &server, "+time=1", "+tries=1", "+short", "whoami.test.", "TXT"];
         lab.run(node, &dig).is_ok_and(|dig| dig.stdout.contains(node))

@@ -63,7 +63,7 @@ as_root() {
 package_of() {
     case "$1" in
         cc) echo build-essential ;;
-        ip | bridge) echo iproute2 ;;
+        ip | bridge | tc) echo iproute2 ;;
         unshare | nsenter | setpriv) echo util-linux ;;
         sysctl) echo procps ;;
         nginx) echo nginx-light ;;
@@ -71,6 +71,7 @@ package_of() {
         ping) echo iputils-ping ;;
         nft) echo nftables ;;
         perf) echo linux-perf ;;
+        scapy) echo python3-scapy ;;
         *) echo "$1" ;;
     esac
 }

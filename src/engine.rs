@@ -21,13 +21,13 @@ use std::time::Duration;
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
 use crate::flow::{Flow, FlowId, FlowTable, Fragments, InsertError, Owner, Sender, track};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
-use crate::forward::{self, echo, icmp_error};
+use crate::forward::{self, Action, Context, Obstacle, echo, icmp_error, tunnel_error};
 use crate::service::scheduler::Request;
 use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, ipv4, ipv6, tcp};
+use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, decrement_ttl, icmp, tcp};
 
 pub use shard::{client_between, client_of, shard_of};
 
@@ -96,7 +96,11 @@ impl Engine {
     /// As [`Engine::handle_packet`], for a packet whose `view` the caller has already.
     pub fn handle_parsed(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         buf.truncate(view.len);
-        let verdict = self.decide(now, buf, view);
+        let verdict = match self.decide(now, buf, view) {
+            // There is no host behind us that would know better.
+            Verdict::Pass if self.snapshot.spec.is_hop => Verdict::Drop(DropReason::NotOurs),
+            verdict => verdict,
+        };
         self.stats.count(verdict);
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
             self.note_first_fragment(now, buf, view, verdict);
@@ -105,15 +109,18 @@ impl Engine {
     }
 
     fn decide(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
-        // A program on this host talks to a local VIP from that very address; everybody else's packet to itself is forged.
-        let to_itself = view.src == view.dst && !self.snapshot.is_local(view.dst);
+        // A program on this host talks to a local VIP from that very address, and this host's kernel tells the gateway's
+        // own address of servers that it cannot reach; everybody else's packet to itself is forged.
+        let is_error = matches!(view.transport, Transport::Icmp(icmp::Kind::Error));
+        let to_itself = view.src == view.dst
+            && !(self.snapshot.is_local(view.dst) || is_error && self.snapshot.is_tunnel_source(view.dst));
         if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
             return Verdict::Drop(DropReason::Martian);
         }
         match (view.transport, view.ports()) {
             (Transport::Tcp(_) | Transport::Udp(_), Some(tuple)) => self.forward(now, buf, view, &tuple),
             (Transport::Later, _) => self.follow_first_fragment(now, buf, view),
-            (Transport::Icmp(icmp::Kind::Error), _) => self.translate_error(buf, view),
+            (Transport::Icmp(icmp::Kind::Error), _) => self.translate_error(now, buf, view),
             _ if !self.is_ours(view.dst) => Verdict::Pass,
             (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) => {
                 echo::answer(buf, view);
@@ -139,11 +146,9 @@ impl Engine {
             return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
         }
         self.track(now, id, sender, view, change);
-        self.clamp_mss(buf, view);
-        let rewrite = self.table.flow(id).rewrite(sender);
-        let vnet = buf.vnet;
-        rewrite.apply(buf.packet_mut(), view, &vnet);
-        Verdict::Forward
+        let flow = self.table.flow(id);
+        let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
+        self.act(now, buf, view, &action, server)
     }
 
     /// A packet without a flow: a service takes it, its scheduler picks a server, its method plans the translation.
@@ -230,6 +235,11 @@ impl Engine {
         &self.stats
     }
 
+    /// Counts a packet that was lost on its way out.
+    pub fn count_drop(&mut self, reason: DropReason) {
+        self.stats.drops[reason as usize] += 1;
+    }
+
     /// Flows in the table, and how many it may hold.
     pub fn occupancy(&self) -> (usize, usize) {
         (self.table.len(), self.table.max())
@@ -278,9 +288,8 @@ impl Engine {
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }
 
-    /// Whether a packet to `addr` must be dealt with here, and not be left to the host.
     fn is_ours(&self, addr: Addr) -> bool {
-        self.snapshot.is_vip(addr) && !self.snapshot.is_local(addr)
+        self.snapshot.is_ours(addr)
     }
 
     /// Ends a flow over whose ports a new connection starts.
@@ -333,23 +342,29 @@ impl Engine {
         }
     }
 
-    fn clamp_mss(&self, buf: &mut PacketBuf, view: &View) {
-        let Transport::Tcp(segment) = view.transport else { return };
-        if !segment.has(tcp::SYN) {
-            return;
+    /// Does what a flow's method does to its packets, or tells their sender why not.
+    #[inline]
+    fn act(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, action: &Action, server: ServerId) -> Verdict {
+        let server = self.snapshot.server(server).map(Arc::as_ref);
+        let context = Context { now, spec: &self.snapshot.spec, server };
+        match forward::act(action, buf, view, context) {
+            Ok(()) => Verdict::Forward,
+            Err(Obstacle { reason, refusal: None }) => Verdict::Drop(reason),
+            Err(Obstacle { reason, refusal: Some(refusal) }) => self.refuse(now, buf, view, reason, refusal, view.dst),
         }
-        let headers = tcp::MIN_LEN + if view.src.is_v4() { ipv4::MIN_LEN } else { ipv6::LEN };
-        let mss = self.snapshot.spec.mtu.saturating_sub(headers as u16);
-        let partial = buf.vnet.is_partial(view.l4);
-        tcp::clamp_mss(&mut buf.packet_mut()[view.l4..], segment.header_len, mss, partial);
     }
 
     /// An ICMP error: translated when it is about a packet of a flow.
-    fn translate_error(&mut self, buf: &mut PacketBuf, view: &View) -> Verdict {
+    fn translate_error(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         let ours = self.is_ours(view.dst);
         let unknown = |reason| if ours { Verdict::Drop(reason) } else { Verdict::Pass };
         if view.fragment.is_some() {
             return unknown(DropReason::UnsupportedIcmp);
+        }
+        if self.snapshot.is_tunnel_source(view.dst)
+            && let Some(verdict) = self.relay_tunnel_error(now, buf, view)
+        {
+            return verdict;
         }
         let quoted = match icmp_error::quoted(buf, view) {
             Ok(Some(quoted)) => quoted,
@@ -361,10 +376,56 @@ impl Engine {
         let Some((id, sender)) = self.table.lookup(&quoted.reversed()) else {
             return unknown(DropReason::IcmpNoFlow);
         };
+        if view.ttl <= 1 && self.snapshot.spec.is_hop {
+            return Verdict::Drop(DropReason::TtlExceeded);
+        }
         // It neither refreshes nor ends the flow (RFC 5382 REQ-10, RFC 4787 REQ-12).
-        icmp_error::translate(buf, view, self.table.flow(id), sender, &quoted);
         self.stats.icmp_errors += 1;
+        let flow = self.table.flow(id);
+        if flow.owner.one_way {
+            let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
+            if let (Sender::Server, Some(server)) = (sender, self.snapshot.server(server)) {
+                tunnel_error::learn_from_inside(now, server, buf.packet(), view);
+            }
+            return self.act(now, buf, view, &action, server);
+        }
+        icmp_error::translate(buf, view, flow, sender, &quoted);
+        if self.snapshot.spec.is_hop {
+            decrement_ttl(buf.packet_mut());
+        }
         Verdict::Forward
+    }
+
+    /// An ICMP error about one of the gateway's own outer packets: what it says of the way to the server is noted, and the
+    /// client is told. `None`: it is about something else.
+    fn relay_tunnel_error(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Option<Verdict> {
+        let snapshot = self.snapshot.clone();
+        let error = tunnel_error::read(buf, view, |port| snapshot.is_gue_port(port))?;
+        let drop = |reason| Some(Verdict::Drop(reason));
+        let Ok(error) = error else { return drop(DropReason::BadIcmpChecksum) };
+        let about_it = |server: &&Arc<Server>| {
+            (server.method, server.address, server.source) == (Method::Tunnel, error.outer_dst, Some(error.outer_src))
+        };
+        let Some((inner, sequence)) = error.inner else {
+            let servers = snapshot.all_servers().filter(about_it);
+            servers.for_each(|server| tunnel_error::note_unproven(now, server, &error));
+            return drop(DropReason::IcmpNoFlow);
+        };
+        let Some((id, Sender::Client)) = self.table.lookup(&inner) else { return drop(DropReason::IcmpNoFlow) };
+        let flow = self.table.flow(id);
+        let can_be = sequence.is_none_or(|sequence| track::client_sent(flow, sequence));
+        let server = snapshot.server(ServerId(flow.owner.server)).filter(about_it);
+        let Some(server) = server.filter(|_| can_be) else { return drop(DropReason::IcmpNoFlow) };
+        self.stats.icmp_errors += 1;
+        let Some(refusal) = tunnel_error::note(now, server, &error) else { return drop(DropReason::UnsupportedIcmp) };
+        buf.advance(error.inner_at);
+        let Ok((inner, _)) = View::parse_quoted(buf.packet()) else { return drop(DropReason::IcmpNoFlow) };
+        // What follows the quoted packet (RFC 4884) is about the outer one.
+        buf.truncate(inner.len);
+        Some(match self.refuse(now, buf, &inner, DropReason::IcmpNoFlow, refusal, inner.dst) {
+            Verdict::Refuse(_) => Verdict::Forward,
+            verdict => verdict,
+        })
     }
 
     /// Drops a packet with an answer to its sender, if the rate limit and the rules of ICMP let it have one.
@@ -405,7 +466,12 @@ impl Engine {
         server: &Server,
         original: &Tuple,
     ) -> Result<FlowId, DropReason> {
-        let owner = Owner { service: service.id.0, server: server.id.0, method: service.spec.method as u8 };
+        let owner = Owner {
+            service: service.id.0,
+            server: server.id.0,
+            method: server.method as u8,
+            one_way: server.method.is_one_way(),
+        };
         let planned = forward::plan(service, server, original);
         let mut reply = planned;
         for attempt in 0..=PORT_ATTEMPTS {
@@ -416,7 +482,8 @@ impl Engine {
                     if attempt == 0 {
                         self.random = next_random(self.random);
                     }
-                    reply = forward::plan_again(planned, self.random, attempt);
+                    reply =
+                        forward::plan_again(server, planned, self.random, attempt).ok_or(DropReason::PortCollision)?;
                 }
             }
         }
@@ -493,7 +560,7 @@ impl Engine {
             assured: flow.assured,
             service: ServiceId(flow.owner.service),
             server: ServerId(flow.owner.server),
-            method: Method::ALL.iter().copied().find(|m| *m as u8 == flow.owner.method).unwrap_or(Method::Nat),
+            method: Method::numbered(flow.owner.method),
             to_server: volume(Sender::Client),
             to_client: volume(Sender::Server),
         }

@@ -1,14 +1,16 @@
 //! What would happen to a packet, and why, without anything happening.
 
+use std::fmt;
+
 use crate::command::FlowRecord;
 use crate::engine::Engine;
 use crate::flow::Sender;
 use crate::forward;
-use crate::service::Method;
 use crate::service::scheduler::Request;
+use crate::service::{Method, Server};
 use crate::time::Instant;
 use crate::verdict::DropReason;
-use crate::wire::{Protocol, Tuple, tcp};
+use crate::wire::{Addr, Encapsulation, Protocol, Tuple, tcp};
 
 /// The answer to "what happens to this packet".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +23,9 @@ pub struct Explanation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Explained {
     /// The packet belongs to a flow and is translated to this tuple.
-    Known { flow: Box<FlowRecord>, from_client: bool, translated: Tuple },
+    Known { flow: Box<FlowRecord>, from_client: bool, translated: Tuple, via: Option<Via> },
     /// The packet starts a flow.
-    Admitted { choice: Choice, translated: Tuple },
+    Admitted { choice: Choice, translated: Tuple, via: Option<Via> },
     /// An echo request to a VIP: the gateway answers.
     Echo,
     /// Neither for a VIP nor part of a flow: the host routes it on as it is.
@@ -34,6 +36,40 @@ pub enum Explained {
         /// What the sender is told, as long as the rate limit lets it through.
         answer: Option<Answer>,
     },
+}
+
+/// How a packet gets to a server that its destination address does not lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// In a frame to the MAC address of this neighbour.
+    Neighbour(Addr),
+    /// In an outer header; `from` is `None` while there is no way to the server.
+    Tunnel { encapsulation: Encapsulation, from: Option<Addr>, to: Addr },
+}
+
+impl Via {
+    fn to(server: &Server) -> Option<Via> {
+        match server.method {
+            Method::Nat => None,
+            Method::Direct => Some(Via::Neighbour(server.address)),
+            Method::Tunnel => {
+                let Server { encapsulation, source, address, .. } = server;
+                Some(Via::Tunnel { encapsulation: *encapsulation, from: *source, to: *address })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Via::Neighbour(neighbour) => write!(f, "a frame to the MAC address of {neighbour}"),
+            Via::Tunnel { encapsulation, from: Some(from), to } => write!(f, "{encapsulation} {from} > {to}"),
+            Via::Tunnel { encapsulation, from: None, to } => {
+                write!(f, "{encapsulation} to {to}, when there is a way to it")
+            }
+        }
+    }
 }
 
 /// What the sender of a refused packet gets.
@@ -87,11 +123,14 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
             Sender::Client => flow.reply.reversed(),
             Sender::Server => flow.original.reversed(),
         };
-        return Explained::Known { flow: Box::new(flow), from_client: sender == Sender::Client, translated };
+        let from_client = sender == Sender::Client;
+        let via = snapshot.server(flow.server).filter(|_| from_client).and_then(|server| Via::to(server));
+        return Explained::Known { flow: Box::new(flow), from_client, translated, via };
     }
-    let ours = snapshot.is_vip(packet.dst) && !snapshot.is_local(packet.dst);
+    let ours = snapshot.is_ours(packet.dst);
     let Some(service) = snapshot.service_for(packet.dst, packet.protocol, packet.dport) else {
         return match packet.protocol {
+            _ if !ours && snapshot.spec.is_hop => dropped(DropReason::NotOurs, None),
             _ if !ours => Explained::Passed,
             protocol if protocol.is_icmp() => Explained::Echo,
             Protocol::TCP | Protocol::UDP => dropped(DropReason::NoService, None),
@@ -116,10 +155,11 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         scheduler: service.spec.scheduler.word(),
         scheduler_state,
         server: server.name.clone(),
-        method: service.spec.method,
+        method: server.method,
         available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
     };
-    Explained::Admitted { choice, translated: forward::plan(service, server, packet).reversed() }
+    let translated = forward::plan(service, server, packet).reversed();
+    Explained::Admitted { choice, translated, via: Via::to(server) }
 }
 
 /// As [`crate::forward::refuse`] does it.

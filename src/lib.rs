@@ -12,6 +12,7 @@
 //! cli ─► control ─► io ─► engine ─► forward ─► { flow, service } ─► wire
 //! ```
 //!
+//! [`link`] (neighbours on an Ethernet segment) stands beside the chain: it imports `wire` alone, and `io` imports it.
 //! `wire` imports no sibling; `flow` and `service` do not import each other; `io` never imports `control`: between them go
 //! only [`command`]s and events. [`time`], [`timeouts`], [`verdict`], [`command`] and [`stats`] are plain types that all may
 //! use. `tests/layering.rs` checks these arrows.
@@ -35,6 +36,7 @@ pub mod forward;
 #[cfg(feature = "gateway")]
 #[allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "it touches the world")]
 pub mod io;
+pub mod link;
 pub mod service;
 pub mod stats;
 pub mod time;

@@ -92,6 +92,60 @@ drop_reasons! {
     FragmentTimeout = "fragment_timeout",
     /// The table of fragmented packets, or the room for held fragments, is full.
     FragmentTableFull = "fragment_table_full",
+    /// The packet is too large for the way to its server, and must not be fragmented; the sender was told what fits.
+    TooBig = "too_big",
+    /// The server does not answer for its address on the segment (ARP, NDP).
+    ServerUnreachable = "server_unreachable",
+    /// The link to the server has as many packets waiting as it may have.
+    LinkFull = "link_full",
+    /// There is no way to the server, so that a tunnel to it has no beginning.
+    NoTunnelSource = "no_tunnel_source",
+    /// The packet comes from one end of the tunnel that it would go through (RFC 2003 section 3.2).
+    TunnelLoop = "tunnel_loop",
+    /// What the device says of the packet's checksum or segmentation contradicts the packet.
+    BadOffload = "bad_offload",
+    /// A packet that came to a tunnel's end is not in a tunnel.
+    NotTunnelled = "not_tunnelled",
+    /// The outer headers of a tunnelled packet contradict what is in them (family, length, GUE header, UDP checksum).
+    BadTunnel = "bad_tunnel",
+    /// A fragment of a tunnelled packet came to the tunnel's end, where nothing is put together.
+    TunnelFragment = "tunnel_fragment",
+    /// Congestion was marked on the outer header of a packet whose transport does not know of ECN (RFC 6040 section 4.2).
+    CongestionNotEct = "congestion_not_ect",
+    /// It is part of no service and no flow, and there is no host behind the gateway that it could be for (mode "tap").
+    NotOurs = "not_ours",
+    /// The frame is too short for its headers, or its EtherType does not fit the packet in it.
+    BadFrame = "bad_frame",
+    /// The frame is tagged (IEEE 802.1Q); the gateway's segment is the untagged one.
+    VlanTagged = "vlan_tagged",
+    /// The frame is for another host's MAC: a bridge that has not learnt where that is sends it everywhere.
+    OtherMac = "other_mac",
+    /// The frame is neither IP nor ARP.
+    OtherEtherType = "other_ethertype",
+    /// A packet in a broadcast or multicast frame: to everybody, so not to the gateway alone.
+    LinkBroadcast = "link_broadcast",
+    /// An ARP packet that contradicts itself, or is not of Ethernet and IPv4.
+    BadArp = "bad_arp",
+    /// A neighbour discovery message that came from beyond the segment or is malformed (RFC 4861 section 7.1).
+    BadNdp = "bad_ndp",
+    /// The frame or what it says of its sender cannot be true: a MAC that is none, two different ones, or the gateway's.
+    SpoofedMac = "spoofed_mac",
+    /// Another host claims an address of the gateway's or a VIP (RFC 5227 section 2.4).
+    AddressConflict = "address_conflict",
+    /// The destination is on no segment of the gateway's, and it has no router of that family.
+    NoRoute = "no_route",
+    /// The neighbour's MAC is not known yet, and too many packets wait for it already.
+    NeighbourQueueFull = "neighbour_queue_full",
+    /// The neighbour does not answer ARP or NDP.
+    NeighbourUnreachable = "neighbour_unreachable",
+    /// The neighbour was forgotten in favour of others while packets waited for its MAC.
+    NeighbourEvicted = "neighbour_evicted",
+    /// A tunnelled packet from somebody else than the gateways that the real server takes packets from.
+    UnknownGateway = "unknown_gateway",
+    /// A tunnelled packet in an encapsulation that the real server's configuration does not allow.
+    TunnelNotAllowed = "tunnel_not_allowed",
+    /// The packet inside the tunnel is addressed to none of the real server's VIPs.
+    NotOurVip = "not_our_vip",
 }
 
 impl DropReason {

@@ -28,6 +28,16 @@ fn a_good_file_is_counted() {
 }
 
 #[test]
+fn the_file_of_a_real_server_is_known() {
+    let text = "[real_server]\nvip = [\"203.0.113.10\"]\ngateway = [\"10.20.0.1\", \"fd20::1\"]\n";
+    let (code, stdout, stderr) = check(text);
+    assert_eq!((code, stdout.as_str()), (Some(0), "x.toml: ok: a real server, 1 VIP, 2 gateways\n"), "{stderr}");
+    let (code, _, stderr) = check(&text.replace("vip", "vips"));
+    assert_eq!(code, Some(1));
+    assert!(stderr.starts_with("x.toml:2:1: [real_server]: unknown key \"vips\"; did you mean \"vip\"?\n"), "{stderr}");
+}
+
+#[test]
 fn what_the_host_lacks_is_a_warning() {
     let (code, stdout, stderr) = check(&format!("[gateway]\nuplink = [\"no-such-link\"]\n{SERVICE}"));
     assert_eq!((code, stdout.as_str()), (Some(0), "x.toml: ok: 1 service, 1 server\n"));

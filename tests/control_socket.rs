@@ -42,7 +42,8 @@ fn addr(text: &str) -> Addr {
 }
 
 fn server(address: &str, port: u16) -> ServerSpec {
-    ServerSpec { name: format!("{address}:{port}"), address: addr(address), port: Some(port), weight: 1 }
+    let name = format!("{address}:{port}");
+    ServerSpec { name, address: addr(address), port: Some(port), weight: 1, method: None, tunnel: None }
 }
 
 fn spec() -> SnapshotSpec {
@@ -52,6 +53,7 @@ fn spec() -> SnapshotSpec {
         ports: PortRange::single(80),
         protocols,
         method: Method::Nat,
+        tunnel: Default::default(),
         scheduler: SchedulerKind::Rr,
         servers,
     };

@@ -31,6 +31,11 @@ fn parse_corpus() {
 }
 
 #[test]
+fn receive_corpus() {
+    replay("receive", harness::receive::run);
+}
+
+#[test]
 fn rewrite_corpus() {
     replay("rewrite", harness::rewrite::run);
 }
@@ -38,6 +43,16 @@ fn rewrite_corpus() {
 #[test]
 fn engine_corpus() {
     replay("engine", harness::engine::run);
+}
+
+#[test]
+fn tunnel_corpus() {
+    replay("tunnel", harness::tunnel::run);
+}
+
+#[test]
+fn link_corpus() {
+    replay("link", harness::segment::run);
 }
 
 #[cfg(feature = "gateway")]

@@ -37,6 +37,8 @@ fn a_pick_allocates_nothing() {
         port: None,
         // Some take no new flow.
         weight: u32::from(n % 3),
+        method: None,
+        tunnel: None,
     };
     let service = |(index, &scheduler): (usize, &SchedulerKind)| ServiceSpec {
         name: scheduler.word().to_owned(),
@@ -44,6 +46,7 @@ fn a_pick_allocates_nothing() {
         ports: PortRange::single(80),
         protocols: Protocols::Tcp,
         method: Method::Nat,
+        tunnel: Default::default(),
         scheduler,
         servers: (1..=9).map(server).collect(),
     };

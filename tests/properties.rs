@@ -22,7 +22,7 @@ proptest! {
     }
 
     #[test]
-    fn connections_of_few_clients(size in 0u8..8, ops in vec(few_clients(), 1..80)) {
+    fn connections_of_few_clients(size in (0u8..8, 0u8..8).prop_map(|(limit, spec)| spec << 5 | limit), ops in vec(few_clients(), 1..80)) {
         let mut world = World::new(size);
         for op in &ops {
             world.step(op);

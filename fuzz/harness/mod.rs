@@ -3,11 +3,16 @@
 
 #![allow(dead_code, reason = "each target and each suite uses its part")]
 
+#[path = "../../tests/support/decapsulate.rs"]
+pub mod decapsulate;
 pub mod engine;
 pub mod model;
 pub mod ops;
 #[path = "../../tests/support/oracle.rs"]
 pub mod oracle;
 pub mod parse;
+pub mod receive;
 pub mod rewrite;
+pub mod segment;
+pub mod tunnel;
 pub mod world;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use gatun::command::{Event, FlowChange};
-use gatun::service::SnapshotSpec;
+use gatun::service::{Method, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::wire::{Addr, Protocol, Tuple};
 
@@ -35,6 +35,7 @@ pub struct Model {
 pub struct Flow {
     pub original: Tuple,
     pub reply: Tuple,
+    pub method: Method,
     seen: Instant,
 }
 
@@ -67,6 +68,12 @@ impl Model {
             t if *t == flow.reply => Some(flow.original.reversed()),
             _ => None,
         })
+    }
+
+    /// The method of the flow that a packet with this tuple is of, and whether the client sent it.
+    pub fn method(&self, tuple: &Tuple) -> Option<(Method, bool)> {
+        let flow = self.flows.iter().find(|flow| flow.original == *tuple || flow.reply == *tuple)?;
+        Some((flow.method, flow.original == *tuple))
     }
 
     pub fn seen(&mut self, now: Instant, tuple: &Tuple) {
@@ -109,6 +116,13 @@ impl Model {
         let (original, reply) = (event.flow.original, event.flow.reply);
         assert!(matches!(cause, Cause::Packet(Some(tuple)) if tuple == original), "{original:?} by {cause:?}");
         let servers = self.servers(&original).expect("no service takes this flow");
+        let method = event.flow.method;
+        if method.is_one_way() {
+            assert!(servers.iter().any(|(_, _, weight)| *weight > 0));
+            assert_eq!(reply, original.reversed(), "the server answers under the VIP");
+            self.flows.push(Flow { original, reply, method, seen: now });
+            return;
+        }
         let server = servers.iter().find(|(addr, port, _)| (*addr, *port) == (reply.src, reply.sport));
         assert!(server.is_some_and(|(_, _, weight)| *weight > 0), "{reply:?} is from none of {servers:?}");
         assert_eq!((reply.dst, reply.protocol), (original.src, original.protocol));
@@ -120,7 +134,7 @@ impl Model {
         for tuple in [original, reply] {
             assert!(self.translation(&tuple).is_none(), "two flows have {tuple:?}");
         }
-        self.flows.push(Flow { original, reply, seen: now });
+        self.flows.push(Flow { original, reply, method, seen: now });
     }
 
     /// Address, port and weight of each server that the service for this packet has; `None` without a service.

@@ -10,13 +10,18 @@ use gatun::service::{
 };
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
-use gatun::wire::{Addr, PacketBuf, Protocol, Tuple, View};
+use gatun::wire::outer::GUE_PORT;
+use gatun::wire::{Addr, Encapsulation, PacketBuf, Protocol, Tuple, View, unwrap};
 
 use super::model::{Cause, Model, is_right, quoted_tuple, tuple_of};
 use super::ops::{self, Op, Shape};
 use super::oracle::{self, Decoded};
 
 const SERVER_PORTS: [u16; 8] = [80, 53, 8000, 8099, 1, 443, 8080, 65535];
+
+/// All but `mh`, whose table takes longer to make than everything else here together.
+const SCHEDULERS: [SchedulerKind; 5] =
+    [SchedulerKind::Rr, SchedulerKind::Wrr, SchedulerKind::Lc, SchedulerKind::Wlc, SchedulerKind::Sh];
 
 pub struct World {
     pub engine: Engine,
@@ -31,9 +36,9 @@ pub struct World {
 }
 
 impl World {
-    /// `size` sets the limit of the flow table.
+    /// `size` sets the limit of the flow table, and in its upper bits the configuration to begin with.
     pub fn new(size: u8) -> World {
-        let spec = spec(0);
+        let spec = spec(size >> 5);
         let limit = 1 + usize::from(size % 32);
         let snapshot = Arc::new(Snapshot::build(spec.clone(), None).expect("valid"));
         let mut engine = Engine::new(EngineConfig { shard: 0, max_flows: limit, seed: [7, 9] }, snapshot);
@@ -116,7 +121,7 @@ impl World {
             }
         }
         while let Some(released) = self.engine.poll_transmit() {
-            let output = oracle::decode(released.packet()).expect("a released fragment is a packet");
+            let output = oracle::decode(unwrapped(&released).packet()).expect("a released fragment is a packet");
             assert!(output.fragment.is_some_and(|(_, offset, _)| offset != 0));
             if let (Some(input), Verdict::Forward) = (&input, verdict) {
                 self.model.later_fragment(input, &output);
@@ -125,6 +130,11 @@ impl World {
     }
 
     fn forwarded(&mut self, input: &Decoded, before: &PacketBuf, buf: &PacketBuf) {
+        if matches!(input.protocol, 1 | 58) && self.is_tunnel_source(input.dst) {
+            return tunnel_error_relayed(input, buf);
+        }
+        let sent = buf;
+        let buf = &unwrapped(buf);
         let output = oracle::decode(buf.packet()).expect("what is forwarded is a packet");
         if matches!(input.protocol, 1 | 58) && input.fragment.is_none() {
             return self.error_forwarded(input, &output, before, buf);
@@ -149,21 +159,45 @@ impl World {
         } else if is_right(before) {
             assert!(is_right(buf), "a checksum went wrong");
         }
+        let (method, from_client) = self.model.method(&from).expect("it is of a flow");
+        match method {
+            Method::Nat => assert_eq!((sent.hop, sent.wrap), (None, None)),
+            _ => {
+                let untouched = buf.packet()[..input.len] == before.packet()[..input.len] && buf.vnet == before.vnet;
+                assert!(untouched, "{method:?} changed the packet");
+                // Not those that the service has now: a flow stays with its server over a reload.
+                let hop_is_server = |hop| (11..=13).any(|host| server_addr(input.src.is_ipv4(), host) == hop);
+                assert_eq!(sent.hop.is_some(), method == Method::Direct && from_client);
+                assert!(sent.hop.is_none_or(hop_is_server), "to {:?}", sent.hop);
+                assert_eq!(sent.packet().len() > buf.packet().len(), method == Method::Tunnel && from_client);
+            }
+        }
         let mss = output.tcp.as_ref().and_then(|tcp| tcp.mss);
         let headers = if input.src.is_ipv4() { 40 } else { 60 };
         let is_syn = input.tcp.as_ref().is_some_and(|tcp| tcp.flags & 2 != 0);
-        assert!(!is_syn || mss.is_none_or(|mss| mss <= self.model.spec.mtu - headers), "MSS {mss:?} is not clamped");
+        assert!(
+            !is_syn || method != Method::Nat || mss.is_none_or(|mss| mss <= self.model.spec.mtu - headers),
+            "MSS {mss:?} is not clamped"
+        );
         if self.believed {
             self.model.seen(self.now, &from);
         }
         if self.model.vips.contains(&from.dst) {
-            self.went = Some(oracle::complete(buf));
+            self.went = Some(oracle::complete(sent));
         }
+    }
+
+    fn is_tunnel_source(&self, addr: std::net::IpAddr) -> bool {
+        self.engine.snapshot().is_tunnel_source(Addr::from(addr))
     }
 
     fn error_forwarded(&self, input: &Decoded, output: &Decoded, before: &PacketBuf, buf: &PacketBuf) {
         assert!(is_right(buf), "a translated error with a wrong checksum");
         let quoted = quoted_tuple(input).expect("only errors that quote ports are translated");
+        if self.model.method(&quoted.reversed()).is_some_and(|(method, _)| method != Method::Nat) {
+            assert_eq!(buf.packet(), &before.packet()[..input.len], "an error of a one-way flow was changed");
+            return;
+        }
         let (to, dst, src) = self.model.quoted(&quoted).expect("the error is about no flow");
         assert_eq!(quoted_tuple(output), Some(to));
         assert_eq!(Addr::from(output.dst), dst);
@@ -217,8 +251,8 @@ impl World {
     }
 
     fn answer(&mut self, flags: u8, seq: u8, len: u8) {
-        let Some(went) = &self.went else { return };
-        let Some(tuple) = oracle::decode(went).as_ref().and_then(tuple_of) else { return };
+        let Some(went) = self.went.as_deref().map(PacketBuf::from_packet) else { return };
+        let Some(tuple) = oracle::decode(unwrapped(&went).packet()).as_ref().and_then(tuple_of) else { return };
         let back = tuple.reversed();
         let segment = match tuple.protocol {
             Protocol::TCP => ops::tcp_segment(back.sport, back.dport, sequence(5000, seq), 1001, flags, len.into()),
@@ -338,6 +372,25 @@ impl World {
     }
 }
 
+/// The packet without the outer headers of a tunnel, if it has any. All of these are small enough to go in one piece.
+fn unwrapped(sent: &PacketBuf) -> PacketBuf {
+    assert_eq!(sent.wrap, None, "in pieces");
+    let mut buf = sent.clone();
+    match unwrap(&mut buf, |port| port == GUE_PORT) {
+        Ok(_) => buf,
+        Err(_) => sent.clone(),
+    }
+}
+
+/// An error about an outer packet has become one about the client's.
+fn tunnel_error_relayed(input: &Decoded, buf: &PacketBuf) {
+    assert!(is_right(buf), "a relayed error with a wrong checksum");
+    let output = oracle::decode(buf.packet()).expect("a relayed error is a packet");
+    let told = quoted_tuple(&output).expect("it quotes the client's packet");
+    assert_eq!((Addr::from(output.src), Addr::from(output.dst)), (told.dst, told.src), "told to whoever sent it");
+    assert!(output.payload.len() < input.payload.len(), "the outer headers are quoted as well");
+}
+
 /// Packets that have their verdict; fragments that are held have none yet.
 fn counted(engine: &Engine) -> u64 {
     let stats = engine.stats();
@@ -361,6 +414,8 @@ fn spec(number: u8) -> SnapshotSpec {
                 address: server_addr(vip.is_v4(), host),
                 port,
                 weight,
+                method: None,
+                tunnel: None,
             });
             ServiceSpec {
                 name: name.into(),
@@ -368,12 +423,37 @@ fn spec(number: u8) -> SnapshotSpec {
                 ports: PortRange { first, last },
                 protocols,
                 method: Method::Nat,
-                scheduler: SchedulerKind::ALL[usize::from(number) % SchedulerKind::ALL.len()],
+                tunnel: Default::default(),
+                scheduler: SCHEDULERS[usize::from(number) % SCHEDULERS.len()],
                 servers: servers.collect(),
             }
         };
     use Protocols::{Tcp, TcpAndUdp, Udp};
-    let services = match number % 4 {
+    let by = |method: Method, tunnel: Encapsulation, service: ServiceSpec| ServiceSpec { method, tunnel, ..service };
+    let services = match number % 6 {
+        4 => vec![
+            by(
+                Method::Direct,
+                Encapsulation::Ipip,
+                service("all", v4(11), 1, 65535, TcpAndUdp, &[(11, None, 1), (12, None, 1)]),
+            ),
+            by(Method::Direct, Encapsulation::Ipip, service("web6", v6(10), 80, 80, Tcp, &[(11, None, 1)])),
+            service("web", v4(10), 80, 80, Tcp, &[(11, Some(8080), 1), (12, Some(8080), 2)]),
+        ],
+        5 => vec![
+            by(
+                Method::Tunnel,
+                Encapsulation::Ipip,
+                service("all", v4(11), 1, 65535, TcpAndUdp, &[(11, None, 1), (12, None, 1)]),
+            ),
+            by(
+                Method::Tunnel,
+                Encapsulation::Gue { port: GUE_PORT },
+                service("web6", v6(10), 80, 80, Tcp, &[(11, None, 1)]),
+            ),
+            by(Method::Tunnel, Encapsulation::Ipip, service("all6", v6(10), 1, 65535, Udp, &[(12, None, 1)])),
+            service("web", v4(10), 80, 80, Tcp, &[(11, Some(8080), 1), (12, Some(8080), 2)]),
+        ],
         0 | 3 => vec![
             service("web", v4(10), 80, 80, Tcp, &[(11, Some(8080), 1), (12, Some(8080), 2)]),
             service("dns", v4(10), 53, 53, TcpAndUdp, &[(11, Some(53), 1)]),
@@ -392,9 +472,12 @@ fn spec(number: u8) -> SnapshotSpec {
     };
     SnapshotSpec {
         services,
-        local_vips: if number % 4 == 3 { vec![v4(11)] } else { Vec::new() },
+        tunnel_sources: [(true, 11), (true, 12), (false, 11), (false, 12)]
+            .map(|(v4, host)| (server_addr(v4, host), server_addr(v4, 1)))
+            .to_vec(),
+        local_vips: if number % 6 == 3 { vec![v4(11)] } else { Vec::new() },
         limits: Limits { replies_per_second: 100, fragmented_packets: 4, held_fragment_bytes: 1500 },
-        mtu: if number % 4 == 1 { 1280 } else { 1500 },
+        mtu: if number % 6 == 1 { 1280 } else { 1500 },
         ..SnapshotSpec::default()
     }
 }

@@ -25,7 +25,18 @@ METRICS = {
     "udp": "UDP, 64 bytes a datagram",
 }
 BULK = ("up1", "up4", "down1", "down4")
-TITLES = {"gatun": "gatun", "nftables": "nftables", "haproxy": "HAProxy", "nginx": "nginx"}
+TITLES = {
+    "gatun": "gatun",
+    "nftables": "nftables",
+    "haproxy": "HAProxy",
+    "nginx": "nginx",
+    "direct": "gatun direct",
+    "tunnel": "gatun tunnel",
+    "vxlan": "kernel VXLAN",
+    "plain": "gatun tunnel, no offload",
+}
+# Whose ratios to the others are shown.
+OURS = ("gatun", "direct", "tunnel")
 
 # Rows of the tables: a metric's value by name, its unit, digits after the point, and whether less is better.
 FIGURES = (
@@ -44,7 +55,7 @@ FIGURES = (
 )
 COSTS = [(m, "s/GB", 3) for m in BULK] + [("keepalive", "µs/request", 2), ("connections", "µs/request", 2), ("udp", "µs/packet", 2)]
 
-# The goals of the project: metric, value, against whom, the least ratio (the greatest, where less is better).
+# The goals of the project: metric, value, whose, against whom, the least ratio (the greatest, where less is better).
 GOALS = [
     ("up1", "rate", "nftables", 0.8),
     ("up1", "rate", "haproxy", 1.3),
@@ -59,6 +70,16 @@ GOALS = [
     ("keepalive", "p99", "haproxy", 1.0),
     ("keepalive", "p99", "nginx", 1.0),
     ("connections", "rate", "haproxy", 0.95),
+]
+GOALS = [(metric, name, "gatun", other, bound) for metric, name, other, bound in GOALS] + [
+    ("up1", "rate", "direct", "nftables", 1.0),
+    ("down4", "rate", "direct", "nftables", 0.7),
+    ("down4", "rate", "direct", "haproxy", 1.3),
+    ("connections", "rate", "direct", "nftables", 1.05),
+    ("keepalive", "rate", "direct", "haproxy", 0.95),
+    ("down1", "rate", "tunnel", "direct", 0.9),
+    ("down4", "rate", "tunnel", "direct", 0.9),
+    ("up1", "rate", "tunnel", "plain", 3.0),
 ]
 
 
@@ -156,28 +177,29 @@ def report(directory, facts, contenders):
         return statistics.median(values) if values else None
 
     measured = [metric for metric in METRICS if any((metric, c) in runs for c in contenders)]
-    others = [c for c in contenders if c != "gatun"] if "gatun" in contenders else []
+    ours = [c for c in contenders if c in OURS]
+    pairs = [(c, other) for c in ours for other in contenders if other not in ours[: ours.index(c) + 1]]
     facts = dict(line.split(": ", 1) for line in facts.read_text().splitlines())
 
     def rows(figures, digits_of_ratio=2):
-        """Medians, then gatun's ratio to each of the others."""
+        """Medians, then gatun's ratios to the others."""
         for label, metric, name, unit, digits in figures:
             medians = {c: median(metric, c, name) for c in contenders}
             if all(value in (None, 0) for value in medians.values()):
                 continue
             yield [label, unit, *(number(medians[c], digits) for c in contenders)] + [
-                number(ratio(medians["gatun"], medians[c]), digits_of_ratio) for c in others
+                number(ratio(medians[c], medians[other]), digits_of_ratio) for c, other in pairs
             ]
 
-    head = ["", "unit", *(TITLES[c] for c in contenders), *(f"gatun / {TITLES[c]}" for c in others)]
+    head = ["", "unit", *(TITLES[c] for c in contenders), *(f"{TITLES[c]} / {TITLES[other]}" for c, other in pairs)]
     speed = [(METRICS[m], m, name, unit + (" ↓" if less else ""), digits) for m, name, unit, digits, less in FIGURES if m in measured]
     whole = [(f"{METRICS[m]}: whole machine", m, "all", unit + " ↓", digits) for m, unit, digits in COSTS if m in measured]
     own = [(f"{METRICS[m]}: the gateway's processes", m, "own", unit + " ↓", digits) for m, unit, digits in COSTS if m in measured]
 
     parts = [
         "# Benchmarks",
-        "gatun beside nftables DNAT, HAProxy and nginx, each as the gateway of the same lab of network namespaces on one "
-        "machine, one at a time, in interleaved rounds. Client, gateway and servers share the machine's CPUs. "
+        f"{' and '.join(TITLES[c] for c in ours)} beside {', '.join(TITLES[c] for c in contenders if c not in ours)}, each as the "
+        "gateway of the same lab of network namespaces on one machine, one at a time, in interleaved rounds. Client, gateway and servers share the machine's CPUs. "
         f"Each figure is the median of {rounds} round{'s' if rounds != 1 else ''}; a ratio is that of two medians. ↓ marks figures of "
         "which less is better.",
         "\n".join(f"- {name}: " + (f"`{value}`" if name == "Command" else value) for name, value in facts.items()),
@@ -185,21 +207,21 @@ def report(directory, facts, contenders):
     ]
     goals = list(check_goals(median))
     if goals:
-        parts += ["## Goals", table(["", "against", "goal", "measured", ""], goals)]
-    parts += ["## How it is measured", HOW, "## Every round", table(head[:2] + head[2 : 2 + len(contenders)], every_round(runs, measured, contenders))]
+        parts += ["## Goals", table(["", "whose", "against", "goal", "measured", ""], goals)]
+    parts += ["## How it is measured", HOW + (HOW_METHODS if "direct" in contenders or "tunnel" in contenders else ""), "## Every round", table(head[:2] + head[2 : 2 + len(contenders)], every_round(runs, measured, contenders))]
     return "\n\n".join(parts)
 
 
 def check_goals(median):
     less_is_better = {(m, name): less for m, name, _, _, less in FIGURES}
     units = {(m, name): unit for m, name, unit, _, _ in FIGURES}
-    for metric, name, other, bound in GOALS:
-        value = ratio(median(metric, "gatun", name), median(metric, other, name))
+    for metric, name, whose, other, bound in GOALS:
+        value = ratio(median(metric, whose, name), median(metric, other, name))
         if value is None:
             continue
         less = less_is_better[metric, name]
         met = value <= bound if less else value >= bound
-        yield [f"{METRICS[metric]}, {units[metric, name]}", TITLES[other], f"{'≤' if less else '≥'} {bound:.2f}", number(value, 2), "met" if met else "**missed**"]
+        yield [f"{METRICS[metric]}, {units[metric, name]}", TITLES[whose], TITLES[other], f"{'≤' if less else '≥'} {bound:.2f}", number(value, 2), "met" if met else "**missed**"]
 
 
 def every_round(runs, measured, contenders):
@@ -217,6 +239,10 @@ HOW = """\
 - UDP: iperf3, four flows, as fast as one thread can send. The rate is the datagrams that reached the server's UDP, lost is the share of those sent that did not. HAProxy carries no UDP.
 - Whole machine: CPU time of everything (client, gateway, servers, kernel) during the run, for each GB (10⁹ bytes), request or datagram that arrived. The gateway's processes: their user and system time alone; what nftables does is in the kernel and belongs to no process, and a process that sends may be charged with the kernel's work further down the path, or the other way round.
 - nftables: `dnat to numgen inc mod 3 map`, with connection tracking. HAProxy: mode tcp, 2 threads, maxconn 8000. nginx: stream, 2 workers. gatun: method nat, scheduler rr, all else as it comes."""
+
+
+HOW_METHODS = """
+- Direct routing and tunnels: the servers hold the virtual address and answer by a router of their own, past the gateway; only what the client sends crosses it. gatun direct: TUN mode, frames by a packet socket. gatun tunnel: IP-in-IP (4in4) to `gatun real-server` on each server. No offload: the same with `offload = false`, one write for each packet of the link's size. Kernel VXLAN: the address routed into a tunnel to the first server."""
 
 
 def table(head, rows):

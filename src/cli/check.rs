@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::{Context, exists_or_hint, output};
 use crate::control::config::host::Host;
-use crate::control::config::{Config, DEFAULT_PATH};
+use crate::control::config::{AnyConfig, DEFAULT_PATH};
 
 /// Check a configuration file, without a running gateway and without changing anything
 ///
@@ -22,8 +22,16 @@ pub struct Args {
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<ExitCode> {
     exists_or_hint(&args.config)?;
     let file = args.config.display();
-    let config = match Config::load(&args.config) {
-        Ok(config) => config,
+    let config = match AnyConfig::load(&args.config) {
+        Ok(AnyConfig::Gateway(config)) => config,
+        Ok(AnyConfig::RealServer(config)) => {
+            for warning in Host::default().real_server_warnings(&config) {
+                output::complain(&format!("{file}: warning: {warning}"));
+            }
+            let (vips, gateways) = (counted(config.vips.len(), "VIP"), counted(config.gateways.len(), "gateway"));
+            context.output.line(&format!("{file}: ok: a real server, {vips}, {gateways}"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Err(errors) => {
             output::complain(&errors.to_string());
             return Ok(ExitCode::FAILURE);

@@ -102,6 +102,7 @@ fn rows(explanation: &api::Explanation, tcp_flags: &str) -> Vec<(&'static str, S
     row("method", explanation.method.clone());
     row("flow", flow(explanation));
     row("after", after.as_ref().map(show));
+    row("via", explanation.via.clone());
     rows
 }
 

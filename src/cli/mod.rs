@@ -9,8 +9,10 @@ mod conntrack;
 mod explain;
 pub mod format;
 mod man;
+mod neighbour;
 mod output;
 mod ping;
+mod real_server;
 mod reload;
 mod replay;
 mod run;
@@ -55,11 +57,14 @@ enum Command {
     Service(service::Command),
     #[command(subcommand)]
     Server(server::Command),
+    #[command(subcommand)]
+    Neighbour(neighbour::Command),
     Explain(explain::Args),
     Replay(replay::Args),
     Reload(reload::ReloadArgs),
     Diff(reload::DiffArgs),
     Ping(ping::Args),
+    RealServer(real_server::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -129,11 +134,13 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
         Command::Conntrack(command) => conntrack::run(command, context),
         Command::Service(command) => service::run(&command, context),
         Command::Server(command) => server::run(&command, context),
+        Command::Neighbour(command) => neighbour::run(&command, context),
         Command::Explain(args) => explain::run(&args, context),
         Command::Replay(args) => replay::run(&args, context),
         Command::Reload(args) => reload::reload(&args, context),
         Command::Diff(args) => reload::diff(&args, context),
         Command::Ping(args) => ping::run(&args, context),
+        Command::RealServer(args) => real_server::run(args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
     }?;

@@ -36,7 +36,7 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
+pub(super) enum LogFormat {
     /// For a human
     Text,
     /// One JSON object a line
@@ -58,7 +58,7 @@ pub(super) fn run(args: Args, context: &mut Context) -> Result<()> {
     })
 }
 
-fn start_log(filter: Option<&str>, format: LogFormat) -> Result<()> {
+pub(super) fn start_log(filter: Option<&str>, format: LogFormat) -> Result<()> {
     let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok();
     let directives = filter.or(from_environment.as_deref()).filter(|filter| !filter.trim().is_empty());
     let directives = directives.unwrap_or("info");

@@ -41,6 +41,7 @@ pub(super) fn run(command: &Command, context: &mut Context) -> Result<()> {
         ("SERVER", Align::Left),
         ("ADDRESS", Align::Left),
         ("PORT", Align::Right),
+        ("METHOD", Align::Left),
         ("WEIGHT", Align::Right),
         ("ACTIVE", Align::Right),
         ("INACTIVE", Align::Right),
@@ -55,6 +56,7 @@ pub(super) fn run(command: &Command, context: &mut Context) -> Result<()> {
             server.address.to_string(),
             // The port that the client asked for.
             server.port.map_or_else(|| "=".to_owned(), |port| port.to_string()),
+            server.tunnel.map_or(server.method, |tunnel| format!("tunnel {tunnel}")),
             server.weight.to_string(),
             server.active.to_string(),
             server.inactive.to_string(),

@@ -56,7 +56,7 @@ fn gateway(status: &api::Status) -> (String, Vec<String>) {
     let full = 100.0 * status.flows as f64 / status.flows_limit.max(1) as f64;
     let rates = &status.rates;
     let config = status.config.as_deref().unwrap_or("none");
-    let lines = vec![
+    let mut lines = vec![
         format!(
             "config   {config}, generation {}, reloads {} ok, {} failed",
             status.generation, status.reloads_ok, status.reloads_failed
@@ -70,7 +70,17 @@ fn gateway(status: &api::Status) -> (String, Vec<String>) {
             bits(rates.bytes_to_client)
         ),
     ];
+    lines.splice(1..1, status.segment.as_ref().map(segment));
     (heading, lines)
+}
+
+/// In mode "tap": who the gateway is there.
+fn segment(segment: &api::Segment) -> String {
+    let api::Segment { mac, bridge, addresses, routers, neighbours } = segment;
+    let bridge = bridge.as_ref().map(|bridge| format!(" on {bridge}")).unwrap_or_default();
+    let routers: Vec<String> = routers.iter().map(ToString::to_string).collect();
+    let routers = if routers.is_empty() { "no router".to_owned() } else { format!("router {}", routers.join(", ")) };
+    format!("segment  mode tap{bridge}, MAC {mac}, {}, {routers}, neighbours {neighbours}", addresses.join(", "))
 }
 
 fn one_service(service: &api::Service) -> (String, Vec<String>) {
@@ -89,7 +99,7 @@ fn one_service(service: &api::Service) -> (String, Vec<String>) {
     let mut table = Table::new(&columns);
     for server in servers {
         table.row([
-            format!("  {}", server.name),
+            label(server, method),
             server.weight.to_string(),
             server.active.to_string(),
             server.inactive.to_string(),
@@ -100,6 +110,18 @@ fn one_service(service: &api::Service) -> (String, Vec<String>) {
         ]);
     }
     (heading, if servers.is_empty() { vec!["  no servers".to_owned()] } else { table.lines() })
+}
+
+/// Its name, and what of it is not as with the others.
+fn label(server: &api::Server, method_of_service: &str) -> String {
+    let mut label = format!("  {}", server.name);
+    if server.method != *method_of_service {
+        label.push_str(&format!(" ({})", server.method));
+    }
+    if !server.reachable {
+        label.push_str(" unreachable");
+    }
+    label
 }
 
 fn drops(status: &api::Status) -> (String, Vec<String>) {
@@ -131,6 +153,10 @@ mod tests {
             address: "10.20.0.11".parse().unwrap(),
             port: Some(8080),
             weight: 1,
+            method: "nat".to_owned(),
+            tunnel: None,
+            path_mtu: None,
+            reachable: true,
             active: 2,
             inactive: 10,
             admitted: 4711,
@@ -144,6 +170,7 @@ mod tests {
             pid: 42,
             uptime: 187,
             device: Some(device),
+            segment: None,
             config: Some("/etc/gatun/gatun.toml".to_owned()),
             generation: 2,
             reloads_ok: 1,
@@ -158,10 +185,35 @@ mod tests {
                 protocol: "tcp".to_owned(),
                 method: "nat".to_owned(),
                 scheduler: "wlc".to_owned(),
-                servers: vec![server],
+                servers: vec![
+                    server.clone(),
+                    api::Server {
+                        name: "far".to_owned(),
+                        method: "direct".to_owned(),
+                        reachable: false,
+                        active: 0,
+                        ..server
+                    },
+                ],
             }],
             drops: vec![api::Drops { reason: "no_flow".to_owned(), packets: 9, meaning: "A TCP packet.".to_owned() }],
         }
+    }
+
+    #[test]
+    fn mode_tap_has_a_line_of_its_own() {
+        let shown = api::Segment {
+            mac: "02:00:00:00:00:01".to_owned(),
+            bridge: Some("br0".to_owned()),
+            addresses: vec!["10.20.0.2/24".to_owned(), "fd20::2/64".to_owned()],
+            routers: vec!["10.20.0.254".parse().unwrap()],
+            neighbours: 4,
+        };
+        let (_, lines) = gateway(&api::Status { segment: Some(shown.clone()), ..status() });
+        let expected = "segment  mode tap on br0, MAC 02:00:00:00:00:01, 10.20.0.2/24, fd20::2/64, router 10.20.0.254, neighbours 4";
+        assert_eq!(lines[1], expected);
+        let alone = segment(&api::Segment { bridge: None, routers: vec![], ..shown });
+        assert!(alone.contains("mode tap, MAC") && alone.contains("no router"), "{alone}");
     }
 
     #[test]
@@ -175,8 +227,9 @@ flows    12 of 1000 (1.2 %), 3.2 new/s
 traffic  to servers 0 packets/s, 100kbit/s; to clients 0 packets/s, 0bit/s
 
 web  tcp 203.0.113.10:80  nat  wlc
-  SERVER           WEIGHT  ACTIVE  INACTIVE  ADMITTED  NEW/S  TO SERVER  TO CLIENT
-  10.20.0.11:8080       1       2        10      4711    3.2  100kbit/s     0bit/s
+  SERVER                    WEIGHT  ACTIVE  INACTIVE  ADMITTED  NEW/S  TO SERVER  TO CLIENT
+  10.20.0.11:8080                1       2        10      4711    3.2  100kbit/s     0bit/s
+  far (direct) unreachable       1       0        10      4711    3.2  100kbit/s     0bit/s
 
 dropped
   PACKETS  REASON   MEANING

@@ -24,6 +24,8 @@ pub enum Request {
     Status {},
     #[serde(rename = "stats")]
     Stats {},
+    #[serde(rename = "neighbours")]
+    Neighbours {},
     #[serde(rename = "service.list")]
     ServiceList {},
     #[serde(rename = "server.list")]
@@ -79,6 +81,7 @@ pub const OPS: &[&str] = &[
     "ping",
     "status",
     "stats",
+    "neighbours",
     "service.list",
     "server.list",
     "conntrack.list",
@@ -273,6 +276,15 @@ pub struct Server {
     /// `null`: the port the client asked for.
     pub port: Option<u16>,
     pub weight: u32,
+    /// `nat`, `direct` or `tunnel`.
+    pub method: String,
+    /// How packets are wrapped: `ipip`, `gue`; `null` for other methods.
+    pub tunnel: Option<String>,
+    /// Bytes that a packet to the server may have, where the path was found to be narrower than the gateway's links.
+    pub path_mtu: Option<u16>,
+    /// `false` when nobody answers for its address on the segment (method direct; in mode "tap" any method): then it gets no
+    /// new flows.
+    pub reachable: bool,
     pub active: u64,
     pub inactive: u64,
     /// Flows admitted since the server was configured.
@@ -309,6 +321,9 @@ pub struct Status {
     /// Seconds.
     pub uptime: u64,
     pub device: Option<Device>,
+    /// `null` in mode `tun`.
+    #[serde(default)]
+    pub segment: Option<Segment>,
     pub config: Option<String>,
     /// Of the configuration in use; 1 at start, one more with each reload.
     pub generation: u64,
@@ -321,6 +336,35 @@ pub struct Status {
     pub services: Vec<Service>,
     /// Only reasons that occurred, most frequent first.
     pub drops: Vec<Drops>,
+}
+
+/// Who the gateway is on its segment, in mode `tap`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Segment {
+    pub mac: String,
+    /// That the device is a port of; `null`: the operator sees to that.
+    pub bridge: Option<String>,
+    /// With prefix lengths.
+    pub addresses: Vec<String>,
+    pub routers: Vec<IpAddr>,
+    /// How many there are in the table.
+    pub neighbours: usize,
+}
+
+/// A host of the gateway's segment.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Neighbour {
+    pub address: IpAddr,
+    /// `null` while it is not known.
+    pub mac: Option<String>,
+    /// `incomplete`, `reachable`, `stale`, `delay`, `probe` or `failed` (RFC 4861 section 7.3.2).
+    pub state: String,
+    /// Seconds since it last answered; if it never did, since it was first asked.
+    pub age: u64,
+    /// Packets that wait for its MAC.
+    pub queued: usize,
+    /// A router or server of the configuration, which is never forgotten.
+    pub kept: bool,
 }
 
 /// What the device counts since the gateway was started.
@@ -385,6 +429,13 @@ pub struct Pong {
     pub pid: u32,
 }
 
+impl Pong {
+    /// This process's.
+    pub fn ours() -> Pong {
+        Pong { version: env!("CARGO_PKG_VERSION").to_owned(), protocol: VERSION, pid: std::process::id() }
+    }
+}
+
 /// The result of `reload` and `diff`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Difference {
@@ -421,6 +472,10 @@ pub struct Explanation {
     pub method: Option<String>,
     /// The packet as it would be sent on.
     pub after: Option<Endpoints>,
+    /// How it gets to the server where its destination does not lead there: `a frame to the MAC address of 10.20.0.11`,
+    /// `ipip 10.20.0.1 > 10.30.0.14`.
+    #[serde(default)]
+    pub via: Option<String>,
 }
 
 /// Where a packet comes from and goes to. For ICMP both ports hold the identifier.

@@ -10,9 +10,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::api::{self, Fault, FaultCode};
 use super::device::Device;
-use super::view;
+use super::view::{self, Counted};
 use crate::command::{Command, Event};
 use crate::io::Gateway;
+use crate::io::tap::Segment;
 use crate::service::ServerId;
 use crate::stats::Traffic;
 
@@ -42,6 +43,10 @@ pub struct Control {
 #[derive(Debug, Default)]
 pub struct About {
     pub device: Option<Device>,
+    /// In mode "tap".
+    pub segment: Option<Arc<Segment>>,
+    /// That the device is a port of.
+    pub bridge: Option<String>,
     /// The file it runs by; a reload may name another.
     pub config: Mutex<Option<PathBuf>>,
 }
@@ -116,12 +121,37 @@ impl Control {
         self.about.device.as_ref().map(Device::counters)
     }
 
+    /// Who the gateway is on its segment; `None` in mode "tun".
+    pub fn segment(&self) -> Option<api::Segment> {
+        let segment = self.about.segment.as_ref()?;
+        Some(view::segment(&segment.settings(), self.about.bridge.as_deref(), segment.neighbour_count()))
+    }
+
+    pub fn neighbours(&self) -> Result<Vec<api::Neighbour>, Fault> {
+        let segment = self.about.segment.as_ref().ok_or_else(|| {
+            let message = "only mode \"tap\" has neighbours of its own; in mode \"tun\" they are the host's: ip neigh";
+            Fault::new(FaultCode::NotSupported, message)
+        })?;
+        Ok(segment.neighbours().iter().map(view::neighbour).collect())
+    }
+
+    /// All shards, and what the link dropped before or behind them.
+    fn total(&self, shards: &[Counted]) -> Counted {
+        let mut total = view::total(shards);
+        if let Some(segment) = &self.about.segment {
+            for (sum, more) in total.stats.drops.iter_mut().zip(segment.drops()) {
+                *sum += more;
+            }
+        }
+        total
+    }
+
     pub fn status(&self) -> api::Status {
         let snapshot = self.gateway.snapshot();
         let (shards, traffic) = view::count(&self.gateway, &snapshot);
-        let total = view::total(&shards);
+        let total = self.total(&shards);
         let sampled = self.rates.lock();
-        let services = view::services(&snapshot, &traffic, &sampled.rates);
+        let services = view::services(&snapshot, self.gateway.now(), &traffic, &sampled.rates);
         let mut rates = api::Rates::default();
         for server in services.iter().flat_map(|service| &service.servers) {
             rates.add(&server.rates);
@@ -131,6 +161,7 @@ impl Control {
             pid: std::process::id(),
             uptime: self.uptime().as_secs(),
             device: self.device(),
+            segment: self.segment(),
             config: self.about.config.lock().as_ref().map(|path| path.display().to_string()),
             generation: snapshot.generation,
             reloads_ok: self.reloads.ok.load(Ordering::Relaxed),
@@ -151,7 +182,7 @@ impl Control {
     pub fn stats(&self) -> api::Stats {
         let (shards, _) = view::count(&self.gateway, &self.gateway.snapshot());
         api::Stats {
-            total: view::shard_stats(&view::total(&shards), None),
+            total: view::shard_stats(&self.total(&shards), None),
             shards: shards.iter().map(|counted| view::shard_stats(counted, Some(counted.shard))).collect(),
             device: self.device(),
         }

@@ -83,9 +83,10 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
         servers: None,
         method: None,
         after: None,
+        via: None,
     };
     match explanation.outcome {
-        Explained::Known { flow, from_client, translated } => {
+        Explained::Known { flow, from_client, translated, via } => {
             let flow = view::flow(snapshot, &flow);
             told.service = Some(flow.service.clone());
             told.server = Some(flow.server.clone());
@@ -93,8 +94,9 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.direction = Some(if from_client { "to_server" } else { "to_client" }.to_owned());
             told.flow = Some(flow);
             told.after = Some(endpoints(&translated));
+            told.via = via.map(|via| via.to_string());
         }
-        Explained::Admitted { choice, translated } => {
+        Explained::Admitted { choice, translated, via } => {
             told.service = Some(choice.service);
             told.scheduler = Some(choice.scheduler.to_owned());
             told.scheduler_state = Some(choice.scheduler_state).filter(|state| !state.is_empty());
@@ -104,6 +106,7 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.method = Some(choice.method.word().to_owned());
             told.direction = Some("to_server".to_owned());
             told.after = Some(endpoints(&translated));
+            told.via = via.map(|via| via.to_string());
         }
         Explained::Echo => told.verdict = "reply".to_owned(),
         Explained::Passed => told.verdict = "pass".to_owned(),

@@ -7,5 +7,6 @@ pub mod daemon;
 pub mod device;
 pub mod explain;
 pub mod metrics;
+pub mod real_server;
 pub mod socket;
 mod view;

@@ -8,8 +8,10 @@ use super::api::{self, Fault, FaultCode};
 use crate::command::{Event, FlowChange, FlowFilter, FlowRecord, Volume};
 use crate::flow::TcpState;
 use crate::io::Gateway;
+use crate::link::{Neighbour, Settings};
 use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
+use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Protocol};
 
@@ -50,11 +52,11 @@ pub fn event(snapshot: &Snapshot, event: &Event, time: u64) -> api::FlowEvent {
 }
 
 /// `rates` by [`ServerId`]; where it is too short, nothing is known yet.
-pub fn services(snapshot: &Snapshot, traffic: &[Traffic], rates: &[api::Rates]) -> Vec<api::Service> {
-    snapshot.live.iter().map(|service| one_service(service, traffic, rates)).collect()
+pub fn services(snapshot: &Snapshot, now: Instant, traffic: &[Traffic], rates: &[api::Rates]) -> Vec<api::Service> {
+    snapshot.live.iter().map(|service| one_service(service, now, traffic, rates)).collect()
 }
 
-fn one_service(service: &Service, traffic: &[Traffic], rates: &[api::Rates]) -> api::Service {
+fn one_service(service: &Service, now: Instant, traffic: &[Traffic], rates: &[api::Rates]) -> api::Service {
     let spec = &service.spec;
     api::Service {
         name: spec.name.clone(),
@@ -62,11 +64,11 @@ fn one_service(service: &Service, traffic: &[Traffic], rates: &[api::Rates]) -> 
         protocol: spec.protocols.word().to_owned(),
         method: spec.method.word().to_owned(),
         scheduler: spec.scheduler.word().to_owned(),
-        servers: service.servers.iter().map(|server| one_server(&spec.name, server, traffic, rates)).collect(),
+        servers: service.servers.iter().map(|server| one_server(&spec.name, server, now, traffic, rates)).collect(),
     }
 }
 
-fn one_server(service: &str, server: &Server, traffic: &[Traffic], rates: &[api::Rates]) -> api::Server {
+fn one_server(service: &str, server: &Server, now: Instant, traffic: &[Traffic], rates: &[api::Rates]) -> api::Server {
     let index = server.id.0 as usize;
     let traffic = traffic.get(index).copied().unwrap_or_default();
     api::Server {
@@ -75,6 +77,10 @@ fn one_server(service: &str, server: &Server, traffic: &[Traffic], rates: &[api:
         address: server.address.ip(),
         port: server.port,
         weight: server.weight,
+        method: server.method.word().to_owned(),
+        tunnel: (server.method == Method::Tunnel).then(|| server.encapsulation.to_string()),
+        path_mtu: Some(server.path.mtu(now, u16::MAX)).filter(|mtu| *mtu < u16::MAX),
+        reachable: !server.path.is_unreachable(),
         active: server.load.active(),
         inactive: server.load.inactive(),
         admitted: server.load.admitted(),
@@ -143,6 +149,27 @@ pub fn shard_stats(counted: &Counted, shard: Option<u16>) -> api::ShardStats {
         flows_limit: counted.limit,
         counters: counters.into(),
         drops: drops(&counted.stats),
+    }
+}
+
+pub fn segment(settings: &Settings, bridge: Option<&str>, neighbours: usize) -> api::Segment {
+    api::Segment {
+        mac: settings.mac.to_string(),
+        bridge: bridge.map(str::to_owned),
+        addresses: settings.addresses.iter().map(|prefix| format!("{}/{}", prefix.addr, prefix.len)).collect(),
+        routers: settings.routers.iter().map(Addr::ip).collect(),
+        neighbours,
+    }
+}
+
+pub fn neighbour(neighbour: &Neighbour) -> api::Neighbour {
+    api::Neighbour {
+        address: neighbour.addr.ip(),
+        mac: neighbour.mac.map(|mac| mac.to_string()),
+        state: neighbour.state.word().to_owned(),
+        age: neighbour.age.as_secs(),
+        queued: neighbour.queued,
+        kept: neighbour.kept,
     }
 }
 

@@ -2,10 +2,11 @@
 
 use super::Engine;
 use crate::flow::{Bounds, Fate, Later};
-use crate::forward::echo;
+use crate::forward::{self, Action, echo};
+use crate::service::{Method, ServerId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{PacketBuf, Rewrite, View, ipv4_id};
+use crate::wire::{PacketBuf, View, ipv4_id};
 
 impl Engine {
     /// A fragment without ports: the same is done with it as with its first one.
@@ -14,7 +15,7 @@ impl Engine {
         let bounds = self.fragment_bounds();
         let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
         match self.fragments.later(deadline, view, buf, bounds, dropped) {
-            Later::Known(fate) => self.apply_fate(buf, view, fate),
+            Later::Known(fate) => self.apply_fate(now, buf, view, fate),
             Later::Held => Verdict::Held,
             Later::Refused => Verdict::Drop(DropReason::FragmentTableFull),
         }
@@ -32,7 +33,7 @@ impl Engine {
             Verdict::Refuse(reason) | Verdict::Drop(reason) => Fate::Drop(reason),
             Verdict::Held => return,
         };
-        if let Fate::Rewrite { id: Some(id), .. } = fate {
+        if let Fate::Forward { id: Some(id), .. } = fate {
             ipv4_id(buf.packet_mut(), id);
         }
         let deadline = now + self.snapshot.spec.timeouts.fragment;
@@ -40,7 +41,7 @@ impl Engine {
         let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
         for mut held in self.fragments.first(deadline, view, fate, bounds, dropped) {
             let Ok(view) = View::parse(held.packet()) else { continue };
-            let verdict = self.apply_fate(&mut held, &view, fate);
+            let verdict = self.apply_fate(now, &mut held, &view, fate);
             self.stats.count(verdict);
             if verdict.sends() {
                 self.released.push_back(held);
@@ -52,21 +53,32 @@ impl Engine {
     fn translation_of(&mut self, view: &View) -> Option<Fate> {
         let (id, sender) = self.table.lookup(&view.ports()?)?;
         let flow = self.table.flow(id);
-        let (rewrite, server) = (flow.rewrite(sender), flow.owner.server);
+        let server = flow.owner.server;
+        let rewrite = (!flow.owner.one_way).then(|| flow.rewrite(sender));
         let id = match self.fragments.fate(view) {
             // It came again. Another translation means that its sender uses the identification for another packet now.
-            Some(Fate::Rewrite { rewrite: known, id, .. }) if known == rewrite => id,
-            _ => view.src.is_v4().then(|| self.fragments.fresh_id()),
+            Some(Fate::Forward { rewrite: known, id, .. }) if known == rewrite => id,
+            // What is not translated keeps its own.
+            _ => (rewrite.is_some() && view.src.is_v4()).then(|| self.fragments.fresh_id()),
         };
-        Some(Fate::Rewrite { rewrite, id, server, sender })
+        Some(Fate::Forward { rewrite, id, server, sender })
     }
 
-    fn apply_fate(&mut self, buf: &mut PacketBuf, view: &View, fate: Fate) -> Verdict {
+    fn apply_fate(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, fate: Fate) -> Verdict {
         match fate {
-            Fate::Rewrite { rewrite, id, server, sender } => {
-                rewrite_later(buf, &rewrite, id);
+            Fate::Forward { .. } if view.ttl <= 1 && self.snapshot.spec.is_hop => {
+                Verdict::Drop(DropReason::TtlExceeded)
+            }
+            Fate::Forward { rewrite, id, server, sender } => {
                 self.count_traffic(server, sender, view.len);
-                Verdict::Forward
+                let server = ServerId(server);
+                let method = self.snapshot.server(server).map_or(Method::Nat, |server| server.method);
+                let action = rewrite.map_or_else(|| forward::one_way_action(method, sender), Action::Translate);
+                let verdict = self.act(now, buf, view, &action, server);
+                if let (Verdict::Forward, Some(id)) = (verdict, id) {
+                    ipv4_id(buf.packet_mut(), id);
+                }
+                verdict
             }
             Fate::Pass => Verdict::Pass,
             Fate::Echo => {
@@ -80,12 +92,5 @@ impl Engine {
     pub(super) fn fragment_bounds(&self) -> Bounds {
         let limits = &self.snapshot.spec.limits;
         Bounds { packets: limits.fragmented_packets, held_bytes: limits.held_fragment_bytes }
-    }
-}
-
-fn rewrite_later(buf: &mut PacketBuf, rewrite: &Rewrite, id: Option<u16>) {
-    rewrite.apply_addresses(buf.packet_mut());
-    if let Some(id) = id {
-        ipv4_id(buf.packet_mut(), id);
     }
 }

@@ -3,6 +3,7 @@
 use siphasher::sip::SipHasher13;
 
 use crate::service::Snapshot;
+use crate::wire::outer::parse_quoted_outer;
 use crate::wire::{Addr, PacketBuf, Transport, View, icmp};
 
 /// The far endpoint of a packet's flow: its source when it is addressed to a VIP, else its destination. Of an ICMP error,
@@ -11,7 +12,7 @@ use crate::wire::{Addr, PacketBuf, Transport, View, icmp};
 /// Where the client is itself a VIP or a server (a program on the gateway, a server that uses its own cluster), the addresses
 /// of a packet do not tell which end is which: all such flows share one answer.
 pub fn client_of(snapshot: &Snapshot, buf: &PacketBuf, view: &View) -> Addr {
-    let (src, dst) = match quoted_in_error(buf, view) {
+    let (src, dst) = match quoted_in_error(snapshot, buf, view) {
         Some(inner) => (inner.dst, inner.src),
         None => (view.src, view.dst),
     };
@@ -24,9 +25,15 @@ pub fn client_between(snapshot: &Snapshot, src: Addr, dst: Addr) -> Addr {
     if snapshot.is_vip(client) || snapshot.is_server(client) { Addr::UNSPECIFIED } else { client }
 }
 
-fn quoted_in_error(buf: &PacketBuf, view: &View) -> Option<View> {
+fn quoted_in_error(snapshot: &Snapshot, buf: &PacketBuf, view: &View) -> Option<View> {
     let Transport::Icmp(icmp::Kind::Error) = view.transport else { return None };
-    let quoted = buf.packet().get(view.l4 + icmp::LEN..)?;
+    let mut quoted = buf.packet().get(view.l4 + icmp::LEN..)?;
+    // About one of the gateway's own outer packets: what counts is the client's packet in it.
+    if snapshot.is_tunnel_source(view.dst)
+        && let Ok(Some(outer)) = parse_quoted_outer(quoted, |port| snapshot.is_gue_port(port))
+    {
+        quoted = quoted.get(outer.inner..)?;
+    }
     View::parse_quoted(quoted).ok().map(|(inner, _)| inner)
 }
 

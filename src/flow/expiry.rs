@@ -25,7 +25,7 @@ const WHEEL_LISTS: usize = LEVELS * SLOTS;
 const REACH: u64 = 1 << (SLOT_BITS * LEVELS as u32);
 
 /// Number of queues.
-pub(super) const QUEUES: usize = 13;
+pub(super) const QUEUES: usize = 14;
 
 /// Where a flow stands in its list; part of the flow.
 #[derive(Clone, Copy, Debug)]

@@ -25,9 +25,9 @@ use crate::wire::{Addr, PacketBuf, Protocol, Rewrite, View};
 /// What is done with all fragments of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Translate; in IPv4 with a new identification.
-    Rewrite {
-        rewrite: Rewrite,
+    /// Translate, in IPv4 with a new identification; or without a translation do what the server's method does.
+    Forward {
+        rewrite: Option<Rewrite>,
         id: Option<u16>,
         server: u32,
         sender: Sender,

@@ -9,4 +9,4 @@ pub mod track;
 
 pub use fragments::{Bounds, Fate, Fragments, Later};
 pub use table::{Flow, FlowId, FlowTable, InsertError, Owner, Sequence};
-pub use tcp::{Sender, TcpState, Trigger, next};
+pub use tcp::{Sender, TcpState, Trigger, next, next_blind};

@@ -67,6 +67,8 @@ pub struct Owner {
     pub service: u32,
     pub server: u32,
     pub method: u8,
+    /// The server's packets go to the client past the gateway: nothing is known of them.
+    pub one_way: bool,
 }
 
 /// What one end of a TCP connection has sent.
@@ -125,6 +127,11 @@ impl Flow {
         }
     }
 
+    /// Whether the client's packets are all that was seen of a flow whose answers go past the gateway.
+    pub fn is_blind(&self) -> bool {
+        self.owner.one_way && !self.replied
+    }
+
     /// Only an established TCP connection is active; everything else counts as inactive, as in IPVS.
     pub fn is_active(&self) -> bool {
         self.protocol == Protocol::TCP && self.tcp_state == TcpState::Established
@@ -132,6 +139,13 @@ impl Flow {
 
     fn class(&self) -> Class {
         match self.protocol {
+            Protocol::TCP if self.is_blind() => match self.tcp_state {
+                state if state.is_half_open() => Class::HalfOpen(state as usize),
+                // That the server answered is not seen, and whoever can forge a SYN can forge what follows it.
+                TcpState::Established => Class::Unproven(BLIND),
+                // What is seen of the end of a connection is the client's FIN.
+                state => Class::Finished(state as usize),
+            },
             Protocol::TCP => match self.tcp_state {
                 state if state.is_half_open() => Class::HalfOpen(state as usize),
                 state @ (TcpState::TimeWait | TcpState::Close | TcpState::LastAck) => Class::Finished(state as usize),
@@ -140,18 +154,22 @@ impl Flow {
             _ if self.assured => Class::Open,
             // One question, one answer: most of DNS. A minute's worth of it must not shut out everything else.
             _ if self.replied => Class::Finished(ANSWERED),
+            // Answers are not seen; who asks again had one, or has not given up.
+            _ if self.owner.one_way && self.packets[Sender::Client as usize] > 1 => Class::Finished(ANSWERED),
             _ => Class::HalfOpen(UNREPLIED),
         }
     }
 }
 
-/// How dispensable a flow is. The number is that of the queue: one for each TCP state, two for all else.
+/// How dispensable a flow is. The number is that of the queue: one for each TCP state, and three more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
     /// Evicted first.
     HalfOpen(usize),
     /// Evicted when nothing is half-open.
     Finished(usize),
+    /// Evicted when nothing is finished either, the one that has been silent for longest.
+    Unproven(usize),
     /// Never evicted.
     Open,
 }
@@ -160,6 +178,7 @@ enum Class {
 /// the flows there are; a million flows make for 3,300 looks a second.
 const RECHECK: Duration = Duration::from_secs(300);
 
+const BLIND: usize = QUEUES - 3;
 const UNREPLIED: usize = QUEUES - 2;
 const ANSWERED: usize = QUEUES - 1;
 
@@ -364,7 +383,8 @@ impl FlowTable {
         queues.chain(self.expiry.next_due()).min()
     }
 
-    /// The flow that must give way when the table is full: the oldest half-open one, or else the oldest finished one.
+    /// The flow that must give way when the table is full: the oldest half-open one, or else the oldest finished one, or
+    /// else, of the connections of which only the client's side is seen, the one that has been silent for longest.
     pub fn eviction_candidate(&self) -> Option<FlowId> {
         let oldest = |wanted: fn(Class) -> bool| {
             (0..QUEUES)
@@ -374,6 +394,7 @@ impl FlowTable {
         };
         oldest(|class| matches!(class, Class::HalfOpen(_)))
             .or_else(|| oldest(|class| matches!(class, Class::Finished(_))))
+            .or_else(|| oldest(|class| matches!(class, Class::Unproven(_))))
             .map(FlowId)
     }
 
@@ -400,7 +421,7 @@ impl FlowTable {
 
     fn link(&mut self, now: Instant, number: u32, timeouts: &Timeouts) {
         match self.flows[number as usize].class() {
-            Class::HalfOpen(queue) | Class::Finished(queue) => {
+            Class::HalfOpen(queue) | Class::Finished(queue) | Class::Unproven(queue) => {
                 self.expiry.enqueue(&mut FlowLinks(&mut self.flows), number, queue);
             }
             Class::Open => {
@@ -454,7 +475,7 @@ impl FlowTable {
                 assert_eq!(self.lookup(&flow.tuple(sender)), Some((FlowId(number), sender)));
             }
             let queue = match flow.class() {
-                Class::HalfOpen(queue) | Class::Finished(queue) => Some(queue),
+                Class::HalfOpen(queue) | Class::Finished(queue) | Class::Unproven(queue) => Some(queue),
                 Class::Open => None,
             };
             assert_eq!(flow.link.queue(), queue, "list of flow {number}");

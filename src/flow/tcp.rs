@@ -109,6 +109,22 @@ static TABLE: [[[TcpState; 11]; 4]; 2] = [
     ],
 ];
 
+/// `[trigger][state]`, where the client's segments are all that is seen (`tcp_states`, the part of `INPUT_ONLY`).
+#[rustfmt::skip]
+static INPUT_ONLY: [[TcpState; 11]; 4] = [
+    //  NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA
+    [SR, ES, ES, SR, SR, SR, SR, SR, SR, SR, SR], // syn
+    [CL, FW, SS, TW, FW, TW, CL, CW, LA, LI, TW], // fin
+    [ES, ES, SS, ES, FW, TW, CL, CW, CL, LI, ES], // ack
+    [CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL], // rst
+];
+
+/// The state after a client's segment with `trigger`, where the server's are not seen.
+#[inline]
+pub fn next_blind(state: TcpState, trigger: Trigger) -> TcpState {
+    INPUT_ONLY[trigger as usize][state as usize]
+}
+
 /// The state after a segment with `trigger` from `sender`.
 #[inline]
 pub fn next(state: TcpState, sender: Sender, trigger: Trigger) -> TcpState {

@@ -1,6 +1,6 @@
 //! What a TCP segment does to its flow: sequence numbers, state, and whether a RST may be believed.
 
-use super::{Flow, Sender, Sequence, TcpState, Trigger, next};
+use super::{Flow, Sender, Sequence, TcpState, Trigger, next, next_blind};
 use crate::wire::tcp;
 
 /// How far beyond what was acknowledged a segment may reach to be believed. Windows can be larger (1 GiB, RFC 7323
@@ -19,12 +19,21 @@ impl Sender {
 }
 
 /// Whether a SYN over the same ports starts a new connection rather than belonging to this flow: it is over, so it does,
-/// at once (RFC 9293 section 3.6.1; RFC 6191).
+/// at once (RFC 9293 section 3.6.1; RFC 6191). Where only the client's side is seen, its own FIN is all there is to go by.
 pub fn starts_anew(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
-    sender == Sender::Client
-        && segment.has(tcp::SYN)
-        && !segment.has(tcp::ACK)
-        && matches!(flow.tcp_state, TcpState::TimeWait | TcpState::Close)
+    let is_over = match flow.tcp_state {
+        TcpState::TimeWait | TcpState::Close => true,
+        TcpState::FinWait | TcpState::CloseWait | TcpState::LastAck => flow.is_blind(),
+        _ => false,
+    };
+    is_over && sender == Sender::Client && segment.has(tcp::SYN) && !segment.has(tcp::ACK)
+}
+
+/// Whether the client of a flow can have sent a segment with this sequence number not long ago: an ICMP error that quotes
+/// another one is forged or stale (RFC 5927 section 4.1).
+pub fn client_sent(flow: &Flow, sequence: u32) -> bool {
+    let own = &flow.sequence[Sender::Client as usize];
+    own.is_known && (0..=MAX_WINDOW).contains(&distance(sequence, own.end))
 }
 
 /// Whether a RST from `sender` fits what both ends have sent (RFC 5961 section 3, RFC 9293 section 3.10.7). A forged one
@@ -57,9 +66,11 @@ pub fn segment(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
     let completes = completes_handshake(flow, sender, segment);
     note_sequence(flow, sender, segment);
     flow.replied |= sender == Sender::Server;
+    let blind = flow.is_blind();
     let holds_back = flow.tcp_state.is_half_open() && trigger == Some(Trigger::Ack) && !completes;
     if let Some(trigger) = trigger.filter(|_| !holds_back) {
-        flow.tcp_state = next(flow.tcp_state, sender, trigger);
+        let state = flow.tcp_state;
+        flow.tcp_state = if blind { next_blind(state, trigger) } else { next(state, sender, trigger) };
     }
     flow.assured |= flow.replied && flow.tcp_state == TcpState::Established;
 }
@@ -79,8 +90,13 @@ fn syn_is_plausible(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool 
 }
 
 /// Whether an ACK in a half-open flow is for what the other end really sent. Otherwise a stranger could make flows look
-/// established, and so protected, by sending an ACK after each SYN.
+/// established, and so protected, by sending an ACK after each SYN. Where the other end is not seen, that it goes on from
+/// the SYN has to do.
 fn completes_handshake(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
+    if flow.is_blind() && sender == Sender::Client {
+        let own = &flow.sequence[sender as usize];
+        return own.is_known && distance(own.end, segment.seq).unsigned_abs() <= RST_SLACK.unsigned_abs();
+    }
     let peer = &flow.sequence[sender.other() as usize];
     peer.is_known && distance(peer.end, segment.ack).unsigned_abs() <= RST_SLACK.unsigned_abs()
 }

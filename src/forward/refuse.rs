@@ -20,6 +20,10 @@ pub enum Refusal {
     Closed,
     /// The TTL or hop limit ended here.
     TimeExceeded,
+    /// The server cannot be reached.
+    HostUnreachable,
+    /// No more than `mtu` bytes go through, 68 to 65535.
+    TooBig { mtu: u16 },
 }
 
 /// Whether there is an answer to such a packet at all.
@@ -38,14 +42,20 @@ pub fn is_answerable(view: &View, refusal: Refusal) -> bool {
 /// buffer has no room for it.
 #[must_use]
 pub fn refuse(buf: &mut PacketBuf, view: &View, refusal: Refusal, from: Addr) -> bool {
-    let v4 = view.src.is_v4();
-    match (refusal, view.transport) {
-        (Refusal::Closed, Transport::Tcp(tcp)) => reset(buf, view, &tcp, from),
-        (Refusal::Closed, _) if v4 => error(buf, view, (icmp::V4_UNREACHABLE, icmp::V4_PORT_UNREACHABLE), from),
-        (Refusal::Closed, _) => error(buf, view, (icmp::V6_UNREACHABLE, icmp::V6_PORT_UNREACHABLE), from),
-        (Refusal::TimeExceeded, _) if v4 => error(buf, view, (icmp::V4_TIME_EXCEEDED, 0), from),
-        (Refusal::TimeExceeded, _) => error(buf, view, (icmp::V6_TIME_EXCEEDED, 0), from),
+    if let (Refusal::Closed, Transport::Tcp(tcp)) = (refusal, view.transport) {
+        return reset(buf, view, &tcp, from);
     }
+    let message = match (refusal, view.src.is_v4()) {
+        (Refusal::Closed, true) => (icmp::V4_UNREACHABLE, icmp::V4_PORT_UNREACHABLE, 0),
+        (Refusal::Closed, false) => (icmp::V6_UNREACHABLE, icmp::V6_PORT_UNREACHABLE, 0),
+        (Refusal::TimeExceeded, true) => (icmp::V4_TIME_EXCEEDED, 0, 0),
+        (Refusal::TimeExceeded, false) => (icmp::V6_TIME_EXCEEDED, 0, 0),
+        (Refusal::HostUnreachable, true) => (icmp::V4_UNREACHABLE, icmp::V4_HOST_UNREACHABLE, 0),
+        (Refusal::HostUnreachable, false) => (icmp::V6_UNREACHABLE, icmp::V6_ADDRESS_UNREACHABLE, 0),
+        (Refusal::TooBig { mtu }, true) => (icmp::V4_UNREACHABLE, icmp::V4_FRAGMENTATION_NEEDED, mtu),
+        (Refusal::TooBig { mtu }, false) => (icmp::V6_PACKET_TOO_BIG, 0, mtu),
+    };
+    error(buf, view, message, from)
 }
 
 /// A RST that the sender of `tcp` accepts (RFC 9293 section 3.10.7.1).
@@ -74,7 +84,8 @@ fn reset(buf: &mut PacketBuf, view: &View, tcp: &tcp::Header, from: Addr) -> boo
 }
 
 /// An ICMP or ICMPv6 error that quotes as much of the packet as fits.
-fn error(buf: &mut PacketBuf, view: &View, (kind, code): (u8, u8), from: Addr) -> bool {
+/// `mtu` stands in the last two bytes of the header in both (RFC 1191 section 4, RFC 4443 section 3.2).
+fn error(buf: &mut PacketBuf, view: &View, (kind, code, mtu): (u8, u8, u16), from: Addr) -> bool {
     let (protocol, limit) = match view.src.is_v4() {
         true => (Protocol::ICMP, MAX_V4 - ipv4::MIN_LEN - icmp::LEN),
         false => (Protocol::ICMPV6, MAX_V6 - ipv6::LEN - icmp::LEN),
@@ -84,6 +95,7 @@ fn error(buf: &mut PacketBuf, view: &View, (kind, code): (u8, u8), from: Addr) -
     let Some(header) = buf.prepend(icmp::LEN) else { return false };
     header.fill(0);
     (header[0], header[1]) = (kind, code);
+    header[6..].copy_from_slice(&mtu.to_be_bytes());
     let len = buf.len();
     let begun = match protocol {
         Protocol::ICMP => 0,

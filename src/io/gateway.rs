@@ -10,7 +10,7 @@ use crate::command::Command;
 use crate::engine::{self, Engine, EngineConfig};
 use crate::service::Snapshot;
 use crate::time::Instant;
-use crate::verdict::Verdict;
+use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, PacketBuf, View};
 
 /// Every shard's engine, and the clock they share.
@@ -57,6 +57,11 @@ impl Gateway {
             released.push(packet);
         }
         verdict
+    }
+
+    /// Counts a packet that was lost after the engine had decided to send it.
+    pub fn count_drop(&self, reason: DropReason) {
+        self.shards[0].lock().count_drop(reason);
     }
 
     /// The shard that a packet belongs to, by the client's address in it.

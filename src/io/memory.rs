@@ -4,7 +4,7 @@ use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
-use super::device::Device;
+use super::device::{Device, write_pieces};
 use crate::wire::{PacketBuf, VnetHdr};
 
 /// One end of the pair.
@@ -34,10 +34,16 @@ impl Device for Memory {
     }
 
     fn send(&mut self, buf: &mut PacketBuf) -> io::Result<()> {
-        match self.out.try_send((buf.packet().to_vec(), buf.vnet)) {
+        let put = |packet: Vec<u8>, vnet: VnetHdr| match self.out.try_send((packet, vnet)) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(_)) => Err(io::ErrorKind::WouldBlock.into()),
             Err(TrySendError::Disconnected(_)) => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        };
+        match buf.wrap {
+            Some(wrap) => write_pieces(buf, &wrap, 0, |vnet, headers, payload| {
+                put([headers, payload].concat(), VnetHdr::decode(vnet))
+            }),
+            None => put(buf.packet().to_vec(), buf.vnet),
         }
     }
 }

@@ -2,15 +2,23 @@
 
 mod addresses;
 pub mod device;
+pub mod direct;
 mod gateway;
 pub mod host;
 pub mod huge_pages;
 pub mod memory;
+pub mod neighbours;
+pub mod own_errors;
 mod path_mtu;
 pub mod privilege;
+pub mod receiver;
+pub mod tap;
 pub mod tun;
+pub mod tunnel_socket;
+mod tuntap;
 pub mod worker;
 
 pub use addresses::local_addresses;
 pub use gateway::Gateway;
+pub use own_errors::source_towards;
 pub use path_mtu::{link_mtu, path_mtu};

@@ -1,168 +1,62 @@
-//! A TUN device with virtio headers, offloads and several queues (Linux, `drivers/net/tun.c`).
+//! A TUN device with virtio headers, offloads and several queues.
 //!
-//! The fds are opened here, because the `tun` crate knows neither offloads nor queues; it configures the link that they
-//! belong to. One read or write system call a packet, and a packet may be a super-packet of 64 KiB: see the module docs of
+//! One read or write system call a packet, and a packet may be a super-packet of 64 KiB: see the module docs of
 //! [`crate::wire::PacketBuf`] for how the virtio header comes before it in the same buffer.
 
-use std::ffi::c_ulong;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-
-use thiserror::Error;
-use tracing::{info, warn};
-use tun::AbstractDevice;
+use std::fs::File;
+use std::io;
 
 use super::device::Device;
+use super::direct::PacketSocket;
+use super::tuntap::{self, Kind};
+pub use super::tuntap::{TunError, TunSettings};
 use crate::wire::PacketBuf;
-use crate::wire::vnet::VNET_HDR_LEN;
-
-const CLONE_DEVICE: &str = "/dev/net/tun";
-
-// include/uapi/linux/if_tun.h
-const TUNSETIFF: c_ulong = 0x4004_54ca;
-const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
-const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
-const TUN_F_CSUM: u32 = 0x01;
-const TUN_F_TSO: u32 = 0x02 | 0x04 | 0x08; // TSO4, TSO6, TSO with ECN
-const TUN_F_USO: u32 = 0x20 | 0x40; // USO4, USO6: Linux 6.2
-
-/// What the device should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TunSettings {
-    /// 1 to 15 bytes.
-    pub name: String,
-    /// 1 to 16.
-    pub queues: usize,
-    /// 1280 to 65535.
-    pub mtu: u16,
-}
-
-/// Why there is no device. Each says what to do.
-#[derive(Debug, Error)]
-pub enum TunError {
-    #[error(
-        "{CLONE_DEVICE} does not exist: load the tun module, or in a container pass the device in (--device {CLONE_DEVICE})"
-    )]
-    NoTunDriver,
-    #[error("not allowed to open {CLONE_DEVICE} or to create {0}: run as root or with CAP_NET_ADMIN")]
-    NotPermitted(String),
-    #[error("device {0} is in use by another process: stop that one, or choose another name with [gateway] device")]
-    Busy(String),
-    #[error(
-        "device {0} exists and is no TUN device with several queues: delete it (ip link del {0}), or choose another name"
-    )]
-    WrongKind(String),
-    #[error("device name {0:?} is not between 1 and 15 bytes long")]
-    BadName(String),
-    #[error("device {name}: {what}: {source}")]
-    Os { name: String, what: &'static str, source: io::Error },
-    #[error("device {name}: {source}")]
-    Configure { name: String, source: tun::Error },
-}
 
 /// One queue of the device.
 #[derive(Debug)]
 pub struct TunQueue {
     file: File,
+    /// For what does not go through the device; `None` where there are no packet sockets.
+    frames: Option<PacketSocket>,
+}
+
+impl TunQueue {
+    /// Packets for a neighbour of their own leave by `frames`.
+    pub fn with_frames(mut self, frames: Option<PacketSocket>) -> TunQueue {
+        self.frames = frames;
+        self
+    }
+
+    pub fn has_frames(&self) -> bool {
+        self.frames.is_some()
+    }
+
+    /// Another handle of the same queue, for sending.
+    pub fn sender(&self) -> io::Result<TunQueue> {
+        Ok(TunQueue { file: self.file.try_clone()?, frames: None })
+    }
 }
 
 /// Creates the device, brings it up, and opens its queues.
 pub fn open(settings: &TunSettings) -> Result<Vec<TunQueue>, TunError> {
-    let name = settings.name.as_str();
-    if name.is_empty() || name.len() >= libc::IFNAMSIZ {
-        return Err(TunError::BadName(name.into()));
-    }
-    let queues = (0..settings.queues.max(1)).map(|_| open_queue(settings)).collect::<Result<Vec<_>, _>>()?;
-    let offloads = set_offloads(&queues[0].file);
-    info!(device = name, queues = queues.len(), mtu = settings.mtu, offloads, "opened the TUN device");
-    configure(&queues[0], settings)?;
-    Ok(queues)
-}
-
-fn open_queue(settings: &TunSettings) -> Result<TunQueue, TunError> {
-    let name = settings.name.as_str();
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC)
-        .open(CLONE_DEVICE)
-        .map_err(|error| explain(name, "open", error))?;
-    let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    if settings.queues > 1 {
-        flags |= libc::IFF_MULTI_QUEUE;
-    }
-    set_interface(&file, name, flags as i16).map_err(|error| explain(name, "TUNSETIFF", error))?;
-    let len = VNET_HDR_LEN as i32;
-    // SAFETY: TUNSETVNETHDRSZ reads an int through the pointer; `len` lives through the call.
-    let done = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &raw const len) };
-    if done < 0 {
-        return Err(explain(name, "TUNSETVNETHDRSZ", io::Error::last_os_error()));
-    }
-    Ok(TunQueue { file })
-}
-
-fn set_interface(file: &File, name: &str, flags: i16) -> io::Result<()> {
-    // SAFETY: all zeroes is a valid ifreq: numbers, byte arrays and a union of such.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = flags;
-    // SAFETY: TUNSETIFF reads and writes one ifreq through the pointer; `request` is one, with a terminated name.
-    let done = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Asks for the most the kernel gives, step by step less; returns what it gave in words.
-fn set_offloads(file: &File) -> &'static str {
-    let steps = [
-        (TUN_F_CSUM | TUN_F_TSO | TUN_F_USO, "checksum, TCP and UDP segmentation"),
-        (TUN_F_CSUM | TUN_F_TSO, "checksum and TCP segmentation"),
-        (TUN_F_CSUM, "checksum"),
-    ];
-    for (flags, words) in steps {
-        // SAFETY: TUNSETOFFLOAD takes the flags by value.
-        if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD, c_ulong::from(flags)) } == 0 {
-            return words;
-        }
-        let error = io::Error::last_os_error();
-        warn!(offloads = words, %error, "the kernel refuses these offloads of the TUN device; trying fewer");
-    }
-    "none"
-}
-
-fn configure(queue: &TunQueue, settings: &TunSettings) -> Result<(), TunError> {
-    let fail = |source| TunError::Configure { name: settings.name.clone(), source };
-    let mut config = tun::Configuration::default();
-    config.raw_fd(queue.file.as_raw_fd()).close_fd_on_drop(false).tun_name(&settings.name);
-    let mut device = tun::create(&config).map_err(fail)?;
-    device.set_mtu(settings.mtu).map_err(fail)?;
-    device.enabled(true).map_err(fail)
-}
-
-fn explain(name: &str, what: &'static str, error: io::Error) -> TunError {
-    match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoTunDriver,
-        Some(libc::EPERM | libc::EACCES) => TunError::NotPermitted(name.into()),
-        Some(libc::EBUSY) => TunError::Busy(name.into()),
-        Some(libc::EINVAL) if what == "TUNSETIFF" => TunError::WrongKind(name.into()),
-        _ => TunError::Os { name: name.into(), what, source: error },
-    }
+    let queues = tuntap::open_queues(Kind::Tun, settings)?;
+    tuntap::bring_up(&queues[0], settings)?;
+    Ok(queues.into_iter().map(|file| TunQueue { file, frames: None }).collect())
 }
 
 impl Device for TunQueue {
     fn receive(&mut self, buf: &mut PacketBuf) -> io::Result<bool> {
-        match self.file.read(buf.read_area()) {
-            Ok(len) => Ok(buf.read_done(len)),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
-            Err(error) => Err(error),
-        }
+        tuntap::read(&self.file, buf)
     }
 
     fn send(&mut self, buf: &mut PacketBuf) -> io::Result<()> {
-        let bytes = buf.write_area().ok_or(io::ErrorKind::InvalidInput)?;
-        self.file.write(bytes).map(|_| ())
+        match (buf.hop, buf.wrap) {
+            (Some(neighbour), _) => match &self.frames {
+                Some(frames) => frames.send(neighbour, buf),
+                None => Err(io::ErrorKind::PermissionDenied.into()),
+            },
+            (None, Some(wrap)) => tuntap::write_in_pieces(&self.file, buf, &wrap, &[]),
+            (None, None) => tuntap::write(&self.file, buf),
+        }
     }
 }

@@ -14,7 +14,8 @@ use tracing::{debug, error, warn};
 
 use super::Gateway;
 use super::device::{Device, is_fatal};
-use crate::wire::{MAX_PACKET, PacketBuf};
+use crate::verdict::DropReason;
+use crate::wire::{MAX_FRAME, PacketBuf};
 
 /// The signal that interrupts a worker's read.
 const WAKE: libc::c_int = libc::SIGUSR1;
@@ -58,7 +59,7 @@ pub fn start<D: Device + 'static>(gateway: &Arc<Gateway>, queues: Vec<D>) -> io:
 }
 
 fn run(gateway: &Gateway, mut queue: impl Device, stopping: &AtomicBool, counters: &DeviceCounters) -> io::Result<()> {
-    let mut buf = PacketBuf::with_capacity(MAX_PACKET);
+    let mut buf = PacketBuf::with_capacity(MAX_FRAME);
     let mut released = Vec::new();
     let mut warned = false;
     while !stopping.load(Ordering::Relaxed) {
@@ -74,6 +75,11 @@ fn run(gateway: &Gateway, mut queue: impl Device, stopping: &AtomicBool, counter
                     counters.sent.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) if is_fatal(&error) => return Err(error),
+                // Where a server of method direct is has not been found out yet.
+                Err(error) if error.kind() == io::ErrorKind::HostUnreachable => {
+                    gateway.count_drop(DropReason::ServerUnreachable);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => gateway.count_drop(DropReason::LinkFull),
                 Err(error) => {
                     counters.send_errors.fetch_add(1, Ordering::Relaxed);
                     debug!(%error, "the device did not take a packet");

@@ -12,6 +12,7 @@
 //! * The VIP of a gone service stays a VIP (without a service) while its flows live: which shard a packet belongs to
 //!   depends on whether its destination is a VIP, and that answer must not change under a live flow.
 
+mod path;
 pub mod scheduler;
 mod snapshot;
 mod spec;
@@ -19,11 +20,12 @@ mod spec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+pub use path::ServerPath;
 pub use scheduler::{Kind as SchedulerKind, Scheduler};
 pub use snapshot::{Fault, Snapshot, SnapshotError};
 pub use spec::{Limits, Method, PortRange, Protocols, ServerSpec, ServiceSpec, SnapshotSpec};
 
-use crate::wire::Addr;
+use crate::wire::{Addr, Encapsulation};
 
 /// Names a service for as long as a flow refers to it. An index into `Snapshot::services`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,14 +71,20 @@ pub struct Server {
     pub port: Option<u16>,
     /// 0 takes no new flow; flows it has go on.
     pub weight: u32,
+    pub method: Method,
+    pub encapsulation: Encapsulation,
+    /// Where a tunnel to it begins; `None` while the host knows no way to it.
+    pub source: Option<Addr>,
     pub load: Arc<ServerLoad>,
+    pub path: Arc<ServerPath>,
 }
 
 impl Server {
     /// Whether it may take a new flow.
     #[inline]
     pub fn is_available(&self) -> bool {
-        self.weight > 0
+        let has_way = self.method != Method::Tunnel || self.source.is_some();
+        self.weight > 0 && has_way && !self.path.is_unreachable()
     }
 }
 

@@ -8,9 +8,9 @@ use siphasher::sip::SipHasher13;
 use thiserror::Error;
 
 use super::{
-    PortRange, Server, ServerId, ServerLoad, ServerSpec, Service, ServiceId, ServiceSpec, SnapshotSpec, scheduler,
+    Method, PortRange, Server, ServerId, ServerSpec, Service, ServiceId, ServiceSpec, SnapshotSpec, scheduler,
 };
-use crate::wire::{Addr, Protocol};
+use crate::wire::{Addr, Encapsulation, Protocol};
 
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<SipHasher13>>;
 
@@ -29,6 +29,11 @@ pub struct Snapshot {
     /// The addresses of all servers, retired ones included.
     server_addresses: Map<Addr, ()>,
     exact: Map<(Addr, Protocol, u16), Arc<Service>>,
+    /// The gateway's address towards each server, as the specification has it.
+    sources: Map<Addr, Addr>,
+    /// Where tunnels begin, those to retired servers included, and the ports of those that are GUE.
+    tunnel_sources: Map<Addr, ()>,
+    gue_ports: Map<u16, ()>,
 }
 
 /// What listens at one address besides single ports.
@@ -48,12 +53,18 @@ pub enum SnapshotError {
     Overlap { first: String, second: String, protocol: Protocol, vip: Addr, ports: PortRange },
     #[error("service {service:?}: two servers are named {server:?}; names must differ")]
     DuplicateServer { service: String, server: String },
-    #[error("service {service:?}: server {server:?} is of another address family than the VIP {vip}")]
+    #[error(
+        "service {service:?}: server {server:?} is of another address family than the VIP {vip}; only method \"tunnel\" goes from one to the other"
+    )]
     FamilyMismatch { service: String, server: String, vip: Addr },
     #[error("service {service:?}: servers {first:?} and {second:?} have one address and port; add up their weights")]
     SameServer { service: String, first: String, second: String },
     #[error("service {service:?}: server {server:?} has the VIP of service {of:?} as its address; packets would loop")]
     ServerIsVip { service: String, server: String, of: String },
+    #[error(
+        "service {service:?}: server {server:?} has port {port}, but method {:?} leaves ports as they are; leave the port out", .method.word()
+    )]
+    PortNotTranslated { service: String, server: String, port: u16, method: Method },
     #[error("service {service:?}: the port range {ports} does not fit from port {base} on at server {server:?}")]
     PortsDoNotFit { service: String, server: String, ports: PortRange, base: u16 },
 }
@@ -83,7 +94,11 @@ impl Snapshot {
             vips: Map::default(),
             server_addresses: Map::default(),
             exact: Map::default(),
+            sources: Map::default(),
+            tunnel_sources: Map::default(),
+            gue_ports: Map::default(),
         };
+        snapshot.sources = snapshot.spec.tunnel_sources.iter().copied().collect();
         if let Some(previous) = previous {
             snapshot.services.clone_from(&previous.services);
             snapshot.servers.clone_from(&previous.servers);
@@ -100,6 +115,12 @@ impl Snapshot {
             }
         }
         snapshot.server_addresses = snapshot.servers.iter().flatten().map(|server| (server.address, ())).collect();
+        for server in snapshot.servers.iter().flatten().filter(|server| server.method == Method::Tunnel) {
+            snapshot.tunnel_sources.extend(server.source.map(|source| (source, ())));
+            if let Encapsulation::Gue { port } = server.encapsulation {
+                snapshot.gue_ports.insert(port, ());
+            }
+        }
         Ok(snapshot)
     }
 
@@ -149,6 +170,21 @@ impl Snapshot {
         self.spec.local_vips.contains(&vip)
     }
 
+    /// Whether what comes for `addr` must be dealt with here, and not be left to the host.
+    pub fn is_ours(&self, addr: Addr) -> bool {
+        (self.is_vip(addr) && !self.is_local(addr)) || self.spec.own_addresses.contains(&addr)
+    }
+
+    /// Whether tunnels begin at `addr`.
+    pub fn is_tunnel_source(&self, addr: Addr) -> bool {
+        self.tunnel_sources.contains_key(&addr)
+    }
+
+    /// Whether some server expects GUE at this UDP port.
+    pub fn is_gue_port(&self, port: u16) -> bool {
+        self.gue_ports.contains_key(&port)
+    }
+
     /// Every VIP and whether it is only kept for old flows.
     pub fn vips(&self) -> impl Iterator<Item = (Addr, bool)> + '_ {
         self.vips.iter().map(|(addr, vip)| (*addr, vip.retired))
@@ -160,6 +196,11 @@ impl Snapshot {
 
     pub fn server(&self, id: ServerId) -> Option<&Arc<Server>> {
         self.servers.get(id.0 as usize)?.as_ref()
+    }
+
+    /// Every server, of live services and those that only old flows refer to.
+    pub fn all_servers(&self) -> impl Iterator<Item = &Arc<Server>> {
+        self.servers.iter().flatten()
     }
 
     /// One past the highest [`ServerId`] in use.
@@ -199,6 +240,7 @@ impl Snapshot {
         if let (Some(old), Some(previous)) = (old, previous)
             && old.spec == spec
             && previous.spec.seed == self.spec.seed
+            && old.servers.iter().all(|server| server.source == self.sources.get(&server.address).copied())
         {
             return old.clone();
         }
@@ -206,18 +248,24 @@ impl Snapshot {
         let reused = old.filter(|old| old.spec.vip == spec.vip);
         let id = reused.map_or_else(|| ServiceId(free_slot(&mut self.services)), |old| old.id);
         let servers: Vec<Arc<Server>> =
-            spec.servers.iter().map(|server| self.admit_server(id, server, reused)).collect();
+            spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused)).collect();
         let scheduler = scheduler::build(spec.scheduler, &servers, self.spec.seed);
         let service = Arc::new(Service { id, spec, servers, scheduler });
         self.services[id.0 as usize] = Some(service.clone());
         service
     }
 
-    fn admit_server(&mut self, service: ServiceId, spec: &ServerSpec, old: Option<&Arc<Service>>) -> Arc<Server> {
-        let kept = old.and_then(|old| old.servers.iter().find(|server| is_same_server(spec, server)));
-        let (id, load) = match kept {
-            Some(server) => (server.id, server.load.clone()),
-            None => (ServerId(free_slot(&mut self.servers)), Arc::new(ServerLoad::default())),
+    fn admit_server(
+        &mut self,
+        service: ServiceId,
+        of: &ServiceSpec,
+        spec: &ServerSpec,
+        old: Option<&Arc<Service>>,
+    ) -> Arc<Server> {
+        let kept = old.and_then(|old| old.servers.iter().find(|server| is_same_server(of, spec, server)));
+        let (id, load, path) = match kept {
+            Some(server) => (server.id, server.load.clone(), server.path.clone()),
+            None => (ServerId(free_slot(&mut self.servers)), Arc::default(), Arc::default()),
         };
         let server = Arc::new(Server {
             id,
@@ -226,7 +274,11 @@ impl Snapshot {
             address: spec.address,
             port: spec.port,
             weight: spec.weight,
+            method: spec.method.unwrap_or(of.method),
+            encapsulation: spec.tunnel.unwrap_or(of.tunnel),
+            source: self.sources.get(&spec.address).copied(),
             load,
+            path,
         });
         self.servers[id.0 as usize] = Some(server.clone());
         server
@@ -255,8 +307,13 @@ fn free_slot<T>(slots: &mut Vec<Option<T>>) -> u32 {
     u32::try_from(index).expect("the configuration that names them fits in memory")
 }
 
-fn is_same_server(spec: &ServerSpec, server: &Server) -> bool {
-    spec.name == server.name && spec.address == server.address && spec.port == server.port
+/// Flows find the server they were admitted to by its id: whatever their packets depend on must be as it was.
+fn is_same_server(of: &ServiceSpec, spec: &ServerSpec, server: &Server) -> bool {
+    spec.name == server.name
+        && spec.address == server.address
+        && spec.port == server.port
+        && spec.method.unwrap_or(of.method) == server.method
+        && spec.tunnel.unwrap_or(of.tunnel) == server.encapsulation
 }
 
 impl SnapshotSpec {
@@ -314,7 +371,12 @@ fn server_errors(service: &ServiceSpec, server: &ServerSpec, vips: &Map<Addr, &s
     let names = || (service.name.clone(), server.name.clone());
     let (vip, ports) = (service.vip, service.ports);
     let mut errors = Vec::new();
-    if server.address.is_v4() != vip.is_v4() {
+    let method = server.method.unwrap_or(service.method);
+    if let Some(port) = server.port.filter(|port| method.is_one_way() && *port != ports.first) {
+        let (service, server) = names();
+        errors.push(SnapshotError::PortNotTranslated { service, server, port, method });
+    }
+    if server.address.is_v4() != vip.is_v4() && method != Method::Tunnel {
         let (service, server) = names();
         errors.push(SnapshotError::FamilyMismatch { service, server, vip });
     }

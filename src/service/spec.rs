@@ -5,23 +5,44 @@ use std::fmt;
 
 use super::SchedulerKind;
 use crate::timeouts::Timeouts;
-use crate::wire::{Addr, Protocol};
+use crate::wire::{Addr, Encapsulation, Protocol};
 
 /// How packets reach the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
     /// Destination address and port are rewritten; replies come back through the gateway.
     Nat,
+    /// Direct routing: only the MAC address changes; the server holds the VIP and answers the client itself.
+    Direct,
+    /// The packet is wrapped and sent to the server, which holds the VIP and answers the client itself.
+    Tunnel,
 }
 
 impl Method {
-    pub const ALL: &'static [Method] = &[Method::Nat];
+    pub const ALL: &'static [Method] = &[Method::Nat, Method::Direct, Method::Tunnel];
 
     /// The word in config and outputs.
     pub const fn word(self) -> &'static str {
         match self {
             Method::Nat => "nat",
+            Method::Direct => "direct",
+            Method::Tunnel => "tunnel",
         }
+    }
+
+    /// The method with this number, which must be that of one.
+    #[inline]
+    pub const fn numbered(number: u8) -> Method {
+        match number {
+            1 => Method::Direct,
+            2 => Method::Tunnel,
+            _ => Method::Nat,
+        }
+    }
+
+    /// Whether replies go from the server to the client past the gateway.
+    pub const fn is_one_way(self) -> bool {
+        matches!(self, Method::Direct | Method::Tunnel)
     }
 }
 
@@ -102,6 +123,10 @@ pub struct ServerSpec {
     pub port: Option<u16>,
     /// 0 to 65535; 0 drains.
     pub weight: u32,
+    /// `None`: the service's.
+    pub method: Option<Method>,
+    /// `None`: the service's. It matters for [`Method::Tunnel`] only.
+    pub tunnel: Option<Encapsulation>,
 }
 
 /// A service as configured.
@@ -112,7 +137,10 @@ pub struct ServiceSpec {
     pub vip: Addr,
     pub ports: PortRange,
     pub protocols: Protocols,
+    /// Of servers that name no other.
     pub method: Method,
+    /// How packets are wrapped for servers that name no other way.
+    pub tunnel: Encapsulation,
     pub scheduler: SchedulerKind,
     pub servers: Vec<ServerSpec>,
 }
@@ -144,6 +172,13 @@ pub struct SnapshotSpec {
     pub limits: Limits,
     /// MTU of the device, 1280 to 65535: TCP MSS options are clamped to it.
     pub mtu: u16,
+    /// Where tunnels begin: a server's address, and the gateway's own address on the way to it.
+    pub tunnel_sources: Vec<(Addr, Addr)>,
+    /// The gateway forwards as a host of its own and counts TTLs down itself; otherwise the kernel around it does.
+    pub is_hop: bool,
+    /// Addresses that are the gateway's own and nobody else's, where [`SnapshotSpec::is_hop`] holds: what comes for them is
+    /// answered as for a VIP without services.
+    pub own_addresses: Vec<Addr>,
     /// Seed of the hashing schedulers; equal on gateways that must choose alike.
     pub seed: u64,
 }
@@ -156,6 +191,9 @@ impl Default for SnapshotSpec {
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             mtu: 1500,
+            tunnel_sources: Vec::new(),
+            is_hop: false,
+            own_addresses: Vec::new(),
             seed: 0,
         }
     }

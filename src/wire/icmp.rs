@@ -13,8 +13,11 @@ pub const V4_UNREACHABLE: u8 = 3;
 pub const V4_ECHO_REQUEST: u8 = 8;
 pub const V4_TIME_EXCEEDED: u8 = 11;
 pub const V4_PARAMETER_PROBLEM: u8 = 12;
-/// Code of [`V4_UNREACHABLE`].
+// Codes of [`V4_UNREACHABLE`].
+pub const V4_HOST_UNREACHABLE: u8 = 1;
 pub const V4_PORT_UNREACHABLE: u8 = 3;
+pub const V4_FRAGMENTATION_NEEDED: u8 = 4;
+pub const V4_SOURCE_ROUTE_FAILED: u8 = 5;
 
 pub const V6_UNREACHABLE: u8 = 1;
 pub const V6_PACKET_TOO_BIG: u8 = 2;
@@ -22,8 +25,11 @@ pub const V6_TIME_EXCEEDED: u8 = 3;
 pub const V6_PARAMETER_PROBLEM: u8 = 4;
 pub const V6_ECHO_REQUEST: u8 = 128;
 pub const V6_ECHO_REPLY: u8 = 129;
-/// Code of [`V6_UNREACHABLE`].
+// Codes of [`V6_UNREACHABLE`].
+pub const V6_ADDRESS_UNREACHABLE: u8 = 3;
 pub const V6_PORT_UNREACHABLE: u8 = 4;
+/// Code of [`V6_PARAMETER_PROBLEM`]: the next header is none that the receiver knows.
+pub const V6_UNKNOWN_NEXT_HEADER: u8 = 1;
 
 /// What a message is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,11 @@ use super::{Addr, Protocol};
 use crate::verdict::DropReason;
 
 pub const LEN: usize = 40;
+pub const ADDR_LEN: usize = 16;
+/// The smallest MTU that a link may have (RFC 8200 section 5).
+pub const MIN_MTU: u16 = 1280;
+pub const PAYLOAD_LEN: usize = 4;
+pub const NEXT_HEADER: usize = 6;
 pub const HOP_LIMIT: usize = 7;
 pub const SRC: usize = 8;
 pub const DST: usize = 24;
@@ -13,7 +18,9 @@ const MAX_EXTENSIONS: usize = 8;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(super) const FRAGMENT: u8 = 44;
+/// Bytes of a fragment header.
+pub(super) const FRAGMENT_LEN: usize = 8;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
 const MOBILITY: u8 = 135;
@@ -87,7 +94,7 @@ fn walk_extensions(bytes: &[u8], mut next: u8) -> Result<(u8, usize, Option<Frag
                     offset: field & 0xfff8,
                     more: field & 1 != 0,
                 });
-                8
+                FRAGMENT_LEN
             }
             AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
             _ => (usize::from(header[1]) + 1) * 8,

@@ -1,6 +1,7 @@
 //! The buffer that a packet lives in from read to write.
 
 use super::vnet::{VNET_HDR_LEN, VnetHdr};
+use super::{Addr, Wrap};
 
 /// Room in front of a packet: for the device's own header, and for headers that an encapsulation or an ICMP error puts
 /// in front, so that nothing is ever moved.
@@ -9,6 +10,9 @@ pub const HEADROOM: usize = 128;
 /// The largest packet that a device hands over (a super-packet included).
 pub const MAX_PACKET: usize = 65_535;
 
+/// The same with an Ethernet header.
+pub const MAX_FRAME: usize = MAX_PACKET + 14;
+
 /// One packet, from its IP header on, with room in front and what the device said of its offloads.
 #[derive(Clone, Debug)]
 pub struct PacketBuf {
@@ -16,6 +20,10 @@ pub struct PacketBuf {
     start: usize,
     end: usize,
     pub vnet: VnetHdr,
+    /// The neighbour that it goes to, whatever its destination address; `None`: the way of its destination address.
+    pub hop: Option<Addr>,
+    /// It does not leave as it is: whoever writes it cuts it, and wraps each piece (`cut`).
+    pub wrap: Option<Wrap>,
 }
 
 impl PacketBuf {
@@ -26,6 +34,8 @@ impl PacketBuf {
             start: HEADROOM,
             end: HEADROOM,
             vnet: VnetHdr::default(),
+            hop: None,
+            wrap: None,
         }
     }
 
@@ -60,16 +70,47 @@ impl PacketBuf {
         self.end = self.end.min(self.start + len);
     }
 
+    /// Puts `bytes` behind the packet; `false`, and nothing is done, when there is no room.
+    #[must_use]
+    pub fn append(&mut self, bytes: &[u8]) -> bool {
+        let Some(room) = self.bytes.get_mut(self.end..self.end + bytes.len()) else { return false };
+        room.copy_from_slice(bytes);
+        self.end += bytes.len();
+        true
+    }
+
+    /// Takes the first `len` bytes off the packet; more than there are leave nothing.
+    pub fn advance(&mut self, len: usize) {
+        self.start = (self.start + len).min(self.end);
+    }
+
     /// Opens `len` bytes in front of the packet and returns them, not cleared. `None` when the headroom is too small.
     pub fn prepend(&mut self, len: usize) -> Option<&mut [u8]> {
         self.start = self.start.checked_sub(len)?;
         Some(&mut self.bytes[self.start..self.start + len])
     }
 
+    /// Holds `packet` instead, without offloads. `false` when it does not fit, and then nothing has changed.
+    #[must_use]
+    pub fn replace(&mut self, packet: &[u8]) -> bool {
+        let Some(room) = self.bytes.get_mut(HEADROOM..HEADROOM + packet.len()) else { return false };
+        room.copy_from_slice(packet);
+        (self.start, self.end) = (HEADROOM, HEADROOM + packet.len());
+        (self.vnet, self.hop, self.wrap) = (VnetHdr::default(), None, None);
+        true
+    }
+
+    /// A copy that takes no more memory than the packet needs.
+    pub fn compact(&self) -> PacketBuf {
+        PacketBuf { vnet: self.vnet, hop: self.hop, wrap: self.wrap, ..PacketBuf::from_packet(self.packet()) }
+    }
+
     /// The area for a device to read into: a virtio header, then the packet. Forgets what was in the buffer.
     pub fn read_area(&mut self) -> &mut [u8] {
         self.start = HEADROOM;
         self.end = HEADROOM;
+        self.hop = None;
+        self.wrap = None;
         &mut self.bytes[HEADROOM - VNET_HDR_LEN..]
     }
 

@@ -101,3 +101,23 @@ fn patch(bytes: &mut [u8], at: usize, f: impl FnOnce(u16) -> u16) {
         *field = f(u16::from_be_bytes(*field)).to_be_bytes();
     }
 }
+
+/// Counts the TTL or hop limit down by one, which is at least 1.
+#[inline]
+pub fn decrement_ttl(packet: &mut [u8]) {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => {
+            let Some(old) = packet.get(ipv4::TTL..ipv4::TTL + 2) else { return };
+            let old = u16::from_be_bytes([old[0], old[1]]);
+            packet[ipv4::TTL] = packet[ipv4::TTL].saturating_sub(1);
+            let new = u16::from_be_bytes([packet[ipv4::TTL], packet[ipv4::TTL + 1]]);
+            patch(packet, ipv4::CHECKSUM, |field| Delta::word(old, new).patch_complete(field));
+        }
+        Some(6) => {
+            if let Some(limit) = packet.get_mut(ipv6::HOP_LIMIT) {
+                *limit = limit.saturating_sub(1);
+            }
+        }
+        _ => {}
+    }
+}

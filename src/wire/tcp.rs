@@ -4,6 +4,9 @@ use super::checksum::Delta;
 use crate::verdict::DropReason;
 
 pub const MIN_LEN: usize = 20;
+pub const SEQ: usize = 4;
+pub const ACK_NUMBER: usize = 8;
+pub const FLAGS: usize = 13;
 pub const CHECKSUM: usize = 16;
 
 pub const FIN: u8 = 0x01;
@@ -11,6 +14,8 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
+/// Congestion window reduced (RFC 3168 section 6.1.2).
+pub const CWR: u8 = 0x80;
 
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;

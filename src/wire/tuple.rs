@@ -11,8 +11,12 @@ pub struct Protocol(pub u8);
 
 impl Protocol {
     pub const ICMP: Protocol = Protocol(1);
+    /// An IPv4 packet in another packet (RFC 2003).
+    pub const IPV4: Protocol = Protocol(4);
     pub const TCP: Protocol = Protocol(6);
     pub const UDP: Protocol = Protocol(17);
+    /// An IPv6 packet in another packet (RFC 4213, RFC 2473).
+    pub const IPV6: Protocol = Protocol(41);
     pub const ICMPV6: Protocol = Protocol(58);
 
     /// The name as conntrack-tools and `/etc/protocols` have it; `unknown` for what gatun does not forward.

@@ -3,6 +3,7 @@
 use crate::verdict::DropReason;
 
 pub const LEN: usize = 8;
+pub const LENGTH: usize = 4;
 pub const CHECKSUM: usize = 6;
 
 /// What the header says.

@@ -67,6 +67,18 @@ impl VnetHdr {
         VnetHdr { flags: F_NEEDS_CSUM, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start, csum_offset }
     }
 
+    /// The same, when `len` bytes stand in front of what it counted from.
+    #[must_use]
+    pub const fn behind(mut self, len: usize) -> VnetHdr {
+        if self.needs_csum() {
+            self.csum_start = self.csum_start.saturating_add(len as u16);
+        }
+        if self.hdr_len > 0 {
+            self.hdr_len = self.hdr_len.saturating_add(len as u16);
+        }
+        self
+    }
+
     /// The segmentation type without the ECN bit.
     pub const fn gso(&self) -> u8 {
         self.gso_type & !GSO_ECN

@@ -244,15 +244,18 @@ fn unrelated(net: Net, query: &Build) -> Vec<Row> {
     ]
 }
 
+/// The answer to a ping.
+pub fn echo_reply(net: Net, ping: &Build) -> Build {
+    let mut back = ping.reversed().ttl(64);
+    if let crate::support::packet::Transport::Icmp(kind, ..) = &mut back.transport {
+        *kind = if net.is_v4() { 0 } else { 129 };
+    }
+    back
+}
+
 fn pings(net: Net) -> Vec<Row> {
     let (client, vip) = (net.client(0), net.vip(0));
-    let reply = |build: &Build| {
-        let mut back = build.reversed().ttl(64);
-        if let crate::support::packet::Transport::Icmp(kind, ..) = &mut back.transport {
-            *kind = if net.is_v4() { 0 } else { 129 };
-        }
-        back
-    };
+    let reply = |build: &Build| echo_reply(net, build);
     let ping = echo(client, vip, 7, 1);
     let answered = |name: &str, ping: Build| Row::new(name, net.spec(), &ping, Verdict::Reply).out(reply(&ping));
     let with_headers = match net {

@@ -136,18 +136,18 @@ fn quiet(net: Net) -> SnapshotSpec {
 }
 
 /// As the engine sends its own packets: never fragmented, no identification.
-fn answer(build: Build) -> Build {
+pub fn answer(build: Build) -> Build {
     Build { dont_fragment: true, ..build.id(0) }
 }
 
-fn without_window(mut build: Build) -> Build {
+pub fn without_window(mut build: Build) -> Build {
     if let Transport::Tcp { window, .. } = &mut build.transport {
         *window = 0;
     }
     build
 }
 
-fn error(net: Net, from: std::net::SocketAddr, kind: crate::support::packet::IcmpError, quoted: &[u8]) -> Build {
+pub fn error(net: Net, from: std::net::SocketAddr, kind: crate::support::packet::IcmpError, quoted: &[u8]) -> Build {
     let build = answer(icmp_error(from, net.client(0), kind, quoted));
     Build { tos: if net.is_v4() { 0xc0 } else { 0 }, ..build }
 }

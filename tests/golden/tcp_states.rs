@@ -260,7 +260,7 @@ fn an_ended_flow_takes_no_new_packets_but_a_syn() {
     assert_eq!(c.engine.handle_packet(c.now, &mut late), Verdict::Refuse(DropReason::NoFlow));
 }
 
-fn state(word: &str) -> TcpState {
+pub fn state(word: &str) -> TcpState {
     let words = ["NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA"];
     TcpState::ALL[words.iter().position(|w| *w == word).expect(word)]
 }

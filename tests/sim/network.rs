@@ -234,6 +234,8 @@ fn spec(scheduler: SchedulerKind, weights: &[u32; SERVERS]) -> SnapshotSpec {
             address: addr(&server_addresses(n)[family]),
             port: Some(server_port),
             weight: *weight,
+            method: None,
+            tunnel: None,
         };
         ServiceSpec {
             name: format!("{name}{family}"),
@@ -241,6 +243,7 @@ fn spec(scheduler: SchedulerKind, weights: &[u32; SERVERS]) -> SnapshotSpec {
             ports: PortRange::single(port),
             protocols,
             method: Method::Nat,
+            tunnel: Default::default(),
             scheduler,
             servers: weights.iter().enumerate().map(server).collect(),
         }

@@ -4,6 +4,7 @@
 
 pub mod arbitrary;
 pub mod counting;
+pub mod decapsulate;
 pub mod oracle;
 pub mod packet;
 pub mod traffic;

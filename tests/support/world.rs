@@ -18,6 +18,7 @@ pub fn service(name: &str, vip: &str, ports: PortRange, protocols: Protocols) ->
         ports,
         protocols,
         method: Method::Nat,
+        tunnel: Default::default(),
         scheduler: SchedulerKind::Rr,
         servers: Vec::new(),
     }
@@ -30,7 +31,7 @@ pub trait ServiceSpecExt: Sized {
 impl ServiceSpecExt for ServiceSpec {
     fn server(mut self, address: &str, port: Option<u16>, weight: u32) -> ServiceSpec {
         let name = format!("rs{}", self.servers.len() + 1);
-        self.servers.push(ServerSpec { name, address: addr(address), port, weight });
+        self.servers.push(ServerSpec { name, address: addr(address), port, weight, method: None, tunnel: None });
         self
     }
 }

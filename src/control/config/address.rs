@@ -67,6 +67,14 @@ pub fn parse_server(text: &str) -> Result<ServerAddress, String> {
     Ok(ServerAddress { address, port: Some(ports.first) })
 }
 
+/// An address without a port; `unfit` is what to say of one that is no single host's. Brackets are allowed.
+pub(super) fn parse_plain(text: &str, unfit: &str) -> Result<Addr, String> {
+    match split(text)? {
+        (address, None) => parse_address(address, unfit),
+        (_, Some(_)) => Err("has a port; write the address alone".to_owned()),
+    }
+}
+
 /// Splits address from ports, without the brackets of an IPv6 address. One without brackets has no port: its last group
 /// cannot be told from one.
 fn split(text: &str) -> Result<(&str, Option<&str>), String> {
@@ -89,7 +97,7 @@ fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     }
 }
 
-fn parse_address(text: &str, unfit: &str) -> Result<Addr, String> {
+pub(super) fn parse_address(text: &str, unfit: &str) -> Result<Addr, String> {
     let Ok(ip) = text.parse::<IpAddr>() else {
         return Err(match text.contains('%') {
             true => "has a zone; gatun forwards to addresses that mean the same on every interface".to_owned(),

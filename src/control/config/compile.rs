@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::problem::{ConfigErrors, Problems};
-use super::{Config, GatewayConfig, ServerConfig, ServiceConfig};
+use super::{Config, GatewayConfig, ServerConfig, ServiceConfig, TapConfig};
 use crate::service::{Fault, ServerSpec, ServiceSpec, SnapshotError, SnapshotSpec};
+use crate::wire::Addr;
 
 /// A configuration in the terms of those who carry it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +44,23 @@ fn translate(config: &Config) -> SnapshotSpec {
         limits: config.limits,
         mtu: config.gateway.mtu(),
         seed: config.seed,
+        is_hop: config.gateway.tap.is_some(),
+        own_addresses: config.gateway.tap.as_ref().map(TapConfig::own_addresses).unwrap_or_default(),
+        tunnel_sources: tunnel_sources(config),
         // What the host finds, not what the file says.
         ..SnapshotSpec::default()
     }
+}
+
+/// In mode "tap" a tunnel begins at one of the gateway's own addresses; otherwise the host is to be asked.
+fn tunnel_sources(config: &Config) -> Vec<(Addr, Addr)> {
+    let Some(tap) = &config.gateway.tap else { return Vec::new() };
+    let servers =
+        config.services.iter().flat_map(|service| &service.servers).map(|server| server.address.value.address);
+    let mut sources: Vec<_> = servers.filter_map(|server| Some((server, tap.source_towards(server)?))).collect();
+    sources.sort_unstable();
+    sources.dedup();
+    sources
 }
 
 fn translate_service(service: &ServiceConfig) -> ServiceSpec {
@@ -55,17 +70,21 @@ fn translate_service(service: &ServiceConfig) -> ServiceSpec {
         ports: service.listen.value.ports,
         protocols: service.protocols,
         method: service.method,
+        tunnel: service.tunnel,
         scheduler: service.scheduler,
-        servers: service.servers.iter().map(translate_server).collect(),
+        servers: service.servers.iter().map(|server| translate_server(service, server)).collect(),
     }
 }
 
-fn translate_server(server: &ServerConfig) -> ServerSpec {
+fn translate_server(service: &ServiceConfig, server: &ServerConfig) -> ServerSpec {
     ServerSpec {
         name: server.name.value.clone(),
         address: server.address.value.address,
         port: server.address.value.port,
         weight: server.weight,
+        // What says the same as the service is no difference to a server that says nothing.
+        method: server.method.filter(|method| *method != service.method),
+        tunnel: server.tunnel.filter(|tunnel| *tunnel != service.tunnel),
     }
 }
 

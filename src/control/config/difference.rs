@@ -5,9 +5,11 @@ use std::fmt;
 use serde::Serialize;
 
 use super::duration::format_duration;
-use super::{Compiled, GatewayConfig, Listen, Queues, ServerAddress};
+use super::{Compiled, GatewayConfig, Listen, Queues, ServerAddress, TapConfig};
+use crate::link::Prefix;
 use crate::service::{Limits, ServerSpec, ServiceSpec, SnapshotSpec};
 use crate::timeouts::Timeouts;
+use crate::wire::Addr;
 
 /// One thing that differs. Its `Display` is one line of `gatun diff`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -66,8 +68,13 @@ pub fn difference(old: &Compiled, new: &Compiled) -> Vec<Change> {
 
 fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) {
     // Taken apart so that a new field cannot be forgotten here.
-    let GatewayConfig { device, uplinks, queues, control, metrics, routes, priority, mtu, max_flows } = old;
+    let GatewayConfig { tap, device, uplinks, queues, control, metrics, routes, offload, priority, mtu, max_flows } =
+        old;
     let mut fixed = Comparison { subject: "[gateway]".to_owned(), needs_restart: true, changes };
+    fixed.key("mode", &tap.is_some(), &new.tap.is_some(), |tap| if *tap { "\"tap\"" } else { "\"tun\"" }.to_owned());
+    if let (Some(old), Some(new)) = (tap, &new.tap) {
+        compare_taps(old, new, &mut fixed);
+    }
     fixed.key("device", device, &new.device, |name| format!("{name:?}"));
     fixed.key("queues", queues, &new.queues, |queues| match queues {
         Queues::Auto => "\"auto\"".to_owned(),
@@ -79,6 +86,7 @@ fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) 
         None => "\"off\"".to_owned(),
     });
     fixed.key("routes", routes, &new.routes, bool::to_string);
+    fixed.key("offload", offload, &new.offload, bool::to_string);
     fixed.key("priority", priority, &new.priority, u8::to_string);
     let mut live = Comparison { needs_restart: false, ..fixed };
     live.key("uplink", uplinks, &new.uplinks, |names| format!("{names:?}"));
@@ -87,9 +95,31 @@ fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) 
     table.key("max_flows", max_flows, &new.max_flows, usize::to_string);
 }
 
+fn compare_taps(old: &TapConfig, new: &TapConfig, fixed: &mut Comparison<'_>) {
+    let TapConfig { bridge, mac, addresses, routers } = old;
+    fixed
+        .key("bridge", bridge, &new.bridge, |name| name.as_ref().map_or("none".to_owned(), |name| format!("{name:?}")));
+    fixed.key("mac", mac, &new.mac, |mac| mac.map_or("\"auto\"".to_owned(), |mac| format!("\"{mac}\"")));
+    let prefixes =
+        |list: &Vec<Prefix>| -> Vec<String> { list.iter().map(|p| format!("{}/{}", p.addr, p.len)).collect() };
+    fixed.key("address", addresses, &new.addresses, |list| format!("{:?}", prefixes(list)));
+    let routers_of = |list: &Vec<Addr>| -> Vec<String> { list.iter().map(Addr::to_string).collect() };
+    fixed.key("router", routers, &new.routers, |list| format!("{:?}", routers_of(list)));
+}
+
 fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
     // The MTU is the gateway's, and local addresses are the host's.
-    let SnapshotSpec { services: old_services, timeouts, limits, mtu: _, seed, local_vips: _ } = old;
+    let SnapshotSpec {
+        services: old_services,
+        timeouts,
+        limits,
+        mtu: _,
+        seed,
+        local_vips: _,
+        tunnel_sources: _,
+        is_hop: _,
+        own_addresses: _,
+    } = old;
     Comparison::live("[gateway]", changes).key("seed", seed, &new.seed, u64::to_string);
     compare_timeouts(*timeouts, new.timeouts, &mut Comparison::live("[conntrack.timeouts]", changes));
     compare_limits(limits, &new.limits, &mut Comparison::live("[limits]", changes));
@@ -120,12 +150,13 @@ fn compare_limits(old: &Limits, new: &Limits, comparison: &mut Comparison<'_>) {
 }
 
 fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Change>) {
-    let ServiceSpec { name: _, vip, ports, protocols, method, scheduler, servers } = old;
+    let ServiceSpec { name: _, vip, ports, protocols, method, tunnel, scheduler, servers } = old;
     let mut comparison = Comparison::live(&service_subject(old), changes);
     let listen = Listen { vip: *vip, ports: *ports };
     comparison.key("listen", &listen, &listen_of(new), |listen| format!("\"{listen}\""));
     comparison.key("protocol", protocols, &new.protocols, |protocols| format!("{:?}", protocols.word()));
     comparison.key("method", method, &new.method, |method| format!("{:?}", method.word()));
+    comparison.key("tunnel", tunnel, &new.tunnel, |tunnel| format!("\"{tunnel}\""));
     comparison.key("scheduler", scheduler, &new.scheduler, |kind| format!("{:?}", kind.word()));
     let names = |servers: &[ServerSpec], others: &[ServerSpec]| -> Vec<String> {
         let stays = |server: &&ServerSpec| others.iter().any(|other| other.name == server.name);
@@ -148,11 +179,14 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
 }
 
 fn compare_servers(service: &ServiceSpec, old: &ServerSpec, new: &ServerSpec, changes: &mut Vec<Change>) {
-    let ServerSpec { name: _, address, port, weight } = old;
+    let ServerSpec { name: _, address, port, weight, method, tunnel } = old;
     let mut comparison = Comparison::live(&server_subject(service, old), changes);
     let place = ServerAddress { address: *address, port: *port };
     comparison.key("address", &place, &address_of(new), |address| format!("\"{address}\""));
     comparison.key("weight", weight, &new.weight, u32::to_string);
+    let of_service = || "the service's".to_owned();
+    comparison.key("method", method, &new.method, |m| m.map_or_else(of_service, |m| format!("{:?}", m.word())));
+    comparison.key("tunnel", tunnel, &new.tunnel, |t| t.map_or_else(of_service, |t| format!("\"{t}\"")));
 }
 
 /// Compares the keys of one subject.
@@ -265,6 +299,7 @@ queues = 2
 control = "/run/gatun/other.sock"
 metrics = "off"
 routes = false
+offload = false
 priority = 0
 mtu = 1400
 seed = 7
@@ -292,6 +327,7 @@ server = []
                 r#"~ [gateway]: control "/run/gatun/control.sock" -> "/run/gatun/other.sock" (needs a restart)"#,
                 r#"~ [gateway]: metrics "127.0.0.1:9108" -> "off" (needs a restart)"#,
                 r#"~ [gateway]: routes true -> false (needs a restart)"#,
+                r#"~ [gateway]: offload true -> false (needs a restart)"#,
                 r#"~ [gateway]: priority 4 -> 0 (needs a restart)"#,
                 r#"~ [gateway]: uplink [] -> ["eth0", "eth1"]"#,
                 r#"~ [gateway]: mtu "auto" -> 1400"#,

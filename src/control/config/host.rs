@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 
-use super::{Config, GatewayConfig};
+use super::{Config, GatewayConfig, RealServerConfig, ServiceConfig};
+use crate::service::Method;
 
 /// Bytes of memory that a flow may take.
 const BYTES_PER_FLOW: u64 = 256;
@@ -39,13 +40,32 @@ impl Host {
             Capability::CAP_NET_ADMIN,
             "gatun cannot make its device without it; run it as root",
         ));
-        if gateway.routes {
-            let consequence = "without it neighbours learn of a take-over only when their entries time out";
-            warnings.extend(capability_missing(Capability::CAP_NET_RAW, consequence));
+        // In mode "tap" the host forwards nothing, and the gateway announces itself through its device.
+        if gateway.tap.is_none() {
+            let uses = |wanted: Method| {
+                let by = |service: &ServiceConfig| {
+                    service.servers.iter().any(|server| server.method.unwrap_or(service.method) == wanted)
+                };
+                config.services.iter().any(by)
+            };
+            let consequence = match () {
+                () if uses(Method::Direct) => Some("without it method \"direct\" does not work"),
+                () if uses(Method::Tunnel) => {
+                    Some("without it errors about tunnels are not seen, and a narrow path to a server loses packets")
+                }
+                () if gateway.routes => {
+                    Some("without it neighbours learn of a take-over only when their entries time out")
+                }
+                () => None,
+            };
+            warnings.extend(consequence.and_then(|what| capability_missing(Capability::CAP_NET_RAW, what)));
+        }
+        if gateway.routes && gateway.tap.is_none() {
             warnings.extend(self.forwarding_fixed(config));
         }
-        warnings.extend(self.device_taken(gateway));
+        warnings.extend(self.device_taken("[gateway]", &gateway.device));
         warnings.extend(gateway.uplinks.iter().filter_map(|uplink| self.uplink_missing(uplink)));
+        warnings.extend(gateway.tap.as_ref().and_then(|tap| self.bridge_missing(tap.bridge.as_deref()?)));
         warnings.extend(self.memory_short(gateway));
         // A gateway that runs by this very file has the address, and will give it up.
         if UnixStream::connect(&gateway.control).is_err() {
@@ -54,6 +74,19 @@ impl Host {
         if config.services.is_empty() {
             warnings.push("the file has no [[service]]; nothing will be forwarded".to_owned());
         }
+        warnings
+    }
+
+    /// The same for a real server.
+    pub fn real_server_warnings(&self, config: &RealServerConfig) -> Vec<String> {
+        let mut warnings: Vec<String> = self.tun_missing().into_iter().collect();
+        warnings.extend(capability_missing(
+            Capability::CAP_NET_ADMIN,
+            "gatun cannot make its device without it; run it as root",
+        ));
+        let consequence = "gatun cannot receive tunnelled packets without it; run it as root";
+        warnings.extend(capability_missing(Capability::CAP_NET_RAW, consequence));
+        warnings.extend(self.device_taken("[real_server]", &config.device));
         warnings
     }
 
@@ -85,16 +118,26 @@ impl Host {
         families.into_iter().filter(|(wanted, _)| *wanted).filter_map(|(_, name)| sysctl(name)).collect()
     }
 
-    fn device_taken(&self, gateway: &GatewayConfig) -> Option<String> {
-        let directory = self.sys.join("class/net").join(&gateway.device);
-        (directory.exists() && !directory.join("tun_flags").exists()).then(|| {
-            format!("[gateway] device {:?} is an interface of another kind; choose another name", gateway.device)
-        })
+    fn device_taken(&self, table: &str, device: &str) -> Option<String> {
+        let directory = self.sys.join("class/net").join(device);
+        (directory.exists() && !directory.join("tun_flags").exists())
+            .then(|| format!("{table} device {device:?} is an interface of another kind; choose another name"))
     }
 
     fn uplink_missing(&self, uplink: &str) -> Option<String> {
         let missing = !self.sys.join("class/net").join(uplink).exists();
         missing.then(|| format!("[gateway] uplink {uplink:?}: there is no such interface; `ip link` lists them"))
+    }
+
+    fn bridge_missing(&self, bridge: &str) -> Option<String> {
+        let directory = self.sys.join("class/net").join(bridge);
+        if !directory.exists() {
+            return Some(format!(
+                "[gateway] bridge {bridge:?}: there is no such interface; `ip link add {bridge} type bridge` makes one"
+            ));
+        }
+        let other = !directory.join("bridge").exists();
+        other.then(|| format!("[gateway] bridge {bridge:?} is no bridge; `ip link show type bridge` lists them"))
     }
 
     fn memory_short(&self, gateway: &GatewayConfig) -> Option<String> {
@@ -200,6 +243,21 @@ server = [{ address = "10.20.0.11" }]
                 "[conntrack] max_flows 1000000 may take 244 MiB; the host has 0 MiB".to_owned(),
             ]
         );
+    }
+
+    #[test]
+    fn mode_tap_wants_its_bridge_and_no_forwarding() {
+        let (_root, host) = host();
+        fs::remove_file(host.proc.join("sys/net/ipv4/conf/all/forwarding")).expect("it is ours");
+        let config =
+            CONFIG.replace("uplink = [\"eth0\"]", "mode = \"tap\"\nbridge = \"br0\"\naddress = [\"10.20.0.2/24\"]");
+        let missing = "[gateway] bridge \"br0\": there is no such interface; `ip link add br0 type bridge` makes one";
+        assert_eq!(warnings(&host, &config), [missing]);
+        fs::create_dir_all(host.sys.join("class/net/br0")).expect("it is ours");
+        let other = "[gateway] bridge \"br0\" is no bridge; `ip link show type bridge` lists them";
+        assert_eq!(warnings(&host, &config), [other]);
+        fs::create_dir_all(host.sys.join("class/net/br0/bridge")).expect("it is ours");
+        assert_eq!(warnings(&host, &config), [""; 0]);
     }
 
     #[test]

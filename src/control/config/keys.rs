@@ -18,8 +18,11 @@ pub(super) static FILE: Keys = Keys {
 
 pub(super) static GATEWAY: Keys = Keys {
     header: "[gateway]",
-    known: &["mode", "device", "uplink", "queues", "control", "metrics", "routes", "priority", "mtu", "seed"],
-    later: &["bridge", "mac", "address", "router"],
+    known: &[
+        "mode", "device", "uplink", "queues", "control", "metrics", "routes", "offload", "priority", "mtu", "seed",
+        "bridge", "mac", "address", "router",
+    ],
+    later: &[],
 };
 
 pub(super) static CONNTRACK: Keys =
@@ -54,18 +57,29 @@ pub(super) static LIMITS: Keys = Keys {
 
 pub(super) static SERVICE: Keys = Keys {
     header: "[[service]]",
-    known: &["name", "listen", "protocol", "method", "scheduler", "server"],
-    later: &["persistence", "sorry_server", "quorum", "helper", "check", "tunnel"],
+    known: &["name", "listen", "protocol", "method", "tunnel", "scheduler", "server"],
+    later: &["persistence", "sorry_server", "quorum", "helper", "check"],
 };
 
 pub(super) static SERVER: Keys = Keys {
     header: "[[service.server]]",
-    known: &["name", "address", "weight"],
-    later: &["method", "tunnel", "max_connections", "min_connections", "slow_start", "check"],
+    known: &["name", "address", "weight", "method", "tunnel"],
+    later: &["max_connections", "min_connections", "slow_start", "check"],
+};
+
+/// The top of another file than the others'.
+pub(super) static REAL_SERVER_FILE: Keys =
+    Keys { header: "the file of gatun real-server", known: &["real_server"], later: &[] };
+
+pub(super) static REAL_SERVER: Keys = Keys {
+    header: "[real_server]",
+    known: &["vip", "gateway", "tunnel", "device", "gue_port", "mtu", "control"],
+    later: &[],
 };
 
 /// Every table there is.
-pub(super) static ALL: [&Keys; 7] = [&FILE, &GATEWAY, &CONNTRACK, &TIMEOUTS, &LIMITS, &SERVICE, &SERVER];
+pub(super) static ALL: [&Keys; 9] =
+    [&FILE, &GATEWAY, &CONNTRACK, &TIMEOUTS, &LIMITS, &SERVICE, &SERVER, &REAL_SERVER_FILE, &REAL_SERVER];
 
 /// What is wrong with `key` in a table of `keys`.
 pub(super) fn unknown(key: &str, keys: &Keys) -> String {

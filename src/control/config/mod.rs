@@ -13,7 +13,9 @@ pub mod host;
 mod keys;
 mod problem;
 mod read;
+mod real_server;
 mod section;
+mod tap;
 #[cfg(test)]
 mod tests;
 
@@ -28,9 +30,12 @@ pub use compile::{Compiled, compile};
 pub use difference::{Change, Kind as ChangeKind, difference};
 pub use duration::{format_duration, parse_duration};
 pub use problem::{ConfigErrors, Located, Problem, Source};
+pub use real_server::{AnyConfig, RealServerConfig};
+pub use tap::TapConfig;
 
 use crate::service::{Limits, Method, Protocols, SchedulerKind};
 use crate::timeouts::Timeouts;
+use crate::wire::Encapsulation;
 
 /// Where the file is when the command line does not say.
 pub const DEFAULT_PATH: &str = "/etc/gatun/gatun.toml";
@@ -53,7 +58,9 @@ pub struct Config {
 /// What the gateway is besides its services: fixed while it runs, but for the uplinks and the MTU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayConfig {
-    /// Name of the TUN device.
+    /// Who the gateway is on its segment; `None` in mode "tun".
+    pub tap: Option<TapConfig>,
+    /// Name of the device.
     pub device: String,
     /// Where VIPs are announced; empty: the interfaces of the default routes.
     pub uplinks: Vec<String>,
@@ -64,6 +71,8 @@ pub struct GatewayConfig {
     pub metrics: Option<SocketAddr>,
     /// Whether gatun sets up addresses, routes, rules and sysctls of the host.
     pub routes: bool,
+    /// Whether packets pass whole that the kernel has put together, with checksums left to the hardware.
+    pub offload: bool,
     /// By how much the packet workers go before ordinary processes: they run at this nice value, negated. 0 to 20.
     pub priority: u8,
     /// MTU of the device, 1280 to 65535; `None`: what the host's links tell, else [`GatewayConfig::AUTO_MTU`].
@@ -84,12 +93,14 @@ impl GatewayConfig {
 impl Default for GatewayConfig {
     fn default() -> GatewayConfig {
         GatewayConfig {
+            tap: None,
             device: "gatun0".to_owned(),
             uplinks: Vec::new(),
             queues: Queues::Auto,
             control: PathBuf::from("/run/gatun/control.sock"),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9108))),
             routes: true,
+            offload: true,
             priority: 4,
             mtu: None,
             max_flows: 1_048_576,
@@ -122,6 +133,7 @@ pub struct ServiceConfig {
     pub listen: Located<Listen>,
     pub protocols: Protocols,
     pub method: Method,
+    pub tunnel: Encapsulation,
     pub scheduler: SchedulerKind,
     pub servers: Vec<ServerConfig>,
 }
@@ -133,42 +145,54 @@ pub struct ServerConfig {
     pub name: Located<String>,
     pub address: Located<ServerAddress>,
     pub weight: u32,
+    pub method: Option<Method>,
+    pub tunnel: Option<Encapsulation>,
 }
 
 impl Config {
     /// Reads and checks the file.
     pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
-        let unreadable = |error: std::io::Error| ConfigErrors::of_file(path, format!("cannot be read: {error}"));
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(unreadable)?;
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(ConfigErrors::of_file(path, format!("is larger than {} MiB", MAX_BYTES >> 20)));
-        }
-        match String::from_utf8(bytes) {
-            Ok(text) => Config::parse(path, &text),
-            Err(error) => {
-                let at = error.utf8_error().valid_up_to();
-                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-                let source = Source { file: path.to_owned(), text: text.into() };
-                let message = "this is not UTF-8, as TOML must be".to_owned();
-                Err(ConfigErrors::new(&source, vec![Problem { span: Some(at..at + 1), message }]))
-            }
-        }
+        let source = read_file(path)?;
+        Config::parse(path, &source.text)
     }
 
     /// Reads and checks `text`, which messages call `file`. Reports all mistakes; those of the syntax alone if there are
     /// any, since what follows from such a text is a guess.
     pub fn parse(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
-        let source = Source { file: file.to_owned(), text: Arc::from(text) };
-        let (document, errors) = toml::de::DeTable::parse_recoverable(text);
-        if !errors.is_empty() {
-            let problem = |error: toml::de::Error| Problem {
-                span: error.span().or(Some(0..0)),
-                message: error.message().to_owned(),
-            };
-            return Err(ConfigErrors::new(&source, errors.into_iter().map(problem).collect()));
-        }
+        let (source, document) = document(file, text)?;
         read::config(&document, source)
+    }
+}
+
+/// The document that `text` is.
+fn document<'a>(file: &Path, text: &'a str) -> Result<(Source, toml::Spanned<toml::de::DeTable<'a>>), ConfigErrors> {
+    let source = Source { file: file.to_owned(), text: Arc::from(text) };
+    let (document, errors) = toml::de::DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        return Ok((source, document));
+    }
+    let problem =
+        |error: toml::de::Error| Problem { span: error.span().or(Some(0..0)), message: error.message().to_owned() };
+    Err(ConfigErrors::new(&source, errors.into_iter().map(problem).collect()))
+}
+
+/// The text of a file that is not too large, and UTF-8.
+fn read_file(path: &Path) -> Result<Source, ConfigErrors> {
+    let unreadable = |error: std::io::Error| ConfigErrors::of_file(path, format!("cannot be read: {error}"));
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(ConfigErrors::of_file(path, format!("is larger than {} MiB", MAX_BYTES >> 20)));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Source { file: path.to_owned(), text: text.into() }),
+        Err(error) => {
+            let at = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            let source = Source { file: path.to_owned(), text: text.into() };
+            let message = "this is not UTF-8, as TOML must be".to_owned();
+            Err(ConfigErrors::new(&source, vec![Problem { span: Some(at..at + 1), message }]))
+        }
     }
 }

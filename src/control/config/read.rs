@@ -10,14 +10,17 @@ use toml::de::DeTable;
 use super::keys;
 use super::problem::{Located, Problems, Source};
 use super::section::Section;
+use super::tap;
 use super::{
     Config, ConfigErrors, GatewayConfig, Queues, ServerConfig, ServiceConfig, compile, parse_listen, parse_server,
 };
 use crate::service::{Limits, Method, Protocols, SchedulerKind};
 use crate::timeouts::Timeouts;
+use crate::wire::Encapsulation;
+use crate::wire::outer::GUE_PORT;
 
 /// Methods and schedulers that are documented but not built.
-const LATER_METHODS: &[&str] = &["fullnat", "direct", "tunnel"];
+const LATER_METHODS: &[&str] = &["fullnat"];
 const LATER_SCHEDULERS: &[&str] = &["lblc", "lblcr", "dh", "sed", "nq", "fo", "ovf", "twos"];
 
 /// Linux `IFNAMSIZ` less the terminating zero.
@@ -54,13 +57,15 @@ pub(super) fn config(document: &Spanned<DeTable<'_>>, source: Source) -> Result<
     });
     config.services = sections.iter().filter_map(read_service).collect();
     compile::report_faults(&config, &problems);
+    tap::report_faults(&config, &problems);
     let source = config.source.clone();
     problems.into_result(config, &source)
 }
 
 fn read_gateway(section: &Section<'_>, config: &mut Config) {
     let gateway = &mut config.gateway;
-    section.word("mode", &[("tun", ())], &["tap"]);
+    let is_tap = section.word("mode", &[("tun", false), ("tap", true)], &[]).unwrap_or(false);
+    gateway.tap = tap::read(section, is_tap);
     set(&mut gateway.device, section.parsed("device", device_name));
     if let Some(uplinks) = section.strings("uplink", r#"["eth0"]"#) {
         gateway.uplinks = uplinks.into_iter().filter_map(|uplink| read_uplink(section, uplink)).collect();
@@ -71,6 +76,7 @@ fn read_gateway(section: &Section<'_>, config: &mut Config) {
     set(&mut gateway.control, section.parsed("control", socket_path));
     set(&mut gateway.metrics, section.parsed("metrics", metrics_address));
     gateway.routes = section.boolean("routes").unwrap_or(gateway.routes);
+    gateway.offload = section.boolean("offload").unwrap_or(gateway.offload);
     gateway.priority = section.integer("priority", 0..=20).unwrap_or(gateway.priority);
     gateway.mtu = section.auto_or_integer("mtu", 1280..=65535);
     config.seed = section.integer("seed", 0..=u64::MAX).unwrap_or(config.seed);
@@ -121,8 +127,8 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
     let listen = section.parsed("listen", parse_listen);
     let protocols = [Protocols::Tcp, Protocols::Udp, Protocols::TcpAndUdp].map(|p| (p.word(), p));
     let protocols = section.word("protocol", &protocols, &["sctp"]).unwrap_or(Protocols::Tcp);
-    let methods: Vec<_> = Method::ALL.iter().map(|&method| (method.word(), method)).collect();
-    let method = section.word("method", &methods, LATER_METHODS).unwrap_or(Method::Nat);
+    let method = method(section).unwrap_or(Method::Nat);
+    let tunnel = section.parsed("tunnel", encapsulation).map(|found| found.value).unwrap_or_default();
     let schedulers: Vec<_> = SchedulerKind::ALL.iter().map(|&kind| (kind.word(), kind)).collect();
     let scheduler = section.word("scheduler", &schedulers, LATER_SCHEDULERS).unwrap_or_default();
     let service = section.name().to_owned();
@@ -130,7 +136,7 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
         format!("{service}, server {}", label(table, "address", number))
     });
     let servers = servers.iter().filter_map(read_server).collect();
-    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, scheduler, servers })
+    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, tunnel, scheduler, servers })
 }
 
 fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
@@ -138,9 +144,27 @@ fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
     let address = section.parsed("address", parse_server);
     let given = section.parsed("name", name);
     let weight = section.integer("weight", 0..=65535).unwrap_or(1);
+    let method = method(section);
+    let tunnel = section.parsed("tunnel", encapsulation).map(|found| found.value);
     let address = address?;
     let name = given.unwrap_or_else(|| address.clone().map(|address| address.to_string()));
-    Some(ServerConfig { name, address, weight })
+    Some(ServerConfig { name, address, weight, method, tunnel })
+}
+
+fn method(section: &Section<'_>) -> Option<Method> {
+    let methods: Vec<_> = Method::ALL.iter().map(|&method| (method.word(), method)).collect();
+    section.word("method", &methods, LATER_METHODS)
+}
+
+/// `ipip`, `gue`, or GUE to another port than the usual one: `gue:7000`.
+pub(super) fn encapsulation(text: &str) -> Result<Encapsulation, String> {
+    match (text, text.strip_prefix("gue:").map(str::parse)) {
+        ("ipip", _) => Ok(Encapsulation::Ipip),
+        ("gue", _) => Ok(Encapsulation::Gue { port: GUE_PORT }),
+        (_, Some(Ok(port))) if port > 0 => Ok(Encapsulation::Gue { port }),
+        (_, Some(_)) => Err("has no port from 1 to 65535 behind \"gue:\"".to_owned()),
+        _ => Err(keys::unknown_word(text, ["ipip", "gue"].into_iter(), &["gre", "wireguard"])),
+    }
 }
 
 /// What messages call a table of a list: the string at `key`, or its number.
@@ -151,14 +175,14 @@ fn label(table: &DeTable<'_>, key: &str, number: usize) -> String {
     }
 }
 
-fn set<T>(target: &mut T, found: Option<Located<T>>) {
+pub(super) fn set<T>(target: &mut T, found: Option<Located<T>>) {
     if let Some(found) = found {
         *target = found.value;
     }
 }
 
 /// Linux `dev_valid_name` (net/core/dev.c); a `%` would ask the kernel to choose a number.
-fn device_name(text: &str) -> Result<String, String> {
+pub(super) fn device_name(text: &str) -> Result<String, String> {
     let wrong = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
     if text.is_empty() || text.len() > MAX_DEVICE_NAME {
         return Err(format!("is no name of an interface; it must be 1 to {MAX_DEVICE_NAME} bytes long"));
@@ -169,7 +193,7 @@ fn device_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn socket_path(text: &str) -> Result<PathBuf, String> {
+pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
     if !text.starts_with('/') || text.ends_with('/') {
         return Err("is no absolute path of a socket; write for example \"/run/gatun/control.sock\"".to_owned());
     }

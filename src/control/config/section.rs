@@ -48,8 +48,20 @@ impl<'a> Section<'a> {
         self.problems.report(span, place);
     }
 
-    fn has(&self, key: &str) -> bool {
+    /// Reports that a key should not be there, if it is; `wrong` goes on with the sentence that the key begins.
+    pub(super) fn refuse_key(&self, key: &str, wrong: &str) {
+        if let Some((found, _)) = self.table.get_key_value(key) {
+            self.refuse(found.span(), format!("\"{key}\" {wrong}"));
+        }
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
+    }
+
+    /// Where the value of a key stands; where it does not, the table's own place.
+    pub(super) fn span_of(&self, key: &str) -> Range<usize> {
+        self.table.get(key).map_or(self.span.clone(), Spanned::span)
     }
 
     /// Reports that a key without a default is not there, unless it is there misspelt, which has been reported.

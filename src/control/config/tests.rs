@@ -16,6 +16,7 @@ device = "gw0"
 uplink = ["eth0", "eth1"]
 queues = 4
 priority = 20
+offload = false
 control = "/run/gw.sock"
 metrics = "[::1]:9000"
 routes = false
@@ -71,12 +72,14 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!(
         config.gateway,
         GatewayConfig {
+            tap: None,
             device: "gw0".to_owned(),
             uplinks: vec!["eth0".to_owned(), "eth1".to_owned()],
             queues: Queues::Count(4),
             control: "/run/gw.sock".into(),
             metrics: Some(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 9000))),
             routes: false,
+            offload: false,
             priority: 20,
             mtu: Some(9000),
             max_flows: 4096,
@@ -112,7 +115,7 @@ fn a_config_changed_after_it_was_parsed_is_checked_again() {
     let mut config = good(GOOD);
     config.services[1].name.value = "web".to_owned();
     let errors = compile(&config).expect_err("two services of one name");
-    assert!(errors.to_string().starts_with("x.toml:40:8: two services are named \"web\""), "{errors}");
+    assert!(errors.to_string().starts_with("x.toml:41:8: two services are named \"web\""), "{errors}");
 }
 
 /// A file, and the first line of each of its problems, without the name of the file.
@@ -148,17 +151,55 @@ const BAD: &[(&str, &[&str])] = &[
     // What is yet to come.
     ("[[masquerade]]\nname = \"lan\"\n", &["1:3: \"masquerade\" is not supported by this version yet"]),
     (
-        "[gateway]\nmode = \"tap\"\nbridge = \"br0\"\n",
+        "[gateway]\nmode = \"tap\"\nuplink = [\"eth0\"]\nroutes = true\n",
         &[
-            "2:8: [gateway]: mode \"tap\" is not supported by this version yet; only tun is",
-            "3:1: [gateway]: \"bridge\" is not supported by this version yet",
+            "1:1: [gateway]: \"address\" is missing; add for example address = [\"10.20.0.2/24\"]",
+            "3:1: [gateway]: \"uplink\" is for mode \"tun\"; this is mode \"tap\"",
+            "4:1: [gateway]: \"routes\" is for mode \"tun\"; this is mode \"tap\"",
         ],
     ),
     (
-        "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nprotocol = \"sctp\"\nmethod = \"direct\"\nscheduler = \"lblc\"\npersistence = { timeout = \"6m\" }\nsorry_server = \"10.0.0.9:80\"\nquorum = 1\nhelper = \"ftp\"\ncheck = { type = \"http\" }\nserver = [{ address = \"10.0.0.1\", slow_start = \"30s\" }]\n",
+        "[gateway]\nbridge = \"br0\"\nmac = \"auto\"\naddress = []\nrouter = []\n",
+        &[
+            "2:1: [gateway]: \"bridge\" is for mode \"tap\"; this is mode \"tun\"",
+            "3:1: [gateway]: \"mac\" is for mode \"tap\"; this is mode \"tun\"",
+            "4:1: [gateway]: \"address\" is for mode \"tap\"; this is mode \"tun\"",
+            "5:1: [gateway]: \"router\" is for mode \"tap\"; this is mode \"tun\"",
+        ],
+    ),
+    (
+        "[gateway]\nmode = \"tap\"\nbridge = \"a/b\"\nmac = \"01:00:00:00:00:01\"\naddress = [\"10.20.0.2\", \"10.20.0.0/24\", \"10.20.0.2/24\", \"10.20.0.2/16\", \"fe80::1/64\", \"x/24\"]\nrouter = [\"10.20.0.2\", \"10.30.0.1\", \"fe80::1\", \"10.20.0.254\", \"y\"]\n",
+        &[
+            "3:10: [gateway]: bridge \"a/b\" is no name of an interface; it must be without spaces, \"/\", \":\" and \"%\"",
+            "4:7: [gateway]: mac \"01:00:00:00:00:01\" is no MAC of one host; the second digit must be even, and not all of it zero",
+            "5:12: [gateway]: address \"10.20.0.2\" has no prefix length; write for example \"10.20.0.2/24\" or \"fd20::2/64\"",
+            "5:25: [gateway]: address \"10.20.0.0/24\" names the segment, not a host on it",
+            "5:57: [gateway]: address \"10.20.0.2/16\" is there twice",
+            "5:73: [gateway]: address \"fe80::1/64\" cannot be the gateway's: it is link-local",
+            "5:87: [gateway]: address \"x/24\" is no address with a prefix length; write for example \"10.20.0.2/24\"",
+            "6:11: [gateway]: router \"10.20.0.2\" is the gateway's own address",
+            "6:24: [gateway]: router \"10.30.0.1\" is on no segment that \"address\" names",
+            "6:37: [gateway]: router \"fe80::1\" is on no segment that \"address\" names",
+            "6:63: [gateway]: router \"y\" is no IP address; names are not looked up",
+        ],
+    ),
+    (
+        "[gateway]\nmode = \"tap\"\nmac = \"02\"\naddress = [\"10.20.0.2/24\"]\nrouter = [\"10.20.0.254\"]\n[[service]]\nname = \"a\"\nlisten = \"10.20.0.2:80\"\nserver = [{ address = \"10.20.0.11\" }]\n[[service]]\nname = \"b\"\nlisten = \"10.20.0.254:80\"\nserver = [{ address = \"10.20.0.11\" }]\n",
+        &[
+            "3:7: [gateway]: mac \"02\" is no MAC; write \"auto\", or six bytes as \"02:00:00:00:00:01\"",
+            "8:10: service \"a\": 10.20.0.2 is the gateway's own address; a VIP must be another one",
+            "12:10: service \"b\": 10.20.0.254 is the router's address",
+        ],
+    ),
+    (
+        "[gateway]\nmode = \"tap\"\naddress = [\"10.20.0.2/24\"]\n[[service]]\nname = \"a\"\nlisten = \"10.20.0.3:80\"\nserver = [{ address = \"10.20.0.2\" }]\n",
+        &["7:23: service \"a\": server \"10.20.0.2\" has the gateway's own address"],
+    ),
+    (
+        "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nprotocol = \"sctp\"\nmethod = \"fullnat\"\nscheduler = \"lblc\"\npersistence = { timeout = \"6m\" }\nsorry_server = \"10.0.0.9:80\"\nquorum = 1\nhelper = \"ftp\"\ncheck = { type = \"http\" }\nserver = [{ address = \"10.0.0.1\", slow_start = \"30s\" }]\n",
         &[
             "4:12: [[service]] \"web\": protocol \"sctp\" is not supported by this version yet; there are tcp, udp, tcp+udp",
-            "5:10: [[service]] \"web\": method \"direct\" is not supported by this version yet; only nat is",
+            "5:10: [[service]] \"web\": method \"fullnat\" is not supported by this version yet; there are nat, direct, tunnel",
             "6:13: [[service]] \"web\": scheduler \"lblc\" is not supported by this version yet; there are rr, wrr, lc, wlc, sh, mh",
             "7:1: [[service]] \"web\": \"persistence\" is not supported by this version yet",
             "8:1: [[service]] \"web\": \"sorry_server\" is not supported by this version yet",
@@ -241,7 +282,7 @@ const BAD: &[(&str, &[&str])] = &[
         "[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80-90\"\nserver = [\n  { address = \"203.0.113.10:80\" },\n  { address = \"[fd20::1]:80\" },\n  { address = \"10.0.0.1:65530\" },\n  { address = \"10.0.0.2\" },\n  { address = \"10.0.0.2\" },\n]\n[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:85-95\"\nserver = []\n",
         &[
             "5:15: service \"a\": server \"203.0.113.10:80\" has the VIP of service \"a\" as its address; packets would loop",
-            "6:15: service \"a\": server \"[fd20::1]:80\" is of another address family than the VIP 203.0.113.10",
+            "6:15: service \"a\": server \"[fd20::1]:80\" is of another address family than the VIP 203.0.113.10; only method \"tunnel\" goes from one to the other",
             "7:15: service \"a\": the port range 80-90 does not fit from port 65530 on at server \"10.0.0.1:65530\"",
             "9:15: service \"a\": two servers are named \"10.0.0.2\"; names must differ",
             "12:8: two services are named \"a\"; names must differ",
@@ -256,6 +297,17 @@ const BAD: &[(&str, &[&str])] = &[
             "6:27: service \"a\": server \"y\" has the VIP of service \"b\" as its address; packets would loop",
         ],
     ),
+    // Methods that translate nothing.
+    (
+        "[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80\"\nmethod = \"direct\"\ntunnel = \"gre\"\n[[service.server]]\naddress = \"10.0.0.1:8080\"\n[[service.server]]\naddress = \"fd20::1\"\n[[service.server]]\naddress = \"fd20::2\"\nmethod = \"tunnel\"\ntunnel = \"gue:0\"\n[[service.server]]\naddress = \"10.0.0.2:8080\"\nmethod = \"nat\"\ntunnel = \"gux\"\n",
+        &[
+            "5:10: [[service]] \"a\": tunnel \"gre\" is not supported by this version yet; there are ipip, gue",
+            "7:11: service \"a\": server \"10.0.0.1:8080\" has port 8080, but method \"direct\" leaves ports as they are; leave the port out",
+            "9:11: service \"a\": server \"[fd20::1]\" is of another address family than the VIP 203.0.113.10; only method \"tunnel\" goes from one to the other",
+            "13:10: [[service]] \"a\", server \"fd20::2\": tunnel \"gue:0\" has no port from 1 to 65535 behind \"gue:\"",
+            "17:10: [[service]] \"a\", server \"10.0.0.2:8080\": tunnel \"gux\" is unknown; did you mean \"gue\"? (ipip, gue)",
+        ],
+    ),
     // Mistakes of several kinds come together, in the order of the file.
     (
         "[gateway]\nmtu = 1\n[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80\"\nserver = [{ address = \"203.0.113.10\" }]\n[[service]]\nname = \"b\"\nlisten = \"203.0.113.10:80\"\nserver = []\ncolour = \"red\"\n",
@@ -263,7 +315,7 @@ const BAD: &[(&str, &[&str])] = &[
             "2:7: [gateway]: mtu = 1 is out of range; it must be \"auto\" or a whole number from 1280 to 65535",
             "6:23: service \"a\": server \"203.0.113.10\" has the VIP of service \"a\" as its address; packets would loop",
             "9:10: services \"a\" and \"b\" both listen on tcp 203.0.113.10 port 80",
-            "11:1: [[service]] \"b\": unknown key \"colour\"; keys here are name, listen, protocol, method, scheduler, server",
+            "11:1: [[service]] \"b\": unknown key \"colour\"; keys here are name, listen, protocol, method, tunnel, scheduler, server",
         ],
     ),
 ];
@@ -320,11 +372,17 @@ fn every_example_is_right() {
     let files = std::fs::read_dir(example("")).expect("the directory of examples");
     let files = files.map(|file| file.expect("it can be listed").path());
     let files: Vec<_> = files.filter(|file| file.extension().is_some_and(|extension| extension == "toml")).collect();
-    for name in ["minimal.toml", "full.toml", "demo.toml"] {
+    for name in ["minimal.toml", "full.toml", "demo.toml", "real-server.toml"] {
         assert!(files.contains(&example(name)), "{name} is missing");
     }
     for file in files {
-        let config = Config::load(&file).unwrap_or_else(|errors| panic!("{errors}"));
+        let config = match AnyConfig::load(&file).unwrap_or_else(|errors| panic!("{errors}")) {
+            AnyConfig::Gateway(config) => config,
+            AnyConfig::RealServer(config) => {
+                assert!(!config.vips.is_empty() && !config.gateways.is_empty(), "{} takes nothing", file.display());
+                continue;
+            }
+        };
         let compiled = config.compiled().unwrap_or_else(|errors| panic!("{errors}"));
         assert!(!compiled.snapshot.services.is_empty(), "{} forwards nothing", file.display());
     }
@@ -335,7 +393,11 @@ fn the_full_example_has_every_key_with_its_default() {
     let text = std::fs::read_to_string(example("full.toml")).expect("the full example");
     let file = toml::Value::Table(text.parse::<toml::Table>().expect("it parses"));
     let service = &file["service"][0];
+    let text_of_server = std::fs::read_to_string(example("real-server.toml")).expect("the real server's example");
+    let real_server = toml::Value::Table(text_of_server.parse::<toml::Table>().expect("it parses"));
     let tables = [
+        (&real_server, &keys::REAL_SERVER_FILE),
+        (&real_server["real_server"], &keys::REAL_SERVER),
         (&file, &keys::FILE),
         (&file["gateway"], &keys::GATEWAY),
         (&file["conntrack"], &keys::CONNTRACK),
@@ -346,8 +408,10 @@ fn the_full_example_has_every_key_with_its_default() {
     ];
     assert_eq!(tables.len(), keys::ALL.len());
     for (table, keys) in tables {
-        let missing: Vec<_> = keys.known.iter().filter(|key| table.get(key).is_none()).collect();
-        assert!(missing.is_empty(), "{missing:?} of {} are not in full.toml", keys.header);
+        // Those of the other mode stand there as comments: `the_full_example_in_mode_tap` reads them.
+        let there = |key: &str| table.get(key).is_some() || tap::TAP_ONLY.contains(&key);
+        let missing: Vec<_> = keys.known.iter().filter(|key| !there(key)).collect();
+        assert!(missing.is_empty(), "{missing:?} of {} are in no example", keys.header);
     }
     let mut full = good(&text).compiled().unwrap_or_else(|errors| panic!("{errors}"));
     let least =
@@ -357,6 +421,71 @@ fn the_full_example_has_every_key_with_its_default() {
     assert_eq!(changes, [""; 0], "full.toml has other values than the defaults");
     full.snapshot.services.clear();
     assert_eq!(full, good("").compiled().unwrap_or_else(|errors| panic!("{errors}")));
+}
+
+#[test]
+fn the_full_example_in_mode_tap() {
+    let text = std::fs::read_to_string(example("full.toml")).expect("the full example");
+    let is = |line: &str, keys: &[&str]| keys.iter().any(|key| line.starts_with(&format!("{key} = ")));
+    let turned: Vec<String> = text
+        .lines()
+        .filter(|line| !is(line, tap::TUN_ONLY))
+        .map(|line| match line.strip_prefix("# ").filter(|rest| is(rest, tap::TAP_ONLY)) {
+            Some(key) => key.to_owned(),
+            None => line.replace("mode = \"tun\"", "mode = \"tap\""),
+        })
+        .collect();
+    let tap = good(&turned.join("\n")).gateway.tap.expect("mode tap");
+    assert_eq!((tap.bridge.as_deref(), tap.mac), (Some("br0"), None));
+    assert_eq!((tap.addresses.len(), tap.routers.len()), (2, 2));
+}
+
+#[test]
+fn mode_tap_makes_the_gateway_a_hop_with_addresses_of_its_own() {
+    let text = r#"
+[gateway]
+mode = "tap"
+mac = "02:00:00:00:00:07"
+address = ["10.20.0.2/24", "fd20::2/64"]
+router = ["10.20.0.254", "fe80::1"]
+[[service]]
+name = "web"
+listen = "203.0.113.10:80"
+server = [{ address = "10.20.0.11" }, { address = "10.30.0.14" }]
+"#;
+    let config = good(text);
+    let tap = config.gateway.tap.clone().expect("mode tap");
+    assert_eq!(tap.mac("gatun0", b"").to_string(), "02:00:00:00:00:07");
+    assert_eq!(tap.routers, [addr("10.20.0.254"), addr("fe80::1")]);
+    let spec = config.compiled().unwrap_or_else(|errors| panic!("{errors}")).snapshot;
+    assert!(spec.is_hop);
+    assert_eq!(spec.own_addresses, [addr("10.20.0.2"), addr("fd20::2")]);
+    let own = addr("10.20.0.2");
+    assert_eq!(spec.tunnel_sources, [(addr("10.20.0.11"), own), (addr("10.30.0.14"), own)]);
+
+    let auto = TapConfig { mac: None, ..tap.clone() };
+    let other = TapConfig { addresses: tap.addresses[1..].to_vec(), ..auto.clone() };
+    let mac = auto.mac("gatun0", b"host");
+    assert_eq!(mac, auto.mac("gatun0", b"host"), "the same over restarts");
+    assert_eq!((mac.0[0] & 3, mac.is_unicast()), (2, true), "locally administered, one host's");
+    for different in [auto.mac("gatun1", b"host"), auto.mac("gatun0", b"other"), other.mac("gatun0", b"host")] {
+        assert_ne!(mac, different);
+    }
+
+    let changed = good(
+        &text.replace("tap\"\nmac = \"02:00:00:00:00:07\"", "tap\"\nbridge = \"br0\"").replace("fe80::1", "fd20::fe"),
+    );
+    let compiled = |config: &Config| config.compiled().unwrap_or_else(|errors| panic!("{errors}"));
+    let lines: Vec<String> =
+        difference(&compiled(&config), &compiled(&changed)).iter().map(Change::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            r#"~ [gateway]: bridge none -> "br0" (needs a restart)"#,
+            r#"~ [gateway]: mac "02:00:00:00:00:07" -> "auto" (needs a restart)"#,
+            r#"~ [gateway]: router ["10.20.0.254", "fe80::1"] -> ["10.20.0.254", "fd20::fe"] (needs a restart)"#,
+        ]
+    );
 }
 
 /// Replaces or inserts at a place of the text, the way a slip of an editor does.

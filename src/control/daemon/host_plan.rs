@@ -1,28 +1,51 @@
 //! What the host has to do for a snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::control::config::GatewayConfig;
 use crate::io::host::{HostPlan, Listener, Ports, ReturnPath, VipPlan};
-use crate::service::{PortRange, Server, ServerId, Service, Snapshot};
+use crate::service::{Method, PortRange, Server, Service, Snapshot};
+use crate::wire::Addr;
 
 /// Packets that the kernel may queue towards the workers. Its own default of 500 is too few for a burst of small packets
 /// from more than one link.
 const TXQUEUELEN: u32 = 4096;
 
 /// VIPs and servers that are only kept for their old flows are part of the plan: their packets must still come.
+///
+/// In mode "tap" nothing of the host's IP stack is involved: it has the device to carry and no more.
 pub fn host_plan(gateway: &GatewayConfig, snapshot: &Snapshot) -> HostPlan {
-    HostPlan {
+    let device = HostPlan {
         device: gateway.device.clone(),
         mtu: Some(u32::from(snapshot.spec.mtu)),
         txqueuelen: TXQUEUELEN,
+        bridge: gateway.tap.as_ref().and_then(|tap| tap.bridge.clone()),
+        ..HostPlan::default()
+    };
+    if gateway.tap.is_some() {
+        return device;
+    }
+    HostPlan {
         uplinks: gateway.uplinks.clone(),
         vips: vips(snapshot),
         returns: returns(snapshot),
+        one_way: one_way(snapshot),
+        ..device
     }
+}
+
+/// In mode "tap": whom the gateway answers for, and whom it must know. What is only kept for old flows is among them.
+pub fn segment_plan(snapshot: &Snapshot) -> (Vec<Addr>, Vec<Addr>) {
+    let mut vips: Vec<Addr> = snapshot.vips().map(|(addr, _)| addr).collect();
+    let mut servers: Vec<Addr> = known_servers(snapshot).map(|server| server.address).collect();
+    for addrs in [&mut vips, &mut servers] {
+        addrs.sort_unstable();
+        addrs.dedup();
+    }
+    (vips, servers)
 }
 
 fn vips(snapshot: &Snapshot) -> Vec<VipPlan> {
@@ -43,7 +66,8 @@ fn vips(snapshot: &Snapshot) -> Vec<VipPlan> {
 
 fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
     let mut paths: Vec<ReturnPath> = Vec::new();
-    for server in known_servers(snapshot) {
+    // Replies of the others do not come back through the gateway.
+    for server in known_servers(snapshot).filter(|server| server.method == Method::Nat) {
         let Some(service) = snapshot.service(server.service) else { continue };
         for protocol in service.spec.protocols.list() {
             let path = ReturnPath {
@@ -57,6 +81,11 @@ fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
         }
     }
     paths
+}
+
+fn one_way(snapshot: &Snapshot) -> Vec<IpNet> {
+    let servers = known_servers(snapshot).filter(|server| server.method.is_one_way());
+    servers.map(|server| IpNet::from(server.address.ip())).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The ports that replies of `server` come from.
@@ -73,8 +102,7 @@ fn ports(range: PortRange) -> Option<Ports> {
 }
 
 fn known_servers(snapshot: &Snapshot) -> impl Iterator<Item = &Server> {
-    let ids = (0..snapshot.server_ids()).filter_map(|id| u32::try_from(id).ok().map(ServerId));
-    ids.filter_map(|id| snapshot.server(id).map(AsRef::as_ref))
+    snapshot.all_servers().map(AsRef::as_ref)
 }
 
 /// Live ones, also without any server; and retired ones.

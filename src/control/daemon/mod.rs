@@ -30,10 +30,12 @@ use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order};
 use crate::io::Gateway;
+use crate::io::tap::Segment;
 use crate::io::worker::Workers;
 
 pub use host_plan::host_plan;
 use start::Done;
+pub(in crate::control) use start::drop_privileges;
 pub use start::print_routes;
 
 /// How often every shard is told the time. A flow outlives its deadline by so much at most.
@@ -88,14 +90,14 @@ pub(super) struct Daemon {
     pending: Vec<Change>,
 }
 
-struct Signals {
-    hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
+pub(in crate::control) struct Signals {
+    pub hangup: Signal,
+    pub terminate: Signal,
+    pub interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Signals> {
+    pub fn new() -> Result<Signals> {
         Ok(Signals {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
@@ -174,12 +176,15 @@ impl Daemon {
     }
 }
 
-/// Runs beside the main loop: the engines' clock.
-async fn keep_time(gateway: Arc<Gateway>) -> &'static str {
+/// Runs beside the main loop: the clock of the engines and of the link.
+async fn keep_time(gateway: Arc<Gateway>, segment: Option<Arc<Segment>>) -> &'static str {
     let mut tick = every(TICK);
     loop {
         tick.tick().await;
         gateway.handle_timeouts();
+        if let Some(segment) = &segment {
+            segment.tick(&gateway);
+        }
     }
 }
 
@@ -213,14 +218,14 @@ async fn feed_watchdog(gateway: Arc<Gateway>, timeout: Duration) -> &'static str
     }
 }
 
-fn every(period: Duration) -> tokio::time::Interval {
+pub(in crate::control) fn every(period: Duration) -> tokio::time::Interval {
     let mut tick = interval(period);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick
 }
 
 /// Tells systemd, if it started us.
-fn notify(state: &[NotifyState<'_>]) {
+pub(in crate::control) fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!("sd_notify: {error}");
     }

@@ -5,31 +5,74 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::start::automatic_mtu;
+use super::host_plan::segment_plan;
+use super::start::{automatic_mtu, warn_without_raw_sockets};
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
-use crate::io::local_addresses;
-use crate::service::{Snapshot, SnapshotError, SnapshotSpec};
+use crate::io::{local_addresses, source_towards};
+use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
-/// Reads the file, and adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses.
-pub(super) async fn load(path: &Path) -> Result<Compiled> {
-    let mut compiled = Config::load(path)?.compiled()?;
+/// Reads the file, and adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses. `running`:
+/// the gateway that is to go on by it.
+pub(super) async fn load(path: &Path, running: Option<&GatewayConfig>) -> Result<Compiled> {
+    let mut config = Config::load(path)?;
+    let in_file = config.gateway.tap.clone();
+    // Who the gateway is on a segment, if it is on one, changes at a restart only.
+    if let Some(running) = running {
+        config.gateway.tap.clone_from(&running.tap);
+    }
+    let mut compiled = look_around(config.compiled()?).await?;
+    compiled.gateway.tap = in_file;
+    Ok(compiled)
+}
+
+async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
     if compiled.gateway.mtu.is_none() {
         compiled.snapshot.mtu = automatic_mtu(&compiled);
+    }
+    if compiled.gateway.tap.is_some() {
+        // What the host's addresses are, and how it reaches the servers, does not matter there.
+        return Ok(compiled);
     }
     let own = local_addresses().await.context("the addresses of this host")?;
     let is_own = |vip: &Addr| own.contains(&vip.ip());
     compiled.snapshot.local_vips =
         compiled.snapshot.services.iter().map(|service| service.vip).filter(is_own).collect();
+    let snapshot = &mut compiled.snapshot;
+    snapshot.tunnel_sources = tunnel_sources(snapshot);
     Ok(compiled)
+}
+
+/// Where tunnels begin: the host's address towards each server behind one. A server without a route is told of once here,
+/// and to clients for as long as the next reload does not find one.
+fn tunnel_sources(snapshot: &SnapshotSpec) -> Vec<(Addr, Addr)> {
+    let mut sources = Vec::new();
+    for service in &snapshot.services {
+        let tunnelled = |server: &&ServerSpec| server.method.unwrap_or(service.method) == Method::Tunnel;
+        for server in service.servers.iter().filter(tunnelled) {
+            if sources.iter().any(|(to, _)| *to == server.address) {
+                continue;
+            }
+            match source_towards(server.address.ip()) {
+                Ok(source) => sources.push((server.address, Addr::from(source))),
+                Err(error) => tracing::warn!(
+                    server = server.name,
+                    %error,
+                    "no way to this server, so no tunnel: reload when there is one"
+                ),
+            }
+        }
+    }
+    sources
 }
 
 impl Daemon {
     /// What a reload would change; changes nothing.
     pub(super) async fn diff(&self, config: Option<PathBuf>) -> Result<Difference> {
-        let new = load(config.as_deref().unwrap_or(&self.options.config)).await?;
+        let path = config.as_deref().unwrap_or(&self.options.config);
+        let new = load(path, Some(&self.compiled.gateway)).await?;
         Ok(Difference {
             changes: lines(&difference(&self.compiled, &new)),
             generation: self.gateway.snapshot().generation,
@@ -39,7 +82,7 @@ impl Daemon {
     /// Does everything or nothing. A file named here is the one that later reloads read.
     pub(super) async fn try_reload(&mut self, config: Option<PathBuf>) -> Result<Difference> {
         let path = config.unwrap_or_else(|| self.options.config.clone());
-        let new = load(&path).await?;
+        let new = load(&path, Some(&self.compiled.gateway)).await?;
         let changes = difference(&self.compiled, &new);
         let gateway =
             GatewayConfig { uplinks: new.gateway.uplinks, mtu: new.gateway.mtu, ..self.compiled.gateway.clone() };
@@ -63,6 +106,10 @@ impl Daemon {
             return Err(error).context("the host could not be set up for it");
         }
         // From here on nothing can fail.
+        if gateway.tap.is_none() {
+            warn_without_raw_sockets(&snapshot);
+        }
+        self.tell_segment(&snapshot);
         let generation = snapshot.generation;
         self.compiled = Compiled { gateway, snapshot: new.snapshot };
         *self.control.about().config.lock() = Some(path.clone());
@@ -89,6 +136,14 @@ impl Daemon {
         }
     }
 
+    /// After the engine, which must know a VIP before the network is told of it.
+    fn tell_segment(&self, snapshot: &Snapshot) {
+        if let Some(segment) = &self.control.about().segment {
+            let (vips, servers) = segment_plan(snapshot);
+            segment.configure(&vips, &servers);
+        }
+    }
+
     /// Lets go of services and servers that were kept for their old flows and have none any more.
     pub(super) async fn tidy(&mut self) {
         let Some(snapshot) = self.gateway.snapshot().tidied() else { return };
@@ -98,6 +153,7 @@ impl Daemon {
             tracing::warn!("the routes of what was removed stay for now: {:#}", anyhow::Error::from(error));
             return;
         }
+        self.tell_segment(&snapshot);
         tracing::info!("let go of what was kept for flows that have ended now");
         self.gateway.swap(Arc::new(snapshot));
     }

@@ -13,6 +13,7 @@ use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::host_plan::segment_plan;
 use super::reload::load;
 use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates};
 use crate::control::config::{Compiled, GatewayConfig};
@@ -20,11 +21,14 @@ use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
 use crate::control::metrics::{self, Bounds};
 use crate::control::socket::{Limits, Socket};
+use crate::io::direct::{PacketSocket, Places};
 use crate::io::host::{self, Host};
-use crate::io::tun::{self, TunSettings};
+use crate::io::own_errors::OwnErrors;
+use crate::io::tap;
+use crate::io::tun::{self, TunQueue, TunSettings};
 use crate::io::worker::{self, Workers};
-use crate::io::{Gateway, link_mtu, path_mtu, privilege};
-use crate::service::Snapshot;
+use crate::io::{Gateway, link_mtu, neighbours, path_mtu, privilege};
+use crate::service::{Method, Snapshot};
 
 /// The device, routes, rules and the sysctls of the network; neighbour announcements.
 const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
@@ -57,7 +61,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
         state_dir: std::path::absolute(&options.state_dir)?,
         ..options.clone()
     };
-    let compiled = load(&options.config).await?;
+    let compiled = load(&options.config, None).await?;
     let snapshot = Arc::new(Snapshot::build(compiled.snapshot.clone(), None)?);
     if compiled.gateway.routes && !options.no_routes {
         host::sweep(&options.state_dir);
@@ -68,7 +72,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     let config = &compiled.gateway;
     let ordinary = privilege::nice();
     raise_priority(config.priority);
-    drop_privileges(&options.config)?;
+    drop_privileges(Some(&options.config))?;
 
     let queues = config.queues.count();
     let gateway = Arc::new(Gateway::new(snapshot.clone(), queues, config.max_flows, random_seed()?));
@@ -110,19 +114,38 @@ async fn bring_up(
         done.host = Some(Host::claim(&config.device, &options.state_dir).await?);
     }
     let socket = Socket::bind(options.control.as_ref().unwrap_or(&config.control))?;
-    let settings = TunSettings { name: config.device.clone(), queues: config.queues.count(), mtu: snapshot.spec.mtu };
-    let workers = worker::start(gateway, tun::open(&settings)?)?;
+    let settings = TunSettings {
+        name: config.device.clone(),
+        queues: config.queues.count(),
+        mtu: snapshot.spec.mtu,
+        offload: config.offload,
+    };
+    let mut tasks = JoinSet::new();
+    let (workers, segment) = match &config.tap {
+        None => (start_tun(gateway, &settings, &snapshot, &mut tasks).await?, None),
+        Some(tap) => {
+            let mac = tap.mac(&config.device, &std::fs::read("/etc/machine-id").unwrap_or_default());
+            let (queues, segment) = tap::open(&settings, tap.link_settings(mac))?;
+            (worker::start(gateway, queues)?, Some(segment))
+        }
+    };
     let device = Device::new(&config.device, workers.counters());
     done.workers = Some(workers);
     let metrics = metrics?;
     if let Some(host) = &mut done.host {
         host.apply(&host_plan(config, &snapshot)).await?;
     }
+    if let Some(segment) = &segment {
+        let (vips, servers) = segment_plan(&snapshot);
+        segment.configure(&vips, &servers);
+        tracing::info!("on the segment as {}", segment.mac());
+    }
 
+    let bridge = config.tap.as_ref().and_then(|tap| tap.bridge.clone());
     let config = Mutex::new(Some(options.config.clone()));
-    let control = Arc::new(Control::new(gateway.clone(), About { config, device: Some(device) }, Some(orders)));
-    let mut tasks = JoinSet::new();
-    tasks.spawn(keep_time(gateway.clone()));
+    let about = About { config, device: Some(device), segment: segment.clone(), bridge };
+    let control = Arc::new(Control::new(gateway.clone(), about, Some(orders)));
+    tasks.spawn(keep_time(gateway.clone(), segment));
     tasks.spawn(pump_events(control.clone()));
     tasks.spawn(sample_rates(control.clone()));
     tracing::info!("control socket {}", socket.path().display());
@@ -140,11 +163,60 @@ async fn bring_up(
     Ok((control, tasks))
 }
 
+/// The workers of mode "tun", and what goes on beside them: finding the servers of method direct, and picking up the errors
+/// about tunnels that the kernel delivers to the host.
+async fn start_tun(
+    gateway: &Arc<Gateway>,
+    settings: &TunSettings,
+    snapshot: &Snapshot,
+    tasks: &mut JoinSet<&'static str>,
+) -> Result<Workers> {
+    let places = Arc::new(Places::default());
+    let queues: Vec<TunQueue> =
+        tun::open(settings)?.into_iter().map(|queue| queue.with_frames(packet_socket(&places))).collect();
+    let has_frames = queues.iter().all(TunQueue::has_frames);
+    warn_without_raw_sockets(snapshot);
+    let sender = queues.first().map(TunQueue::sender).transpose()?;
+    let workers = worker::start(gateway, queues)?;
+    // Before the host sends anybody here.
+    let watcher = neighbours::begin(gateway, places, has_frames).await;
+    tasks.spawn(neighbours::watch(gateway.clone(), watcher));
+    if let (Some(errors), Some(sender)) = (OwnErrors::open().ok(), sender) {
+        tasks.spawn(errors.serve(gateway.clone(), sender));
+    }
+    Ok(workers)
+}
+
+/// A way out for frames; `None` where there is none.
+fn packet_socket(places: &Arc<Places>) -> Option<PacketSocket> {
+    let opened = PacketSocket::open(places.clone());
+    opened.inspect_err(|error| tracing::debug!(%error, "no packet socket")).ok()
+}
+
+/// What does not work in mode "tun" without CAP_NET_RAW, as far as this snapshot needs it.
+pub(super) fn warn_without_raw_sockets(snapshot: &Snapshot) {
+    if privilege::has(Capability::CAP_NET_RAW) {
+        return;
+    }
+    if has_server(snapshot, Method::Direct) {
+        tracing::error!("method direct does not work without packet sockets: give gatun CAP_NET_RAW");
+    }
+    if has_server(snapshot, Method::Tunnel) {
+        tracing::warn!(
+            "errors on the way to tunnelled servers are not seen, and a narrow path loses packets: give gatun CAP_NET_RAW"
+        );
+    }
+}
+
+fn has_server(snapshot: &Snapshot, method: Method) -> bool {
+    snapshot.all_servers().any(|server| server.method == method)
+}
+
 /// The commands that set the host up, for an operator who does it by hand. Needs no privilege.
 pub fn print_routes(config: &Path) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let compiled = load(config).await?;
+        let compiled = load(config, None).await?;
         let snapshot = Snapshot::build(compiled.snapshot.clone(), None)?;
         Ok(Host::print_commands(&host_plan(&compiled.gateway, &snapshot)).await?)
     })
@@ -152,6 +224,10 @@ pub fn print_routes(config: &Path) -> Result<String> {
 
 /// The MTU of the narrowest link that packets of a flow may pass here, so that TCP never sends what does not fit.
 pub(super) fn automatic_mtu(compiled: &Compiled) -> u16 {
+    if let Some(tap) = &compiled.gateway.tap {
+        let bridge = tap.bridge.as_ref().and_then(|name| link_mtu(name).ok());
+        return bridge.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(GatewayConfig::AUTO_MTU).max(1280);
+    }
     let uplinks = compiled.gateway.uplinks.iter().filter_map(|name| link_mtu(name).ok());
     // Without uplinks in the file they are where the default routes lead, and so does every address that no route names.
     let anywhere: [IpAddr; 2] =
@@ -186,13 +262,15 @@ fn raise_priority(priority: u8) {
 
 /// Gives up every capability that neither the data path nor a reload nor the end needs. Threads that are started later
 /// have no more than this one.
-fn drop_privileges(config: &Path) -> Result<()> {
+pub(in crate::control) fn drop_privileges(config: Option<&Path>) -> Result<()> {
     let mut keep = NEEDED.to_vec();
     // Root that may not overrule permissions may not be able to read the file again: it can be another user's.
-    let readable = privilege::as_if_only(&keep, || File::open(config).is_ok()).context("capabilities")?;
-    if !readable && privilege::has(Capability::CAP_DAC_READ_SEARCH) {
-        tracing::info!("keeping CAP_DAC_READ_SEARCH: without it {} could not be reloaded", config.display());
-        keep.push(Capability::CAP_DAC_READ_SEARCH);
+    if let Some(config) = config {
+        let readable = privilege::as_if_only(&keep, || File::open(config).is_ok()).context("capabilities")?;
+        if !readable && privilege::has(Capability::CAP_DAC_READ_SEARCH) {
+            tracing::info!("keeping CAP_DAC_READ_SEARCH: without it {} could not be reloaded", config.display());
+            keep.push(Capability::CAP_DAC_READ_SEARCH);
+        }
     }
     privilege::keep_only(&keep).context("capabilities cannot be given up")?;
     privilege::forbid_new_privileges().context("no_new_privs")?;

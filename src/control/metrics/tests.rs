@@ -17,6 +17,8 @@ fn control() -> Arc<Control> {
         address: Addr::from_v4([10, 20, 0, last]),
         port: Some(8080),
         weight,
+        method: None,
+        tunnel: None,
     };
     let spec = SnapshotSpec {
         services: vec![ServiceSpec {
@@ -25,6 +27,7 @@ fn control() -> Arc<Control> {
             ports: PortRange::single(80),
             protocols: Protocols::Tcp,
             method: Method::Nat,
+            tunnel: Default::default(),
             scheduler: SchedulerKind::Rr,
             servers: vec![server(1, 1), server(2, 3)],
         }],

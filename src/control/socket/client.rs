@@ -18,7 +18,7 @@ use crate::control::context::Control;
 pub(super) async fn serve(stream: UnixStream, control: Arc<Control>, limits: Limits, place: Place) {
     let (read, write) = stream.into_split();
     let mut lines = Lines::new(BufReader::new(read), limits.line);
-    let mut out = Out { write, buffer: Vec::new(), limits };
+    let mut out = Out::new(write, limits);
     if let Err(error) = answer_all(&mut lines, &mut out, &control, &place).await {
         tracing::debug!("control client: {error}");
     }
@@ -27,7 +27,7 @@ pub(super) async fn serve(stream: UnixStream, control: Arc<Control>, limits: Lim
 /// Tells a client that there is no room for it.
 pub(super) async fn turn_away(stream: UnixStream, limits: Limits) {
     let (_read, write) = stream.into_split();
-    let mut out = Out { write, buffer: Vec::new(), limits };
+    let mut out = Out::new(write, limits);
     out.fault(Fault::new(FaultCode::Busy, format!("{} clients are connected and busy; try again", limits.clients)));
     let _ = out.flush().await;
 }
@@ -81,6 +81,10 @@ enum Body<'a, T> {
 }
 
 impl Out {
+    pub(super) fn new(write: OwnedWriteHalf, limits: Limits) -> Out {
+        Out { write, buffer: Vec::new(), limits }
+    }
+
     pub(super) fn ok(&mut self, result: &impl Serialize) {
         self.line(Body::Ok(result));
     }

@@ -8,6 +8,7 @@
 //! [`Limits::clients`] places are taken, the client that has been silent longest makes room; only if every one is in the
 //! middle of a request is the new one turned away.
 
+mod answers;
 mod client;
 mod line;
 mod ops;

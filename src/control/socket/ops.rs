@@ -30,13 +30,13 @@ pub(super) async fn perform(
         Err(fault) => return Ok(Err(fault)),
     };
     match request {
-        Request::Ping {} => out.ok(&api::Pong {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            protocol: api::VERSION,
-            pid: std::process::id(),
-        }),
+        Request::Ping {} => out.ok(&api::Pong::ours()),
         Request::Status {} => out.ok(&control.status()),
         Request::Stats {} => out.ok(&control.stats()),
+        Request::Neighbours {} => match control.neighbours() {
+            Ok(neighbours) => out.ok(&neighbours),
+            Err(fault) => return Ok(Err(fault)),
+        },
         Request::ServiceList {} => out.ok(&control.services()),
         Request::ServerList { service } => match servers(control, service.as_deref()) {
             Ok(servers) => out.ok(&servers),

@@ -43,7 +43,12 @@ pub async fn commands(net: &Net, plan: &HostPlan) -> Result<String, HostError> {
 /// Nothing for what goes together with the device.
 fn undo(change: &Change, device: &str, moved: &[(u32, u32)]) -> Vec<String> {
     match change {
-        Change::Link { .. } | Change::Route { .. } | Change::Anchor { .. } => Vec::new(),
+        Change::Link { .. }
+        | Change::Port { .. }
+        | Change::Route { .. }
+        | Change::Anchor { .. }
+        | Change::Address { .. } => Vec::new(),
+        Change::Reply(_) => vec![change.to_string().replacen(" route add ", " route del ", 1)],
         Change::Sysctl { path, .. } if path.split('/').any(|part| part == device) => Vec::new(),
         Change::Sysctl { path, value } => match sysctl::read(path) {
             Ok(former) if former != *value => vec![set(path, former)],

@@ -146,6 +146,48 @@ impl Rule {
     }
 }
 
+/// A route of the main table in another one, with an MSS of its own. Without hops it says that the main table goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ReplyRoute {
+    pub table: u32,
+    pub destination: IpNet,
+    #[serde(default)]
+    pub tos: u8,
+    /// The metric, by which routes to the same destination are told apart.
+    pub priority: u32,
+    pub advmss: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    pub hops: Vec<Hop>,
+}
+
+/// One of the ways of a route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Hop {
+    pub device: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// As the kernel has it: one less than the weight.
+    #[serde(default)]
+    pub weight: u8,
+    /// The gateway is on the link whatever the addresses say.
+    #[serde(default)]
+    pub onlink: bool,
+}
+
+impl ReplyRoute {
+    /// Whether one would replace the other.
+    pub fn same_place(&self, other: &ReplyRoute) -> bool {
+        let place = |route: &ReplyRoute| (route.table, route.destination, route.tos, route.priority);
+        place(self) == place(other)
+    }
+
+    /// For a route that cannot be made: the main table goes on.
+    pub fn throw(&self) -> ReplyRoute {
+        ReplyRoute { hops: Vec::new(), ..self.clone() }
+    }
+}
+
 /// A property of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -162,6 +204,11 @@ pub enum Change {
     Link {
         device: String,
         property: LinkProperty,
+    },
+    /// The device becomes a port of a bridge.
+    Port {
+        device: String,
+        bridge: String,
     },
     /// `path` below `/proc/sys`, as `net/ipv4/conf/eth0/forwarding`.
     Sysctl {
@@ -183,6 +230,13 @@ pub enum Change {
     Anchor {
         device: String,
     },
+    /// A VIP as an address of the device, never the source of what the host begins by itself.
+    Address {
+        address: IpAddr,
+        device: String,
+    },
+    /// The copy of a route, for replies.
+    Reply(ReplyRoute),
     /// Answer ARP or NDP for `address` on `device`.
     Proxy {
         address: IpAddr,
@@ -200,10 +254,12 @@ impl Change {
             (Change::Link { device: a, property: p }, Change::Link { device: b, property: q }) => {
                 a == b && std::mem::discriminant(p) == std::mem::discriminant(q)
             }
-            (Change::Sysctl { path: a, .. }, Change::Sysctl { path: b, .. }) => a == b,
+            (Change::Sysctl { path: a, .. }, Change::Sysctl { path: b, .. })
+            | (Change::Port { device: a, .. }, Change::Port { device: b, .. }) => a == b,
             (Change::Route { table: a, destination: x, .. }, Change::Route { table: b, destination: y, .. }) => {
                 a == b && x == y
             }
+            (Change::Reply(a), Change::Reply(b)) => a.same_place(b),
             _ => self == other,
         }
     }
@@ -241,6 +297,7 @@ impl fmt::Display for Change {
                 LinkProperty::Up(true) => write!(f, "ip link set dev {device} up"),
                 LinkProperty::Up(false) => write!(f, "ip link set dev {device} down"),
             },
+            Change::Port { device, bridge } => write!(f, "ip link set dev {device} master {bridge}"),
             // The name of an interface may hold a dot, which sysctl's dotted form would take for a separator.
             Change::Sysctl { path, value } if path.contains('.') => write!(f, "sysctl -w {path}={value}"),
             Change::Sysctl { path, value } => write!(f, "sysctl -w {}={value}", path.replace('/', ".")),
@@ -258,11 +315,45 @@ impl fmt::Display for Change {
                 Ok(())
             }
             Change::Anchor { device } => write!(f, "ip addr add {ANCHOR}/32 dev {device} scope host"),
+            Change::Address { address: address @ IpAddr::V4(_), device } => {
+                write!(f, "ip addr add {address}/32 dev {device} scope host")
+            }
+            Change::Address { address, device } => {
+                write!(f, "ip -6 addr add {address}/128 dev {device} preferred_lft 0 nodad noprefixroute")
+            }
+            Change::Reply(route) => write!(f, "{route}"),
             Change::Proxy { address, device } => {
                 write!(f, "{} neigh add proxy {address} dev {device}", ip(Family::of(*address)))
             }
             Change::MoveLocal(family) => write!(f, "{} rule: local table behind the VIPs", ip(*family)),
         }
+    }
+}
+
+impl fmt::Display for ReplyRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.hops.is_empty() { "throw " } else { "" };
+        write!(f, "{} route add {kind}{}", ip(Family::of(self.destination.addr())), self.destination)?;
+        for hop in &self.hops {
+            if self.hops.len() > 1 {
+                write!(f, " nexthop")?;
+            }
+            if let Some(gateway) = hop.gateway {
+                write!(f, " via {gateway}")?;
+            }
+            write!(f, " dev {}", hop.device)?;
+            if self.hops.len() > 1 {
+                write!(f, " weight {}", u16::from(hop.weight) + 1)?;
+            }
+            if hop.onlink {
+                write!(f, " onlink")?;
+            }
+        }
+        write!(f, " table {}", self.table)?;
+        if self.priority > 0 {
+            write!(f, " metric {}", self.priority)?;
+        }
+        if self.hops.is_empty() { Ok(()) } else { write!(f, " advmss {}", self.advmss) }
     }
 }
 

@@ -91,8 +91,8 @@ pub async fn gather(net: &Net, plan: &HostPlan, slot: Option<u8>, done: &[Change
 
     uplinks(net, plan, &mut facts).await?;
     vips(net, plan, &mut facts).await?;
-    for path in &plan.returns {
-        facts.ways.insert(path.from, way(net, path.from.addr()).await?);
+    for server in plan.returns.iter().map(|path| &path.from).chain(&plan.one_way) {
+        facts.ways.insert(*server, way(net, server.addr()).await?);
     }
     advertisements(net, plan, done, &mut facts).await?;
 

@@ -11,6 +11,7 @@ use super::facts::Rules;
 use super::make::restore_local;
 use super::netlink::{Net, gone};
 use super::plan::Zone;
+use super::real_server::clean_replies;
 
 /// Remove what carries our mark and belongs to `device`, or to no gateway at all.
 pub async fn clean_marks(net: &Net, device: &str) -> Result<(), HostError> {
@@ -46,6 +47,7 @@ pub async fn clean_marks(net: &Net, device: &str) -> Result<(), HostError> {
         }
     }
     removed += clean_proxies(net, &blocks).await?;
+    removed += clean_replies(net).await?;
     if removed > 0 {
         info!(device, removed, "removed rules, routes and proxy entries that a killed gateway left");
     }

@@ -25,6 +25,14 @@ pub async fn prepare(net: &Net, change: &Change, peers: &[Peer]) -> Result<Optio
             let former = link.same_property(*property);
             if former == *property { Undo::Nothing } else { Undo::Property(former) }
         }
+        Change::Port { device, bridge } => {
+            let port_of = net.bridge_of(device).await.map_err(|e| HostError::netlink(format!("read {device}"), e))?;
+            match port_of {
+                Some(name) if name == *bridge => Undo::Nothing,
+                Some(name) => return Err(HostError::OtherBridge { device: device.clone(), bridge: name }),
+                None => Undo::Remove,
+            }
+        }
         Change::Sysctl { path, value } => match sysctl::read(path) {
             Ok(current) if current == *value => inherited().unwrap_or(Undo::Nothing),
             Ok(current) => Undo::Value(current),
@@ -46,7 +54,12 @@ pub async fn prepare(net: &Net, change: &Change, peers: &[Peer]) -> Result<Optio
             let there = proxies.iter().any(|(a, name, _)| a == address && name == device);
             if there { inherited().unwrap_or(Undo::Nothing) } else { Undo::Remove }
         }
-        Change::Rule(_) | Change::Route { .. } | Change::Anchor { .. } | Change::MoveLocal(_) => Undo::Remove,
+        Change::Rule(_)
+        | Change::Route { .. }
+        | Change::Anchor { .. }
+        | Change::Address { .. }
+        | Change::Reply(_)
+        | Change::MoveLocal(_) => Undo::Remove,
     };
     Ok(Some(undo))
 }
@@ -64,6 +77,16 @@ pub async fn perform(net: &Net, change: &Change, replace: bool) -> Result<(), Fa
     let fatal = |error: rtnetlink::Error| Failure::Fatal(HostError::netlink(format!("do `{change}`"), error));
     match change {
         Change::Link { device, property } => net.set_link(device, *property).await.map_err(fatal),
+        Change::Port { bridge, .. } if net.link(bridge).is_none() => {
+            Err(Failure::Fatal(HostError::NoSuchBridge(bridge.clone())))
+        }
+        Change::Port { device, bridge } => match net.set_port(device, Some(bridge)).await {
+            // Not a bridge, or one that takes no such port.
+            Err(error) if matches!(errno(&error), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
+                Err(Failure::Fatal(HostError::NotABridge(bridge.clone())))
+            }
+            other => other.map_err(fatal),
+        },
         Change::Sysctl { path, value } => match sysctl::read(path) {
             // A read-only /proc/sys does not matter then.
             Ok(current) if current == *value => Ok(()),
@@ -97,6 +120,18 @@ pub async fn perform(net: &Net, change: &Change, replace: bool) -> Result<(), Fa
         Change::Anchor { device } => match net.add_anchor(device).await {
             Err(error) if errno(&error) == Some(libc::EEXIST) => Err(Failure::Exists),
             other => other.map_err(fatal),
+        },
+        Change::Address { address, device } => match net.add_address(*address, device).await {
+            Err(error) if errno(&error) == Some(libc::EEXIST) => Err(Failure::Exists),
+            other => other.map_err(fatal),
+        },
+        Change::Reply(route) => match net.add_reply_route(route, replace).await {
+            Ok(()) => Ok(()),
+            // The main table changes while it is copied, and may have what a copy cannot: that is then left to it.
+            Err(error) => {
+                debug!(%route, %error, "cannot be copied");
+                net.add_reply_route(&route.throw(), true).await.map_err(fatal)
+            }
         },
         Change::Proxy { address, device } => {
             // Adding it again would put our mark on somebody else's entry.
@@ -139,6 +174,10 @@ pub async fn revert(net: &Net, entry: &Entry, peers: &[Peer]) -> Result<(), Host
             }
             gone(net.set_link(device, *former).await)
         }
+        (Change::Port { device, bridge }, Undo::Remove) => match net.bridge_of(device).await.map_err(failed)? {
+            Some(name) if name == *bridge => gone(net.set_port(device, None).await),
+            _ => Ok(()),
+        },
         (Change::Sysctl { path, value }, Undo::Value(former)) => match sysctl::read(path) {
             Ok(current) if current == *value => match sysctl::write(path, former) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -157,6 +196,8 @@ pub async fn revert(net: &Net, entry: &Entry, peers: &[Peer]) -> Result<(), Host
             gone(net.delete_route(*table, *destination, device).await)
         }
         (Change::Anchor { device }, Undo::Remove) => gone(net.drop_anchor(device).await),
+        (Change::Address { address, device }, Undo::Remove) => gone(net.delete_address(*address, device).await),
+        (Change::Reply(route), Undo::Remove) => gone(net.delete_reply_route(route).await),
         (Change::Proxy { address, device }, Undo::Remove) => gone(net.delete_proxy(*address, device).await),
         (Change::MoveLocal(family), Undo::Remove) => move_local_back(net, *family).await,
         // Only a record that somebody wrote by hand pairs them otherwise.

@@ -23,8 +23,10 @@ pub mod change;
 mod facts;
 mod leftovers;
 mod make;
+pub mod neighbour_table;
 mod netlink;
 pub mod plan;
+pub mod real_server;
 mod returns;
 mod state;
 mod sweep;
@@ -68,6 +70,14 @@ pub enum HostError {
     NoPrivilege { what: String },
     #[error("there is no network device {0}: it has to be opened before the host is set up")]
     NoSuchDevice(String),
+    #[error("bridge {0} does not exist: make it (`ip link add {0} type bridge`), or name another one")]
+    NoSuchBridge(String),
+    #[error("{0} is no bridge, or one that takes no such port: name a bridge (`ip link show type bridge` lists them)")]
+    NotABridge(String),
+    #[error(
+        "{device} is a port of {bridge} already: take it out (`ip link set dev {device} nomaster`), or name that bridge"
+    )]
+    OtherBridge { device: String, bridge: String },
     #[error("uplink {0} does not exist: name interfaces that `ip link` shows")]
     NoSuchUplink(String),
     #[error("the device changes from {old} to {new}: that needs a restart")]
@@ -76,6 +86,10 @@ pub enum HostError {
     RouteTaken { vip: IpAddr, device: Option<String> },
     #[error("{0} is a broadcast, multicast or anycast address here: it cannot be a VIP")]
     NotUnicast(IpAddr),
+    #[error(
+        "no room for the rule and the table of replies: 16 real servers run here already, or others use rule preferences 32700 to 32715"
+    )]
+    NoReplySlot,
     #[error("no room for the routing rules: all {} places between rule preference {} and {} are taken", plan::SLOTS, plan::ZONE_A, plan::ZONE_END - 1)]
     NoSlot,
     #[error(
@@ -174,29 +188,33 @@ impl Host {
         warn_of_trouble(plan, &facts, &net);
         self.slot = plan::needs_slot(plan, &facts).then_some(facts.slot);
 
-        let wanted = plan::changes(plan, &facts);
+        self.reach(&net, &plan.device, &plan::changes(plan, &facts)).await?;
+        self.announce(&net, plan, &facts, &made).await;
+        Ok(())
+    }
+
+    /// Make what is wanted and not there yet, then take back what is no longer wanted.
+    async fn reach(&mut self, net: &Net, device: &str, wanted: &[Change]) -> Result<(), HostError> {
         let peers = state::peers(&self.directory, self.record.path());
+        let first = self.done.is_empty();
         let mark = self.done.len();
         let mut replaced = Vec::new();
-        for change in &wanted {
-            if let Err(error) = self.make(&net, change, &peers, &mut replaced).await {
-                self.take_back(&net, mark, replaced, &peers).await;
+        for change in wanted {
+            if let Err(error) = self.make(net, change, &peers, &mut replaced).await {
+                self.take_back(net, mark, replaced, &peers).await;
                 return Err(error);
             }
         }
-        if made.is_empty()
-            && let Err(error) = net.drop_link_local(&plan.device).await
-        {
+        if first && let Err(error) = net.drop_link_local(device).await {
             debug!(%error, "the device keeps its link-local address");
         }
         for entry in std::mem::take(&mut self.done).into_iter().rev() {
             if wanted.contains(&entry.change) {
                 self.done.insert(0, entry);
             } else {
-                self.undo_one(&net, &entry, &peers).await;
+                self.undo_one(net, &entry, &peers).await;
             }
         }
-        self.announce(&net, plan, &facts, &made).await;
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! The kernel's side: rtnetlink requests for what a [`Change`](super::change::Change) needs, and questions.
 
+mod replies;
+
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
@@ -19,7 +21,7 @@ use super::change::{ANCHOR, Action, Family, LinkProperty, PROTOCOL, Ports, Rule,
 
 /// A connection to rtnetlink, and the links as they were when it was made.
 pub struct Net {
-    handle: Handle,
+    pub(super) handle: Handle,
     connection: tokio::task::JoinHandle<()>,
     pub links: Vec<Link>,
 }
@@ -42,6 +44,8 @@ pub struct Link {
     /// It resolves addresses by ARP or NDP.
     pub resolves: bool,
     pub address: Vec<u8>,
+    /// The interface that it is a port of.
+    pub controller: Option<u32>,
 }
 
 impl Link {
@@ -72,6 +76,8 @@ pub struct Found {
     pub kind: RouteType,
     pub device: Option<String>,
     pub source: Option<IpAddr>,
+    /// The way leads by a router.
+    pub gateway: bool,
 }
 
 impl Net {
@@ -116,6 +122,22 @@ impl Net {
             LinkProperty::Up(false) => link.down(),
         };
         self.handle.link().set(link.build()).execute().await
+    }
+
+    /// Makes `device` a port of `bridge`, or of none.
+    pub async fn set_port(&self, device: &str, bridge: Option<&str>) -> Result<(), Error> {
+        let link = LinkUnspec::new_with_index(self.index(device)?);
+        let link = match bridge {
+            Some(bridge) => link.controller(self.index(bridge)?),
+            None => link.nocontroller(),
+        };
+        self.handle.link().set(link.build()).execute().await
+    }
+
+    /// The bridge that `device` is a port of now.
+    pub async fn bridge_of(&self, device: &str) -> Result<Option<String>, Error> {
+        let controller = self.current(device).await?.and_then(|link| link.controller);
+        Ok(controller.and_then(|index| self.name(index)))
     }
 
     pub async fn rules(&self, family: Family) -> Result<Vec<KernelRule>, Error> {
@@ -238,6 +260,10 @@ impl Net {
             Ok(routes) => Ok(routes.first().map(|route| Found {
                 kind: route.header.kind,
                 device: oif(route).and_then(|index| self.name(index)),
+                gateway: route
+                    .attributes
+                    .iter()
+                    .any(|attribute| matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))),
                 source: route.attributes.iter().find_map(|attribute| match attribute {
                     RouteAttribute::PrefSource(RouteAddress::Inet(a)) => Some(IpAddr::V4(*a)),
                     RouteAttribute::PrefSource(RouteAddress::Inet6(a)) => Some(IpAddr::V6(*a)),
@@ -321,11 +347,7 @@ impl Net {
                 other => other?,
             };
             for entry in entries {
-                let address = entry.attributes.iter().find_map(|attribute| match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => Some(IpAddr::V4(*a)),
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => Some(IpAddr::V6(*a)),
-                    _ => None,
-                });
+                let address = entry.attributes.iter().find_map(neighbour_address);
                 let ours = entry.attributes.contains(&NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
                 if let (Some(address), Some(name)) = (address, self.name(entry.header.ifindex)) {
                     found.push((address, name, ours));
@@ -399,6 +421,7 @@ impl From<LinkMessage> for Link {
             loopback: flags.contains(LinkFlags::Loopback),
             resolves: !flags.intersects(LinkFlags::Noarp | LinkFlags::Loopback),
             address: Vec::new(),
+            controller: None,
         };
         for attribute in message.attributes {
             match attribute {
@@ -406,6 +429,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::TxQueueLen(n) => link.txqueuelen = n,
                 LinkAttribute::Address(address) => link.address = address,
+                LinkAttribute::Controller(index) => link.controller = Some(index).filter(|index| *index != 0),
                 _ => {}
             }
         }
@@ -532,6 +556,14 @@ fn route_message(table: u32, destination: IpNet, index: u32) -> RouteMessage {
     message
 }
 
+pub(super) fn neighbour_address(attribute: &NeighbourAttribute) -> Option<IpAddr> {
+    match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => Some(IpAddr::V4(*a)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => Some(IpAddr::V6(*a)),
+        _ => None,
+    }
+}
+
 fn oif(route: &RouteMessage) -> Option<u32> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
@@ -556,7 +588,7 @@ fn destination(family: Family, route: &RouteMessage) -> IpNet {
     address.and_then(|address| IpNet::new(address, route.header.destination_prefix_length).ok()).unwrap_or(family.any())
 }
 
-fn address_family(family: Family) -> AddressFamily {
+pub(super) fn address_family(family: Family) -> AddressFamily {
     match family {
         Family::V4 => AddressFamily::Inet,
         Family::V6 => AddressFamily::Inet6,

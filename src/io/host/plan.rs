@@ -47,9 +47,13 @@ pub struct HostPlan {
     /// Where clients come from and VIPs are announced; empty: the interfaces of the default routes, and where there is
     /// none, every interface that is up and has an address.
     pub uplinks: Vec<String>,
+    /// The bridge that the device is to be a port of.
+    pub bridge: Option<String>,
     pub vips: Vec<VipPlan>,
     /// Packets that must reach the gateway on their way back from a server.
     pub returns: Vec<ReturnPath>,
+    /// Servers whose replies go another way. Errors about those come back to the VIP, by the server's link as likely as not.
+    pub one_way: Vec<IpNet>,
 }
 
 /// An address whose packets the gateway takes.
@@ -252,6 +256,7 @@ fn device(plan: &HostPlan) -> Vec<Change> {
     list.push(sysctl(Family::V6, "conf", &plan.device, "addr_gen_mode", "1"));
     list.push(sysctl(Family::V6, "conf", &plan.device, "accept_ra", "0"));
     list.push(link(LinkProperty::Up(true)));
+    list.extend(plan.bridge.iter().map(|bridge| Change::Port { device: plan.device.clone(), bridge: bridge.clone() }));
     list
 }
 
@@ -279,6 +284,9 @@ fn device_sysctls(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec
 /// Forwarding is asked of the interface that a packet comes in by.
 fn forwarding(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Change>) {
     let mut inbound: BTreeSet<&str> = server_links(plan, facts, family).collect();
+    // Of whichever family the server is: an error about what it sends comes in that of the VIP.
+    let one_way = plan.one_way.iter().filter_map(|net| facts.ways.get(net)).filter(|way| !way.local);
+    inbound.extend(one_way.filter_map(|way| way.device.as_deref()).filter(|name| *name != plan.device));
     inbound.extend(facts.uplinks(family).iter().map(|uplink| uplink.name.as_str()));
     inbound.insert(&plan.device);
 
@@ -559,6 +567,6 @@ fn vip_routes(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Cha
     }
 }
 
-fn sysctl(family: Family, group: &str, name: &str, key: &str, value: &str) -> Change {
+pub(super) fn sysctl(family: Family, group: &str, name: &str, key: &str, value: &str) -> Change {
     Change::Sysctl { path: format!("net/{}/{group}/{name}/{key}", family.sysctl_dir()), value: value.to_owned() }
 }

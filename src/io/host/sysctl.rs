@@ -34,6 +34,7 @@ pub fn consequence(path: &str) -> &'static str {
         Some("accept_local") => "local VIPs do not work, and programs on this host cannot use the gateway's services",
         Some("proxy_ndp") => "neighbours do not find the IPv6 VIPs",
         Some("proxy_delay") => "neighbours find the VIPs late",
+        Some("arp_ignore" | "arp_announce") => "neighbours may take this host for the gateway",
         Some("accept_ra") => "the host may lose routes that it learnt from a router",
         Some("disable_ipv6") => "the gateway handles no IPv6",
         Some("addr_gen_mode") => "the device gets a link-local address that nobody uses",

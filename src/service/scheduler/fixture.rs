@@ -19,6 +19,10 @@ pub(super) fn servers(weights: &[u32]) -> Vec<Arc<Server>> {
             port: Some(8080),
             weight,
             load: Arc::new(ServerLoad::default()),
+            method: crate::service::Method::Nat,
+            encapsulation: Default::default(),
+            source: None,
+            path: Arc::default(),
         })
     };
     weights.iter().enumerate().map(server).collect()

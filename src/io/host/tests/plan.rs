@@ -24,6 +24,7 @@ fn vip(text: &str, protocol: u8, port: u16) -> VipPlan {
 
 fn plan() -> HostPlan {
     HostPlan {
+        bridge: None,
         device: "gatun0".into(),
         mtu: Some(1500),
         txqueuelen: 4096,
@@ -35,6 +36,7 @@ fn plan() -> HostPlan {
             server("10.20.0.13", TCP, 8080),
             server("fd20::11", TCP, 8080),
         ],
+        one_way: Vec::new(),
     }
 }
 
@@ -48,7 +50,7 @@ fn facts(plan: &HostPlan) -> Facts {
     Facts {
         uplinks4: vec![uplink.clone()],
         uplinks6: vec![uplink],
-        ways: plan.returns.iter().map(|r| (r.from, way(&r.from))).collect(),
+        ways: plan.returns.iter().map(|r| &r.from).chain(&plan.one_way).map(|net| (*net, way(net))).collect(),
         local_first4: true,
         local_first6: true,
         force_forwarding: true,
@@ -113,6 +115,20 @@ fn routed_vip_is_routed_announced_and_its_replies_come_back() {
         "ip -6 neigh add proxy 2001:db8:f::10 dev eth0",
     ];
     assert_eq!(list, expected);
+}
+
+/// A router next to the servers says that their replies are too big: to the VIP, which is beyond this host for the kernel.
+#[test]
+fn errors_about_replies_that_go_another_way_are_forwarded() {
+    let mut plan = plan();
+    plan.returns.clear();
+    // The other end of a tunnel, of one family for VIPs of both.
+    plan.one_way = vec!["10.30.0.14/32".parse().unwrap()];
+    let list = commands(&changes(&plan, &facts(&plan)));
+    for wanted in ["sysctl -w net.ipv4.conf.lan.forwarding=1", "sysctl -w net.ipv6.conf.lan.force_forwarding=1"] {
+        assert!(list.iter().any(|line| line == wanted), "no {wanted} in {list:#?}");
+    }
+    assert!(!list.iter().any(|line| line.contains("rule")), "{list:#?}");
 }
 
 #[test]

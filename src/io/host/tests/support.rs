@@ -163,6 +163,7 @@ pub fn ip(text: &str) -> IpAddr {
 
 pub fn plan(device: &str, vips: &[&str]) -> HostPlan {
     HostPlan {
+        bridge: None,
         device: device.into(),
         mtu: Some(1400),
         txqueuelen: 4096,
@@ -181,6 +182,7 @@ pub fn plan(device: &str, vips: &[&str]) -> HostPlan {
                 ports: Some(Ports::one(8080)),
             })
             .into(),
+        one_way: Vec::new(),
     }
 }
 
