@@ -96,6 +96,24 @@ fn server_loses_link() {
     });
 }
 
+/// A gateway that had no server of this method gets its first ones by a reload, while clients come.
+#[test]
+fn first_servers_by_reload() {
+    scenario(&["nginx", "curl"], |lab| {
+        for server in Way::Direct.servers() {
+            Way::Direct.serve(lab, server)?;
+            nginx(lab, server, &[80])?;
+        }
+        let gateway = Setup::new("").start(lab)?;
+        gateway.reload(lab, &Way::Direct.services(80, "tcp", Way::Direct.servers()))?;
+        for vip in VIPS {
+            // No wait: a SYN that comes before the server is found comes again after a second.
+            ensure!(spread(&answers(lab, vip, 6)?).len() == 3, "not all servers got their share");
+        }
+        Ok(())
+    });
+}
+
 /// Whether a request was refused; it is that, or answered, but it may not just time out.
 pub fn refused(lab: &Lab, vip: &str) -> Result<bool> {
     let begin = Instant::now();

@@ -29,8 +29,16 @@ const PROBE: Duration = Duration::from_secs(5);
 /// Runs as long as the gateway does.
 pub async fn watch(gateway: Arc<Gateway>, mut watcher: Watcher) -> &'static str {
     loop {
-        let settled = watcher.look(&gateway.snapshot()).await;
-        tokio::time::sleep(if settled { LOOK } else { LOOK_AGAIN }).await;
+        let snapshot = gateway.snapshot();
+        let settled = watcher.look(&snapshot).await;
+        let begun = Instant::now();
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            // A reload may have brought a server that clients are sent to by now.
+            if !settled || begun.elapsed() >= LOOK || !Arc::ptr_eq(&snapshot, &gateway.snapshot()) {
+                break;
+            }
+        }
     }
 }
 

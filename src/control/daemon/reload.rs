@@ -84,8 +84,10 @@ impl Daemon {
         let path = config.unwrap_or_else(|| self.options.config.clone());
         let new = load(&path, Some(&self.compiled.gateway)).await?;
         let changes = difference(&self.compiled, &new);
-        let gateway =
-            GatewayConfig { uplinks: new.gateway.uplinks, mtu: new.gateway.mtu, ..self.compiled.gateway.clone() };
+        // A file of the other mode cannot name uplinks; until the restart that it needs they are what they were.
+        let same_mode = new.gateway.tap.is_some() == self.compiled.gateway.tap.is_some();
+        let uplinks = if same_mode { new.gateway.uplinks } else { self.compiled.gateway.uplinks.clone() };
+        let gateway = GatewayConfig { uplinks, mtu: new.gateway.mtu, ..self.compiled.gateway.clone() };
         let old = self.gateway.snapshot();
         // The device's MTU and the host's own addresses are part of it, and no line of the difference.
         let same = new.snapshot == self.compiled.snapshot;
