@@ -19,11 +19,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
-use crate::flow::{Flow, FlowId, FlowTable, Fragments, InsertError, Owner, Sender, track};
+use crate::flow::{Flow, FlowId, FlowTable, Fragments, InsertError, Marks, Owner, Sender, track};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo, icmp_error, tunnel_error};
-use crate::service::scheduler::Request;
-use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
+use crate::service::{Method, Request, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
@@ -168,12 +167,12 @@ impl Engine {
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, tuple.dst));
         }
-        let Some(server) = schedule(service, tuple) else {
+        let Some(server) = service.pick(&request(now, tuple)) else {
             return Err(self.refuse(now, buf, view, DropReason::NoServer, Refusal::Closed, tuple.dst));
         };
         self.make_room(now)?;
         let id = self.insert(now, service, server, tuple).map_err(Verdict::Drop)?;
-        server.load.start(self.table.flow(id).is_active());
+        server.start(self.table.flow(id).is_active());
         self.stats.flows_created += 1;
         Ok(id)
     }
@@ -471,6 +470,7 @@ impl Engine {
             server: server.id.0,
             method: server.method as u8,
             one_way: server.method.is_one_way(),
+            marks: Marks::NONE,
         };
         let planned = forward::plan(service, server, original);
         let mut reply = planned;
@@ -495,7 +495,7 @@ impl Engine {
         self.tell(now, FlowChange::Destroy, id);
         let flow = self.table.remove(id);
         if let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) {
-            server.load.end(flow.is_active());
+            server.end(flow.is_active());
         }
     }
 
@@ -567,10 +567,10 @@ impl Engine {
     }
 }
 
-/// The server for a new flow.
-fn schedule<'a>(service: &'a Service, tuple: &Tuple) -> Option<&'a Arc<Server>> {
-    let request = Request { client: tuple.src, client_port: tuple.sport, vip: tuple.dst, port: tuple.dport };
-    service.scheduler.pick(&service.servers, &request).and_then(|index| service.servers.get(index))
+/// What a scheduler may go by for the first packet of a flow.
+pub(crate) fn request(now: Instant, tuple: &Tuple) -> Request {
+    let &Tuple { src: client, sport: client_port, dst: vip, dport: port, .. } = tuple;
+    Request { now, client, client_port, vip, port, is_urgent: false }
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): enough for choosing a port nobody profits from guessing.

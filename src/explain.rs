@@ -3,10 +3,9 @@
 use std::fmt;
 
 use crate::command::FlowRecord;
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::flow::Sender;
 use crate::forward;
-use crate::service::scheduler::Request;
 use crate::service::{Method, Server};
 use crate::time::Instant;
 use crate::verdict::DropReason;
@@ -140,7 +139,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     if packet.protocol == Protocol::TCP && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN {
         return dropped(DropReason::NoFlow, Some(&service.spec.name));
     }
-    let request = Request { client: packet.src, client_port: packet.sport, vip: packet.dst, port: packet.dport };
+    let request = engine::request(now, packet);
     let scheduler_state = service.scheduler.state();
     let picked = service.scheduler.fork().pick(&service.servers, &request);
     let Some(server) = picked.and_then(|index| service.servers.get(index)) else {

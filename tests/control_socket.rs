@@ -10,7 +10,7 @@ use etherparse::PacketBuilder;
 use gatun::control::context::{About, Control};
 use gatun::control::socket::{BindError, Limits, Socket};
 use gatun::io::Gateway;
-use gatun::service::{Method, PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
+use gatun::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
 use gatun::verdict::Verdict;
 use gatun::wire::{Addr, PacketBuf};
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ fn addr(text: &str) -> Addr {
 
 fn server(address: &str, port: u16) -> ServerSpec {
     let name = format!("{address}:{port}");
-    ServerSpec { name, address: addr(address), port: Some(port), weight: 1, method: None, tunnel: None }
+    ServerSpec { name, address: addr(address), port: Some(port), ..ServerSpec::default() }
 }
 
 fn spec() -> SnapshotSpec {
@@ -52,10 +52,9 @@ fn spec() -> SnapshotSpec {
         vip: addr(vip),
         ports: PortRange::single(80),
         protocols,
-        method: Method::Nat,
-        tunnel: Default::default(),
         scheduler: SchedulerKind::Rr,
         servers,
+        ..ServiceSpec::default()
     };
     SnapshotSpec {
         services: vec![

@@ -3,7 +3,7 @@
 mod support;
 
 use gatun::service::scheduler::Request;
-use gatun::service::{Method, PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
+use gatun::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::verdict::Verdict;
 use gatun::wire::Addr;
@@ -37,18 +37,16 @@ fn a_pick_allocates_nothing() {
         port: None,
         // Some take no new flow.
         weight: u32::from(n % 3),
-        method: None,
-        tunnel: None,
+        ..ServerSpec::default()
     };
     let service = |(index, &scheduler): (usize, &SchedulerKind)| ServiceSpec {
         name: scheduler.word().to_owned(),
         vip: Addr::from_v4([203, 0, 113, index as u8]),
         ports: PortRange::single(80),
         protocols: Protocols::Tcp,
-        method: Method::Nat,
-        tunnel: Default::default(),
         scheduler,
         servers: (1..=9).map(server).collect(),
+        ..ServiceSpec::default()
     };
     let services = SchedulerKind::ALL.iter().enumerate().map(service).collect();
     let snapshot = Snapshot::build(SnapshotSpec { services, ..SnapshotSpec::default() }, None).expect("it is sound");
@@ -57,7 +55,14 @@ fn a_pick_allocates_nothing() {
         for n in 0..1000_u16 {
             let [high, low] = n.to_be_bytes();
             let client = Addr::from_v4([198, 51, high, low]);
-            let request = Request { client, client_port: n, vip: service.spec.vip, port: 80 };
+            let request = Request {
+                now: Instant::ZERO,
+                client,
+                client_port: n,
+                vip: service.spec.vip,
+                port: 80,
+                is_urgent: false,
+            };
             assert!(service.scheduler.pick(&service.servers, &request).is_some());
         }
         assert_eq!(counting::allocations() - before, 0, "{}", service.spec.name);

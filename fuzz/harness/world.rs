@@ -414,18 +414,16 @@ fn spec(number: u8) -> SnapshotSpec {
                 address: server_addr(vip.is_v4(), host),
                 port,
                 weight,
-                method: None,
-                tunnel: None,
+                ..ServerSpec::default()
             });
             ServiceSpec {
                 name: name.into(),
                 vip,
                 ports: PortRange { first, last },
                 protocols,
-                method: Method::Nat,
-                tunnel: Default::default(),
                 scheduler: SCHEDULERS[usize::from(number) % SCHEDULERS.len()],
                 servers: servers.collect(),
+                ..ServiceSpec::default()
             }
         };
     use Protocols::{Tcp, TcpAndUdp, Udp};
@@ -476,7 +474,12 @@ fn spec(number: u8) -> SnapshotSpec {
             .map(|(v4, host)| (server_addr(v4, host), server_addr(v4, 1)))
             .to_vec(),
         local_vips: if number % 6 == 3 { vec![v4(11)] } else { Vec::new() },
-        limits: Limits { replies_per_second: 100, fragmented_packets: 4, held_fragment_bytes: 1500 },
+        limits: Limits {
+            replies_per_second: 100,
+            fragmented_packets: 4,
+            held_fragment_bytes: 1500,
+            ..Limits::default()
+        },
         mtu: if number % 6 == 1 { 1280 } else { 1500 },
         ..SnapshotSpec::default()
     }

@@ -63,6 +63,14 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tcp_flags: Option<String>,
     },
+    /// Changes to the running configuration: all of them or none, as one reload.
+    #[serde(rename = "edit")]
+    Edit {
+        edits: Vec<Edit>,
+        /// Also in the file.
+        #[serde(default)]
+        save: bool,
+    },
     #[serde(rename = "reload")]
     Reload {
         /// An absolute path on the daemon's host; the file it was started with by default.
@@ -74,6 +82,32 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         config: Option<PathBuf>,
     },
+}
+
+/// One change to the configuration. `keys` are those of the file's tables, with JSON values; `null` takes a key away.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "edit", deny_unknown_fields)]
+pub enum Edit {
+    #[serde(rename = "service.add")]
+    AddService { service: String, keys: serde_json::Map<String, serde_json::Value> },
+    #[serde(rename = "service.set")]
+    SetService { service: String, keys: serde_json::Map<String, serde_json::Value> },
+    #[serde(rename = "service.remove")]
+    RemoveService { service: String },
+    /// Every service.
+    #[serde(rename = "service.clear")]
+    ClearServices {},
+    /// `keys` has at least `address`.
+    #[serde(rename = "server.add")]
+    AddServer { service: String, keys: serde_json::Map<String, serde_json::Value> },
+    /// `server` is the server's name.
+    #[serde(rename = "server.set")]
+    SetServer { service: String, server: String, keys: serde_json::Map<String, serde_json::Value> },
+    #[serde(rename = "server.remove")]
+    RemoveServer { service: String, server: String },
+    /// `[conntrack]`, its timeouts in the table `timeouts`.
+    #[serde(rename = "conntrack.set")]
+    SetConntrack { keys: serde_json::Map<String, serde_json::Value> },
 }
 
 /// The operations that this version does.
@@ -90,6 +124,7 @@ pub const OPS: &[&str] = &[
     "conntrack.delete",
     "conntrack.flush",
     "explain",
+    "edit",
     "reload",
     "diff",
 ];

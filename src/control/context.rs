@@ -61,11 +61,19 @@ pub struct Reloads {
 /// What a control client may ask of the daemon itself.
 #[derive(Debug)]
 pub struct Order {
-    /// Only say what would change.
-    pub dry_run: bool,
-    /// `None`: the file that the daemon was started with.
-    pub config: Option<PathBuf>,
+    pub what: What,
     pub done: oneshot::Sender<Result<api::Difference, Fault>>,
+}
+
+/// Changes of the configuration; the daemon's main loop does one after the other.
+#[derive(Debug)]
+pub enum What {
+    /// `None`: the file that the daemon was started with.
+    Reload { config: Option<PathBuf> },
+    /// Only say what a reload would change.
+    Diff { config: Option<PathBuf> },
+    /// To what runs; with `save` also in the file.
+    Edit { edits: Vec<api::Edit>, save: bool },
 }
 
 /// What watchers are told.
@@ -215,13 +223,13 @@ impl Control {
     }
 
     /// Sends the order to the daemon's main loop and waits for its answer.
-    pub async fn order(&self, dry_run: bool, config: Option<PathBuf>) -> Result<api::Difference, Fault> {
+    pub async fn order(&self, what: What) -> Result<api::Difference, Fault> {
         let gone = || Fault::new(FaultCode::Failed, "the daemon is stopping");
         let orders = self.orders.as_ref().ok_or_else(|| {
             Fault::new(FaultCode::NotSupported, "this gateway was not started from a configuration file")
         })?;
         let (done, answer) = oneshot::channel();
-        orders.send(Order { dry_run, config, done }).await.map_err(|_| gone())?;
+        orders.send(Order { what, done }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 

@@ -69,6 +69,33 @@ pub struct Owner {
     pub method: u8,
     /// The server's packets go to the client past the gateway: nothing is known of them.
     pub one_way: bool,
+    pub marks: Marks,
+}
+
+/// What else there is to a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks(u8);
+
+impl Marks {
+    pub const NONE: Marks = Marks(0);
+    /// Persistence counts it.
+    pub const PERSISTENT: Marks = Marks(1);
+    /// The gateway's own probe of a server; it is no load.
+    pub const PROBE: Marks = Marks(2);
+    /// A helper reads its packets.
+    pub const HELPED: Marks = Marks(4);
+    /// A helper expected it.
+    pub const EXPECTED: Marks = Marks(8);
+
+    #[inline]
+    pub const fn has(self, mark: Marks) -> bool {
+        self.0 & mark.0 != 0
+    }
+
+    #[must_use]
+    pub const fn with(self, mark: Marks) -> Marks {
+        Marks(self.0 | mark.0)
+    }
 }
 
 /// What one end of a TCP connection has sent.

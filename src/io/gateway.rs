@@ -1,10 +1,11 @@
 //! The shards of a running gateway, shared by packet workers and the control plane.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use super::device::Device;
 use super::huge_pages;
 use crate::command::Command;
 use crate::engine::{self, Engine, EngineConfig};
@@ -19,6 +20,8 @@ pub struct Gateway {
     snapshot: ArcSwap<Snapshot>,
     shards: Vec<Mutex<Engine>>,
     seed: [u64; 2],
+    /// The way out for packets that no worker has in its hands.
+    outlet: OnceLock<Mutex<Box<dyn Device>>>,
 }
 
 impl Gateway {
@@ -36,6 +39,7 @@ impl Gateway {
             shards: (0..shards.max(1)).map(engine).collect(),
             snapshot: ArcSwap::new(snapshot),
             seed,
+            outlet: OnceLock::new(),
         }
     }
 
@@ -57,6 +61,33 @@ impl Gateway {
             released.push(packet);
         }
         verdict
+    }
+
+    /// Gives the gateway a way out for what it sends by itself. The first one stays.
+    pub fn set_outlet(&self, outlet: Box<dyn Device>) {
+        let _ = self.outlet.set(Mutex::new(outlet));
+    }
+
+    /// Sends a packet that no worker has in its hands. Without an outlet, and where the device does not take it, it is lost,
+    /// as packets are.
+    pub fn send(&self, buf: &mut PacketBuf) {
+        if let Some(outlet) = self.outlet.get()
+            && let Err(error) = outlet.lock().send(buf)
+        {
+            tracing::debug!(%error, "the device did not take a packet of the gateway's own");
+        }
+    }
+
+    /// Sends what the engines have to send by themselves: after a command that makes packets (RSTs of flows whose server is
+    /// gone).
+    pub fn flush(&self) {
+        for shard in &self.shards {
+            loop {
+                let next = shard.lock().poll_transmit();
+                let Some(mut packet) = next else { break };
+                self.send(&mut packet);
+            }
+        }
     }
 
     /// Counts a packet that was lost after the engine had decided to send it.

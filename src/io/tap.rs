@@ -65,6 +65,13 @@ pub fn open(settings: &TunSettings, who: Settings) -> Result<(Vec<TapQueue>, Arc
     Ok((files.into_iter().map(queue).collect(), segment))
 }
 
+impl TapQueue {
+    /// Another handle of the same queue, for sending.
+    pub fn sender(&self) -> io::Result<TapQueue> {
+        Ok(TapQueue { file: self.file.try_clone()?, segment: self.segment.clone(), returned: VecDeque::new() })
+    }
+}
+
 impl Device for TapQueue {
     fn receive(&mut self, buf: &mut PacketBuf) -> io::Result<bool> {
         if let Some(error) = self.returned.pop_front() {

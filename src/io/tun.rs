@@ -31,7 +31,7 @@ impl TunQueue {
         self.frames.is_some()
     }
 
-    /// Another handle of the same queue, for sending.
+    /// Another handle of the same queue, for sending. It has no way for frames of its own.
     pub fn sender(&self) -> io::Result<TunQueue> {
         Ok(TunQueue { file: self.file.try_clone()?, frames: None })
     }

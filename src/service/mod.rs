@@ -6,24 +6,32 @@
 //! shard swaps its `Arc`. What must outlive a snapshot is carried from the old to the new:
 //!
 //! * A service whose [`ServiceSpec`] did not change keeps its [`Service`], and with it the state of its scheduler.
-//! * A server that stays under the same service (by name, address and port) keeps its [`ServerId`] and its [`ServerLoad`].
+//! * A server that stays under the same service (by name, address and port) keeps its [`ServerId`], its [`ServerLoad`] and
+//!   its [`ServerState`]: what is down stays down.
 //! * A server or service that is gone stays in the snapshot's registry as *retired* while flows still refer to it, so
 //!   that an id in a flow always resolves. A later build gives the id away once its load is zero.
 //! * The VIP of a gone service stays a VIP (without a service) while its flows live: which shard a packet belongs to
 //!   depends on whether its destination is a VIP, and that answer must not change under a live flow.
 
 mod path;
+mod pick;
 pub mod scheduler;
 mod snapshot;
 mod spec;
+mod state;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 pub use path::ServerPath;
-pub use scheduler::{Kind as SchedulerKind, Scheduler};
+pub use scheduler::{Flags as SchedulerFlags, Kind as SchedulerKind, Request, Scheduler};
 pub use snapshot::{Fault, Snapshot, SnapshotError};
-pub use spec::{Limits, Method, PortRange, Protocols, ServerSpec, ServiceSpec, SnapshotSpec};
+pub use spec::{
+    FlowPolicy, HelperKind, Limits, Method, Passive, Persistence, PortRange, Protocols, ServerSpec, ServiceSpec,
+    SnapshotSpec,
+};
+pub use state::ServerState;
 
 use crate::wire::{Addr, Encapsulation};
 
@@ -42,12 +50,44 @@ pub struct Service {
     pub spec: ServiceSpec,
     /// In the order of the configuration; parallel to `spec.servers`.
     pub servers: Vec<Arc<Server>>,
+    /// Serves when none of them can.
+    pub sorry: Option<Arc<Server>>,
     pub scheduler: Box<dyn Scheduler>,
+    pub state: Arc<ServiceState>,
+}
+
+/// What changes about a service while the configuration stays; carried from one snapshot to the next.
+#[derive(Debug)]
+pub struct ServiceState {
+    has_quorum: AtomicBool,
+}
+
+impl Default for ServiceState {
+    fn default() -> ServiceState {
+        ServiceState { has_quorum: AtomicBool::new(true) }
+    }
+}
+
+impl ServiceState {
+    /// Whether enough servers are up; until somebody counts, they are.
+    pub fn has_quorum(&self) -> bool {
+        self.has_quorum.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether that is a change.
+    pub fn set_quorum(&self, quorum: bool) -> bool {
+        self.has_quorum.swap(quorum, Ordering::Relaxed) != quorum
+    }
 }
 
 impl Service {
     pub fn vip(&self) -> Addr {
         self.spec.vip
+    }
+
+    /// Its servers, the sorry server last.
+    pub fn all_servers(&self) -> impl Iterator<Item = &Arc<Server>> {
+        self.servers.iter().chain(&self.sorry)
     }
 
     /// The port at which `server` expects what clients send to `port`: the same one, the server's own, or with a port
@@ -75,16 +115,51 @@ pub struct Server {
     pub encapsulation: Encapsulation,
     /// Where a tunnel to it begins; `None` while the host knows no way to it.
     pub source: Option<Addr>,
+    /// Flows at which it is full, and below which it is so no longer.
+    pub thresholds: (Option<u32>, Option<u32>),
+    pub slow_start: Option<Duration>,
     pub load: Arc<ServerLoad>,
     pub path: Arc<ServerPath>,
+    pub state: Arc<ServerState>,
 }
 
 impl Server {
-    /// Whether it may take a new flow.
+    /// Whether it may take a new flow at all.
     #[inline]
     pub fn is_available(&self) -> bool {
         let has_way = self.method != Method::Tunnel || self.source.is_some();
-        self.weight > 0 && has_way && !self.path.is_unreachable()
+        self.weight > 0
+            && has_way
+            && !self.path.is_unreachable()
+            && self.state.is_up()
+            && !self.state.is_draining()
+            && !self.state.is_full()
+    }
+
+    /// Whether it takes the flow of `request`: it is available, and if it is still warming up, this client is of the growing
+    /// part that it serves already. The part follows from the client alone, so that who came once comes again.
+    #[inline]
+    pub fn takes(&self, request: &Request) -> bool {
+        self.is_available() && (request.is_urgent || self.slow_start.is_none_or(|time| self.serves(request, time)))
+    }
+
+    /// A flow to it starts.
+    pub(crate) fn start(&self, active: bool) {
+        self.load.start(active);
+        self.note_load();
+    }
+
+    /// A flow to it has ended.
+    pub(crate) fn end(&self, active: bool) {
+        self.load.end(active);
+        self.note_load();
+    }
+
+    fn note_load(&self) {
+        let (upper, lower) = self.thresholds;
+        if upper.is_some() || self.state.is_full() {
+            self.state.note_flows(self.load.flows(), upper, lower);
+        }
     }
 }
 
@@ -117,6 +192,11 @@ impl ServerLoad {
     /// Active flows count 256 times as much as inactive ones (Linux, `include/net/ip_vs.h`, `ip_vs_dest_conn_overhead`).
     pub fn overhead(&self) -> u64 {
         self.active() * 256 + self.inactive()
+    }
+
+    /// All flows.
+    pub fn flows(&self) -> u64 {
+        self.flows.load(Ordering::Relaxed).max(0) as u64
     }
 
     /// Whether any flow still refers to the server.

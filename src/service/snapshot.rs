@@ -129,7 +129,8 @@ impl Snapshot {
     pub fn tidied(&self) -> Option<Snapshot> {
         let servers = || self.servers.iter().flatten();
         let is_live = |service: &Service| self.live.iter().any(|live| live.id == service.id);
-        let serves = |server: &Server| self.live.iter().flat_map(|live| &live.servers).any(|live| live.id == server.id);
+        let serves =
+            |server: &Server| self.live.iter().flat_map(|live| live.all_servers()).any(|live| live.id == server.id);
         let idle_server = servers().any(|server| server.load.is_idle() && !serves(server));
         let empty_service = self
             .services
@@ -215,7 +216,7 @@ impl Snapshot {
         let mut used_services = vec![false; self.services.len()];
         for service in &previous.live {
             used_services[service.id.0 as usize] = true;
-            for server in &service.servers {
+            for server in service.all_servers() {
                 live_servers[server.id.0 as usize] = true;
             }
         }
@@ -240,7 +241,7 @@ impl Snapshot {
         if let (Some(old), Some(previous)) = (old, previous)
             && old.spec == spec
             && previous.spec.seed == self.spec.seed
-            && old.servers.iter().all(|server| server.source == self.sources.get(&server.address).copied())
+            && old.all_servers().all(|server| server.source == self.sources.get(&server.address).copied())
         {
             return old.clone();
         }
@@ -249,8 +250,10 @@ impl Snapshot {
         let id = reused.map_or_else(|| ServiceId(free_slot(&mut self.services)), |old| old.id);
         let servers: Vec<Arc<Server>> =
             spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused)).collect();
-        let scheduler = scheduler::build(spec.scheduler, &servers, self.spec.seed);
-        let service = Arc::new(Service { id, spec, servers, scheduler });
+        let sorry = spec.sorry.as_ref().map(|server| self.admit_server(id, &spec, server, reused));
+        let scheduler = scheduler::build(spec.scheduler, spec.scheduler_flags, &servers, self.spec.seed);
+        let state = reused.map(|old| old.state.clone()).unwrap_or_default();
+        let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state });
         self.services[id.0 as usize] = Some(service.clone());
         service
     }
@@ -262,10 +265,10 @@ impl Snapshot {
         spec: &ServerSpec,
         old: Option<&Arc<Service>>,
     ) -> Arc<Server> {
-        let kept = old.and_then(|old| old.servers.iter().find(|server| is_same_server(of, spec, server)));
-        let (id, load, path) = match kept {
-            Some(server) => (server.id, server.load.clone(), server.path.clone()),
-            None => (ServerId(free_slot(&mut self.servers)), Arc::default(), Arc::default()),
+        let kept = old.and_then(|old| old.all_servers().find(|server| is_same_server(of, spec, server)));
+        let (id, load, path, state) = match kept {
+            Some(server) => (server.id, server.load.clone(), server.path.clone(), server.state.clone()),
+            None => (ServerId(free_slot(&mut self.servers)), Arc::default(), Arc::default(), Arc::default()),
         };
         let server = Arc::new(Server {
             id,
@@ -277,8 +280,11 @@ impl Snapshot {
             method: spec.method.unwrap_or(of.method),
             encapsulation: spec.tunnel.unwrap_or(of.tunnel),
             source: self.sources.get(&spec.address).copied(),
+            thresholds: (spec.max_connections, spec.min_connections),
+            slow_start: spec.slow_start,
             load,
             path,
+            state,
         });
         self.servers[id.0 as usize] = Some(server.clone());
         server

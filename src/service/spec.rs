@@ -2,8 +2,10 @@
 //! can say what changes.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::SchedulerKind;
+use super::scheduler::Flags;
 use crate::timeouts::Timeouts;
 use crate::wire::{Addr, Encapsulation, Protocol};
 
@@ -113,6 +115,75 @@ impl Protocols {
     }
 }
 
+/// Keeps the clients of one network with the server that they came to first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Persistence {
+    /// How long after a client's last new flow, 1 s to 31 days.
+    pub timeout: Duration,
+    /// Bits of an IPv4 address that name a client, 1 to 32.
+    pub prefix_v4: u8,
+    /// Bits of an IPv6 address that name a client, 1 to 128.
+    pub prefix_v6: u8,
+}
+
+impl Persistence {
+    /// The timeout that ipvsadm takes when none is given.
+    pub const DEFAULT: Persistence = Persistence { timeout: Duration::from_secs(360), prefix_v4: 32, prefix_v6: 128 };
+}
+
+/// What becomes of the flows of a server that serves no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlowPolicy {
+    /// They go on to their end or their timeout.
+    Keep,
+    /// TCP: both ends get a RST. Other protocols have nothing like it: as [`FlowPolicy::Reschedule`].
+    Reset,
+    /// They are forgotten: the client's next packet that may start a flow comes to another server. An established TCP
+    /// connection cannot be continued elsewhere, so it is reset.
+    Reschedule,
+}
+
+impl FlowPolicy {
+    pub const ALL: [FlowPolicy; 3] = [FlowPolicy::Keep, FlowPolicy::Reset, FlowPolicy::Reschedule];
+
+    /// The word in the config.
+    pub const fn word(self) -> &'static str {
+        match self {
+            FlowPolicy::Keep => "keep",
+            FlowPolicy::Reset => "reset",
+            FlowPolicy::Reschedule => "reschedule",
+        }
+    }
+}
+
+/// Passive checks: what clients' own connections tell of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Passive {
+    /// Connections in a row that fail (refused, not answered) until the server counts as down, 1 to 1000.
+    pub fall: u32,
+    /// How long it then gets no flows at least; afterwards an active check decides, where there is one. 1 s to 1 h.
+    pub hold: Duration,
+}
+
+/// A protocol whose flows announce further ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HelperKind {
+    Ftp,
+    Tftp,
+}
+
+impl HelperKind {
+    pub const ALL: [HelperKind; 2] = [HelperKind::Ftp, HelperKind::Tftp];
+
+    /// The word in the config.
+    pub const fn word(self) -> &'static str {
+        match self {
+            HelperKind::Ftp => "ftp",
+            HelperKind::Tftp => "tftp",
+        }
+    }
+}
+
 /// A real server as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerSpec {
@@ -127,6 +198,29 @@ pub struct ServerSpec {
     pub method: Option<Method>,
     /// `None`: the service's. It matters for [`Method::Tunnel`] only.
     pub tunnel: Option<Encapsulation>,
+    /// Flows at which it takes no more (ipvsadm's upper threshold); `None`: no limit.
+    pub max_connections: Option<u32>,
+    /// Flows below which it takes new ones again; `None`: three quarters of the maximum.
+    pub min_connections: Option<u32>,
+    /// Within this time after it comes up its share of new flows grows from nothing to the whole; `None`: at once.
+    pub slow_start: Option<Duration>,
+}
+
+impl Default for ServerSpec {
+    /// Weight 1, and everything else the service's or without limit.
+    fn default() -> ServerSpec {
+        ServerSpec {
+            name: String::new(),
+            address: Addr::UNSPECIFIED,
+            port: None,
+            weight: 1,
+            method: None,
+            tunnel: None,
+            max_connections: None,
+            min_connections: None,
+            slow_start: None,
+        }
+    }
 }
 
 /// A service as configured.
@@ -142,7 +236,46 @@ pub struct ServiceSpec {
     /// How packets are wrapped for servers that name no other way.
     pub tunnel: Encapsulation,
     pub scheduler: SchedulerKind,
+    pub scheduler_flags: Flags,
+    /// Services of one group share their persistence: a client comes to the server with the same address in all of them.
+    pub group: Option<String>,
+    pub persistence: Option<Persistence>,
+    /// Every UDP packet is scheduled by itself; no flow is kept.
+    pub one_packet: bool,
+    /// Serves while nobody else can, or while there is no quorum.
+    pub sorry: Option<ServerSpec>,
+    /// What becomes of the flows of a server that fails; `None`: TCP is reset, UDP is rescheduled.
+    pub on_server_down: Option<FlowPolicy>,
+    /// What becomes of the flows of a server that is taken out of the configuration.
+    pub on_server_removed: FlowPolicy,
+    pub passive: Option<Passive>,
+    pub helper: Option<HelperKind>,
     pub servers: Vec<ServerSpec>,
+}
+
+impl Default for ServiceSpec {
+    /// TCP on every port of no address, `nat` by `wlc`, without servers: what a configuration or a test starts from.
+    fn default() -> ServiceSpec {
+        ServiceSpec {
+            name: String::new(),
+            vip: Addr::UNSPECIFIED,
+            ports: PortRange::ALL,
+            protocols: Protocols::Tcp,
+            method: Method::Nat,
+            tunnel: Encapsulation::default(),
+            scheduler: SchedulerKind::default(),
+            scheduler_flags: Flags::default(),
+            group: None,
+            persistence: None,
+            one_packet: false,
+            sorry: None,
+            on_server_down: None,
+            on_server_removed: FlowPolicy::Keep,
+            passive: None,
+            helper: None,
+            servers: Vec::new(),
+        }
+    }
 }
 
 /// Bounds that the engine observes besides the size of its flow table.
@@ -154,11 +287,21 @@ pub struct Limits {
     pub fragmented_packets: usize,
     /// Bytes of fragments held until their first one comes, per shard.
     pub held_fragment_bytes: usize,
+    /// Clients that the persistence of one service or group remembers at a time.
+    pub persistent_clients: usize,
+    /// Expectations of helpers (flows announced that have not begun) at a time, per shard.
+    pub expectations: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { replies_per_second: 1000, fragmented_packets: 4096, held_fragment_bytes: 1 << 20 }
+        Limits {
+            replies_per_second: 1000,
+            fragmented_packets: 4096,
+            held_fragment_bytes: 1 << 20,
+            persistent_clients: 1 << 16,
+            expectations: 4096,
+        }
     }
 }
 

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use fastrand::Rng;
 use gatun::command::Command;
 use gatun::engine::{Engine, EngineConfig};
-use gatun::service::{
-    Method, PortRange, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec,
-};
+use gatun::service::{PortRange, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
 use gatun::wire::{Addr, PacketBuf, View};
@@ -234,18 +232,16 @@ fn spec(scheduler: SchedulerKind, weights: &[u32; SERVERS]) -> SnapshotSpec {
             address: addr(&server_addresses(n)[family]),
             port: Some(server_port),
             weight: *weight,
-            method: None,
-            tunnel: None,
+            ..ServerSpec::default()
         };
         ServiceSpec {
             name: format!("{name}{family}"),
             vip: addr(vip),
             ports: PortRange::single(port),
             protocols,
-            method: Method::Nat,
-            tunnel: Default::default(),
             scheduler,
             servers: weights.iter().enumerate().map(server).collect(),
+            ..ServiceSpec::default()
         }
     };
     let services = VIPS

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gatun::engine::{Engine, EngineConfig};
-use gatun::service::{Method, PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
+use gatun::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
 use gatun::wire::Addr;
 
 pub fn addr(text: &str) -> Addr {
@@ -17,10 +17,8 @@ pub fn service(name: &str, vip: &str, ports: PortRange, protocols: Protocols) ->
         vip: addr(vip),
         ports,
         protocols,
-        method: Method::Nat,
-        tunnel: Default::default(),
         scheduler: SchedulerKind::Rr,
-        servers: Vec::new(),
+        ..ServiceSpec::default()
     }
 }
 
@@ -31,7 +29,7 @@ pub trait ServiceSpecExt: Sized {
 impl ServiceSpecExt for ServiceSpec {
     fn server(mut self, address: &str, port: Option<u16>, weight: u32) -> ServiceSpec {
         let name = format!("rs{}", self.servers.len() + 1);
-        self.servers.push(ServerSpec { name, address: addr(address), port, weight, method: None, tunnel: None });
+        self.servers.push(ServerSpec { name, address: addr(address), port, weight, ..ServerSpec::default() });
         self
     }
 }

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::problem::{ConfigErrors, Problems};
-use super::{Config, GatewayConfig, ServerConfig, ServiceConfig, TapConfig};
-use crate::service::{Fault, ServerSpec, ServiceSpec, SnapshotError, SnapshotSpec};
+use super::{Config, GatewayConfig, ServerAddress, ServerConfig, ServiceConfig, TapConfig};
+use crate::service::{Fault, FlowPolicy, ServerSpec, ServiceSpec, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
 /// A configuration in the terms of those who carry it out.
@@ -64,6 +64,7 @@ fn tunnel_sources(config: &Config) -> Vec<(Addr, Addr)> {
 }
 
 fn translate_service(service: &ServiceConfig) -> ServiceSpec {
+    let cluster = &service.cluster;
     ServiceSpec {
         name: service.name.value.clone(),
         vip: service.listen.value.vip,
@@ -72,8 +73,21 @@ fn translate_service(service: &ServiceConfig) -> ServiceSpec {
         method: service.method,
         tunnel: service.tunnel,
         scheduler: service.scheduler,
+        scheduler_flags: cluster.scheduler_flags,
+        group: cluster.group.clone(),
+        persistence: cluster.persistence,
+        one_packet: cluster.one_packet,
+        sorry: cluster.sorry.as_ref().map(|address| sorry(address.value)),
+        on_server_down: cluster.on_server_down,
+        on_server_removed: cluster.on_server_removed.unwrap_or(FlowPolicy::Keep),
+        passive: cluster.passive,
+        helper: cluster.helper,
         servers: service.servers.iter().map(|server| translate_server(service, server)).collect(),
     }
+}
+
+fn sorry(at: ServerAddress) -> ServerSpec {
+    ServerSpec { name: "sorry".to_owned(), address: at.address, port: at.port, ..ServerSpec::default() }
 }
 
 fn translate_server(service: &ServiceConfig, server: &ServerConfig) -> ServerSpec {
@@ -85,6 +99,9 @@ fn translate_server(service: &ServiceConfig, server: &ServerConfig) -> ServerSpe
         // What says the same as the service is no difference to a server that says nothing.
         method: server.method.filter(|method| *method != service.method),
         tunnel: server.tunnel.filter(|tunnel| *tunnel != service.tunnel),
+        max_connections: server.max_connections,
+        min_connections: server.min_connections,
+        slow_start: server.slow_start,
     }
 }
 

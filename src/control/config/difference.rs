@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::duration::format_duration;
 use super::{Compiled, GatewayConfig, Listen, Queues, ServerAddress, TapConfig};
 use crate::link::Prefix;
-use crate::service::{Limits, ServerSpec, ServiceSpec, SnapshotSpec};
+use crate::service::{FlowPolicy, Limits, Passive, Persistence, ServerSpec, ServiceSpec, SnapshotSpec};
 use crate::timeouts::Timeouts;
 use crate::wire::Addr;
 
@@ -143,14 +143,34 @@ fn compare_timeouts(mut old: Timeouts, mut new: Timeouts, comparison: &mut Compa
 }
 
 fn compare_limits(old: &Limits, new: &Limits, comparison: &mut Comparison<'_>) {
-    let Limits { replies_per_second, fragmented_packets, held_fragment_bytes } = old;
+    let Limits { replies_per_second, fragmented_packets, held_fragment_bytes, persistent_clients, expectations } = old;
     comparison.key("replies_per_second", replies_per_second, &new.replies_per_second, u32::to_string);
     comparison.key("fragmented_packets", fragmented_packets, &new.fragmented_packets, usize::to_string);
     comparison.key("held_fragment_bytes", held_fragment_bytes, &new.held_fragment_bytes, usize::to_string);
+    comparison.key("persistent_clients", persistent_clients, &new.persistent_clients, usize::to_string);
+    comparison.key("expectations", expectations, &new.expectations, usize::to_string);
 }
 
 fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Change>) {
-    let ServiceSpec { name: _, vip, ports, protocols, method, tunnel, scheduler, servers } = old;
+    let ServiceSpec {
+        name: _,
+        vip,
+        ports,
+        protocols,
+        method,
+        tunnel,
+        scheduler,
+        scheduler_flags,
+        group,
+        persistence,
+        one_packet,
+        sorry,
+        on_server_down,
+        on_server_removed,
+        passive,
+        helper,
+        servers,
+    } = old;
     let mut comparison = Comparison::live(&service_subject(old), changes);
     let listen = Listen { vip: *vip, ports: *ports };
     comparison.key("listen", &listen, &listen_of(new), |listen| format!("\"{listen}\""));
@@ -158,6 +178,31 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
     comparison.key("method", method, &new.method, |method| format!("{:?}", method.word()));
     comparison.key("tunnel", tunnel, &new.tunnel, |tunnel| format!("\"{tunnel}\""));
     comparison.key("scheduler", scheduler, &new.scheduler, |kind| format!("{:?}", kind.word()));
+    comparison.key("scheduler_flags", scheduler_flags, &new.scheduler_flags, |flags| {
+        let words = [(flags.port, "port"), (flags.fallback, "fallback")];
+        format!("{:?}", words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect::<Vec<_>>())
+    });
+    comparison.key("group", group, &new.group, |group| or_none(group.as_ref(), |name| format!("{name:?}")));
+    comparison.key("persistence", persistence, &new.persistence, |persistence| {
+        or_none(persistence.as_ref(), |Persistence { timeout, prefix_v4, prefix_v6 }| {
+            let timeout = format_duration(*timeout);
+            format!("{{ timeout = \"{timeout}\", netmask = {prefix_v4}, prefix = {prefix_v6} }}")
+        })
+    });
+    comparison.key("one_packet", one_packet, &new.one_packet, bool::to_string);
+    comparison.key("sorry_server", sorry, &new.sorry, |sorry| {
+        or_none(sorry.as_ref(), |server| format!("\"{}\"", address_of(server)))
+    });
+    let policy = |policy: &FlowPolicy| format!("{:?}", policy.word());
+    comparison.key("on_server_down", on_server_down, &new.on_server_down, |found| or_none(found.as_ref(), policy));
+    comparison.key("on_server_removed", on_server_removed, &new.on_server_removed, policy);
+    comparison.key("passive", passive, &new.passive, |passive| {
+        or_none(passive.as_ref(), |Passive { fall, hold }| {
+            format!("{{ fall = {fall}, hold = \"{}\" }}", format_duration(*hold))
+        })
+    });
+    comparison
+        .key("helper", helper, &new.helper, |helper| or_none(helper.as_ref(), |helper| format!("{:?}", helper.word())));
     let names = |servers: &[ServerSpec], others: &[ServerSpec]| -> Vec<String> {
         let stays = |server: &&ServerSpec| others.iter().any(|other| other.name == server.name);
         servers.iter().filter(stays).map(|server| server.name.clone()).collect()
@@ -179,7 +224,8 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
 }
 
 fn compare_servers(service: &ServiceSpec, old: &ServerSpec, new: &ServerSpec, changes: &mut Vec<Change>) {
-    let ServerSpec { name: _, address, port, weight, method, tunnel } = old;
+    let ServerSpec { name: _, address, port, weight, method, tunnel, max_connections, min_connections, slow_start } =
+        old;
     let mut comparison = Comparison::live(&server_subject(service, old), changes);
     let place = ServerAddress { address: *address, port: *port };
     comparison.key("address", &place, &address_of(new), |address| format!("\"{address}\""));
@@ -187,6 +233,17 @@ fn compare_servers(service: &ServiceSpec, old: &ServerSpec, new: &ServerSpec, ch
     let of_service = || "the service's".to_owned();
     comparison.key("method", method, &new.method, |m| m.map_or_else(of_service, |m| format!("{:?}", m.word())));
     comparison.key("tunnel", tunnel, &new.tunnel, |t| t.map_or_else(of_service, |t| format!("\"{t}\"")));
+    let count = |count: &Option<u32>| or_none(count.as_ref(), u32::to_string);
+    comparison.key("max_connections", max_connections, &new.max_connections, count);
+    comparison.key("min_connections", min_connections, &new.min_connections, count);
+    comparison.key("slow_start", slow_start, &new.slow_start, |time| {
+        or_none(time.as_ref(), |time| format!("\"{}\"", format_duration(*time)))
+    });
+}
+
+/// What is not in the file is "none".
+fn or_none<T>(value: Option<&T>, show: impl Fn(&T) -> String) -> String {
+    value.map_or_else(|| "none".to_owned(), show)
 }
 
 /// Compares the keys of one subject.

@@ -51,20 +51,42 @@ pub(super) static TIMEOUTS: Keys = Keys {
 
 pub(super) static LIMITS: Keys = Keys {
     header: "[limits]",
-    known: &["replies_per_second", "fragmented_packets", "held_fragment_bytes"],
+    known: &["replies_per_second", "fragmented_packets", "held_fragment_bytes", "persistent_clients", "expectations"],
     later: &[],
 };
 
 pub(super) static SERVICE: Keys = Keys {
     header: "[[service]]",
-    known: &["name", "listen", "protocol", "method", "tunnel", "scheduler", "server"],
-    later: &["persistence", "sorry_server", "quorum", "helper", "check"],
+    known: &[
+        "name",
+        "listen",
+        "protocol",
+        "method",
+        "tunnel",
+        "scheduler",
+        "scheduler_flags",
+        "group",
+        "persistence",
+        "one_packet",
+        "sorry_server",
+        "on_server_down",
+        "on_server_removed",
+        "passive",
+        "helper",
+        "server",
+    ],
+    later: &["check", "quorum", "hysteresis", "quorum_up", "quorum_down"],
 };
+
+pub(super) static PERSISTENCE: Keys =
+    Keys { header: "persistence = { … }", known: &["timeout", "netmask", "prefix"], later: &[] };
+
+pub(super) static PASSIVE: Keys = Keys { header: "passive = { … }", known: &["fall", "hold"], later: &[] };
 
 pub(super) static SERVER: Keys = Keys {
     header: "[[service.server]]",
-    known: &["name", "address", "weight", "method", "tunnel"],
-    later: &["max_connections", "min_connections", "slow_start", "check"],
+    known: &["name", "address", "weight", "method", "tunnel", "max_connections", "min_connections", "slow_start"],
+    later: &["check"],
 };
 
 /// The top of another file than the others'.
@@ -78,8 +100,19 @@ pub(super) static REAL_SERVER: Keys = Keys {
 };
 
 /// Every table there is.
-pub(super) static ALL: [&Keys; 9] =
-    [&FILE, &GATEWAY, &CONNTRACK, &TIMEOUTS, &LIMITS, &SERVICE, &SERVER, &REAL_SERVER_FILE, &REAL_SERVER];
+pub(super) static ALL: [&Keys; 11] = [
+    &FILE,
+    &GATEWAY,
+    &CONNTRACK,
+    &TIMEOUTS,
+    &LIMITS,
+    &SERVICE,
+    &SERVER,
+    &PERSISTENCE,
+    &PASSIVE,
+    &REAL_SERVER_FILE,
+    &REAL_SERVER,
+];
 
 /// What is wrong with `key` in a table of `keys`.
 pub(super) fn unknown(key: &str, keys: &Keys) -> String {

@@ -6,6 +6,7 @@
 //! which reads the file, and [`host`], which looks at what the file asks of the machine.
 
 mod address;
+mod cluster;
 mod compile;
 mod difference;
 mod duration;
@@ -24,8 +25,10 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use address::{Listen, ServerAddress, parse_listen, parse_server};
+pub use cluster::ClusterConfig;
 pub use compile::{Compiled, compile};
 pub use difference::{Change, Kind as ChangeKind, difference};
 pub use duration::{format_duration, parse_duration};
@@ -135,6 +138,7 @@ pub struct ServiceConfig {
     pub method: Method,
     pub tunnel: Encapsulation,
     pub scheduler: SchedulerKind,
+    pub cluster: ClusterConfig,
     pub servers: Vec<ServerConfig>,
 }
 
@@ -147,6 +151,9 @@ pub struct ServerConfig {
     pub weight: u32,
     pub method: Option<Method>,
     pub tunnel: Option<Encapsulation>,
+    pub max_connections: Option<u32>,
+    pub min_connections: Option<u32>,
+    pub slow_start: Option<Duration>,
 }
 
 impl Config {

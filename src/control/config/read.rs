@@ -7,6 +7,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeTable;
 
+use super::cluster;
 use super::keys;
 use super::problem::{Located, Problems, Source};
 use super::section::Section;
@@ -115,6 +116,8 @@ fn read_limits(section: &Section<'_>) -> Limits {
         held_fragment_bytes: section
             .integer("held_fragment_bytes", 1 << 16..=1 << 30)
             .unwrap_or(default.held_fragment_bytes),
+        persistent_clients: section.integer("persistent_clients", 16..=1 << 22).unwrap_or(default.persistent_clients),
+        expectations: section.integer("expectations", 16..=1 << 20).unwrap_or(default.expectations),
     }
 }
 
@@ -136,7 +139,8 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
         format!("{service}, server {}", label(table, "address", number))
     });
     let servers = servers.iter().filter_map(read_server).collect();
-    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, tunnel, scheduler, servers })
+    let cluster = cluster::read(section, protocols, scheduler);
+    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, tunnel, scheduler, cluster, servers })
 }
 
 fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
@@ -148,7 +152,18 @@ fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
     let tunnel = section.parsed("tunnel", encapsulation).map(|found| found.value);
     let address = address?;
     let name = given.unwrap_or_else(|| address.clone().map(|address| address.to_string()));
-    Some(ServerConfig { name, address, weight, method, tunnel })
+    let mut server = ServerConfig {
+        name,
+        address,
+        weight,
+        method,
+        tunnel,
+        max_connections: None,
+        min_connections: None,
+        slow_start: None,
+    };
+    cluster::read_limits(section, &mut server);
+    Some(server)
 }
 
 fn method(section: &Section<'_>) -> Option<Method> {
@@ -214,7 +229,7 @@ fn metrics_address(text: &str) -> Result<Option<SocketAddr>, String> {
 }
 
 /// Names stand in outputs, filters and metric labels.
-fn name(text: &str) -> Result<String, String> {
+pub(super) fn name(text: &str) -> Result<String, String> {
     let count = text.chars().count();
     if !(1..=MAX_NAME).contains(&count) {
         return Err(format!("is no name; it must be 1 to {MAX_NAME} characters long"));

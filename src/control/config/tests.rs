@@ -89,7 +89,10 @@ fn every_key_arrives_where_it_belongs() {
     let timeouts =
         Timeouts { tcp_established: Duration::from_secs(7440), udp: Duration::from_secs(90), ..Timeouts::IPVS };
     assert_eq!(spec.timeouts, timeouts);
-    assert_eq!(spec.limits, Limits { replies_per_second: 5, fragmented_packets: 100, held_fragment_bytes: 65536 });
+    assert_eq!(
+        spec.limits,
+        Limits { replies_per_second: 5, fragmented_packets: 100, held_fragment_bytes: 65536, ..Limits::default() }
+    );
     assert_eq!((spec.mtu, spec.seed), (9000, 255));
     let [web, all] = &spec.services[..] else { panic!("two services, not {}", spec.services.len()) };
     assert_eq!((web.name.as_str(), web.vip, web.ports), ("web", addr("203.0.113.10"), PortRange::single(80)));
@@ -134,7 +137,7 @@ const BAD: &[(&str, &[&str])] = &[
     (
         "[limits]\nfrobnicate = 1\n",
         &[
-            "2:1: [limits]: unknown key \"frobnicate\"; keys here are replies_per_second, fragmented_packets, held_fragment_bytes",
+            "2:1: [limits]: unknown key \"frobnicate\"; keys here are replies_per_second, fragmented_packets, held_fragment_bytes, persistent_clients, expectations",
         ],
     ),
     (
@@ -201,12 +204,8 @@ const BAD: &[(&str, &[&str])] = &[
             "4:12: [[service]] \"web\": protocol \"sctp\" is not supported by this version yet; there are tcp, udp, tcp+udp",
             "5:10: [[service]] \"web\": method \"fullnat\" is not supported by this version yet; there are nat, direct, tunnel",
             "6:13: [[service]] \"web\": scheduler \"lblc\" is not supported by this version yet; there are rr, wrr, lc, wlc, sh, mh",
-            "7:1: [[service]] \"web\": \"persistence\" is not supported by this version yet",
-            "8:1: [[service]] \"web\": \"sorry_server\" is not supported by this version yet",
             "9:1: [[service]] \"web\": \"quorum\" is not supported by this version yet",
-            "10:1: [[service]] \"web\": \"helper\" is not supported by this version yet",
             "11:1: [[service]] \"web\": \"check\" is not supported by this version yet",
-            "12:35: [[service]] \"web\", server \"10.0.0.1\": \"slow_start\" is not supported by this version yet",
         ],
     ),
     // Values.
@@ -391,7 +390,9 @@ fn every_example_is_right() {
 #[test]
 fn the_full_example_has_every_key_with_its_default() {
     let text = std::fs::read_to_string(example("full.toml")).expect("the full example");
-    let file = toml::Value::Table(text.parse::<toml::Table>().expect("it parses"));
+    let with_options = with_options(&text);
+    good(&with_options);
+    let file = toml::Value::Table(with_options.parse::<toml::Table>().expect("it parses"));
     let service = &file["service"][0];
     let text_of_server = std::fs::read_to_string(example("real-server.toml")).expect("the real server's example");
     let real_server = toml::Value::Table(text_of_server.parse::<toml::Table>().expect("it parses"));
@@ -405,6 +406,8 @@ fn the_full_example_has_every_key_with_its_default() {
         (&file["limits"], &keys::LIMITS),
         (service, &keys::SERVICE),
         (&service["server"][0], &keys::SERVER),
+        (&service["persistence"], &keys::PERSISTENCE),
+        (&service["passive"], &keys::PASSIVE),
     ];
     assert_eq!(tables.len(), keys::ALL.len());
     for (table, keys) in tables {
@@ -421,6 +424,19 @@ fn the_full_example_has_every_key_with_its_default() {
     assert_eq!(changes, [""; 0], "full.toml has other values than the defaults");
     full.snapshot.services.clear();
     assert_eq!(full, good("").compiled().unwrap_or_else(|errors| panic!("{errors}")));
+}
+
+/// With what stands there as a comment, having no default: the keys of services and servers that do nothing when absent.
+fn with_options(text: &str) -> String {
+    let known: Vec<&str> = keys::SERVICE.known.iter().chain(keys::SERVER.known).copied().collect();
+    let turned = |line: &str| {
+        let option = line.trim_start().strip_prefix("# ").filter(|rest| {
+            let key = rest.split(' ').next().unwrap_or_default();
+            known.contains(&key) && rest[key.len()..].starts_with(" = ") && !tap::TAP_ONLY.contains(&key)
+        });
+        option.unwrap_or(line).to_owned()
+    };
+    text.lines().map(turned).collect::<Vec<_>>().join("\n")
 }
 
 #[test]

@@ -28,7 +28,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
-use super::context::{Control, Order};
+use super::context::{Control, Order, What};
 use crate::io::Gateway;
 use crate::io::tap::Segment;
 use crate::io::worker::Workers;
@@ -142,7 +142,11 @@ impl Daemon {
     }
 
     async fn obey(&mut self, order: Order) {
-        let result = if order.dry_run { self.diff(order.config).await } else { self.reload(order.config).await };
+        let result = match order.what {
+            What::Reload { config } => self.reload(config).await,
+            What::Diff { config } => self.diff(config).await,
+            What::Edit { .. } => Err(anyhow!("edits are not supported by this version yet")),
+        };
         // The client may have gone.
         let _ = order.done.send(result.map_err(|error| Fault::new(FaultCode::Failed, format!("{error:#}"))));
     }

@@ -126,6 +126,9 @@ async fn bring_up(
         Some(tap) => {
             let mac = tap.mac(&config.device, &std::fs::read("/etc/machine-id").unwrap_or_default());
             let (queues, segment) = tap::open(&settings, tap.link_settings(mac))?;
+            if let Some(queue) = queues.first() {
+                gateway.set_outlet(Box::new(queue.sender()?));
+            }
             (worker::start(gateway, queues)?, Some(segment))
         }
     };
@@ -177,6 +180,9 @@ async fn start_tun(
     let has_frames = queues.iter().all(TunQueue::has_frames);
     warn_without_raw_sockets(snapshot);
     let sender = queues.first().map(TunQueue::sender).transpose()?;
+    if let Some(queue) = queues.first() {
+        gateway.set_outlet(Box::new(queue.sender()?.with_frames(packet_socket(&places))));
+    }
     let workers = worker::start(gateway, queues)?;
     // Before the host sends anybody here.
     let watcher = neighbours::begin(gateway, places, has_frames).await;

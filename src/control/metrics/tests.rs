@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::control::context::About;
 use crate::io::Gateway;
-use crate::service::{Method, PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
+use crate::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
 use crate::verdict::DropReason;
 use crate::wire::{Addr, PacketBuf};
 
@@ -17,8 +17,7 @@ fn control() -> Arc<Control> {
         address: Addr::from_v4([10, 20, 0, last]),
         port: Some(8080),
         weight,
-        method: None,
-        tunnel: None,
+        ..ServerSpec::default()
     };
     let spec = SnapshotSpec {
         services: vec![ServiceSpec {
@@ -26,10 +25,9 @@ fn control() -> Arc<Control> {
             vip: Addr::from_v4([203, 0, 113, 10]),
             ports: PortRange::single(80),
             protocols: Protocols::Tcp,
-            method: Method::Nat,
-            tunnel: Default::default(),
             scheduler: SchedulerKind::Rr,
             servers: vec![server(1, 1), server(2, 3)],
+            ..ServiceSpec::default()
         }],
         ..SnapshotSpec::default()
     };

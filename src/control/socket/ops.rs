@@ -11,7 +11,7 @@ use super::client::Out;
 use super::line::Lines;
 use crate::command::{Command, FlowFilter, Outcome};
 use crate::control::api::{self, Fault, FaultCode, Request};
-use crate::control::context::{Control, Told};
+use crate::control::context::{Control, Told, What};
 use crate::control::explain::{Question, ask_gateway};
 use crate::control::view;
 
@@ -64,16 +64,15 @@ pub(super) async fn perform(
                 Err(fault) => return Ok(Err(fault)),
             }
         }
-        Request::Reload { config } => match control.order(false, config).await {
-            Ok(difference) => out.ok(&difference),
-            Err(fault) => return Ok(Err(fault)),
-        },
-        Request::Diff { config } => match control.order(true, config).await {
-            Ok(difference) => out.ok(&difference),
-            Err(fault) => return Ok(Err(fault)),
-        },
+        Request::Reload { config } => return order(control, What::Reload { config }, out).await,
+        Request::Diff { config } => return order(control, What::Diff { config }, out).await,
+        Request::Edit { edits, save } => return order(control, What::Edit { edits, save }, out).await,
     }
     Ok(Ok(()))
+}
+
+async fn order(control: &Control, what: What, out: &mut Out) -> io::Result<Result<(), Fault>> {
+    Ok(control.order(what).await.map(|difference| out.ok(&difference)))
 }
 
 /// Reads a request. Never panics, whatever `line` is.
@@ -229,6 +228,7 @@ mod tests {
             let mut fields = serde_json::json!({ "v": 1, "op": op });
             match *op {
                 "conntrack.delete" => fields["filter"] = filter,
+                "edit" => fields["edits"] = serde_json::json!([{ "edit": "service.remove", "service": "web" }]),
                 "explain" => {
                     for (key, value) in [("proto", "tcp"), ("src", "192.0.2.1"), ("dst", "192.0.2.2")] {
                         fields[key] = value.into();

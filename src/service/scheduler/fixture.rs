@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Request, Scheduler};
 use crate::service::{Server, ServerId, ServerLoad, ServiceId};
+use crate::time::Instant;
 use crate::wire::Addr;
 
 /// Idle servers with these weights, at addresses of their own that depend on their place alone.
@@ -22,7 +23,10 @@ pub(super) fn servers(weights: &[u32]) -> Vec<Arc<Server>> {
             method: crate::service::Method::Nat,
             encapsulation: Default::default(),
             source: None,
+            thresholds: (None, None),
+            slow_start: None,
             path: Arc::default(),
+            state: Arc::default(),
         })
     };
     weights.iter().enumerate().map(server).collect()
@@ -31,10 +35,12 @@ pub(super) fn servers(weights: &[u32]) -> Vec<Arc<Server>> {
 /// A request of one of 2^32 clients.
 pub(super) fn request(client: u32) -> Request {
     Request {
+        now: Instant::ZERO,
         client: Addr::from_v4(Ipv4Addr::from(client).octets()),
         client_port: 40_000,
         vip: Addr::from_v4([203, 0, 113, 10]),
         port: 80,
+        is_urgent: false,
     }
 }
 

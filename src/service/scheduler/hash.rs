@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
+use super::Request;
 use crate::service::Server;
 use crate::wire::Addr;
 
@@ -32,17 +33,17 @@ impl SeededHash {
 
     /// The available server that `client` comes to by way of `table`, a list of indexes of servers. While the one it
     /// comes to is unavailable the address is hashed anew, so that the clients of one server spread over all others.
-    pub(super) fn look_up(self, client: Addr, table: &[u32], servers: &[Arc<Server>]) -> Option<usize> {
-        let available = |index: usize| servers.get(index).is_some_and(|server| server.is_available());
+    pub(super) fn look_up(self, request: &Request, table: &[u32], servers: &[Arc<Server>]) -> Option<usize> {
+        let available = |index: usize| servers.get(index).is_some_and(|server| server.takes(request));
         for attempt in 0..=REHASHES {
-            let entry = (self.of(client, attempt) as usize).checked_rem(table.len())?;
+            let entry = (self.of(request.client, attempt) as usize).checked_rem(table.len())?;
             let index = table[entry] as usize;
             if available(index) {
                 return Some(index);
             }
         }
         // Nearly all servers are unavailable: from a place of the client's own, the next one that is not.
-        let start = (self.of(client, REHASHES + 1) as usize).checked_rem(servers.len())?;
+        let start = (self.of(request.client, REHASHES + 1) as usize).checked_rem(servers.len())?;
         (start..servers.len()).chain(0..start).find(|&index| available(index))
     }
 }

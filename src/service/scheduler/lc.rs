@@ -12,8 +12,8 @@ use crate::service::Server;
 pub(super) struct LeastConnections;
 
 impl Scheduler for LeastConnections {
-    fn pick(&self, servers: &[Arc<Server>], _request: &Request) -> Option<usize> {
-        let available = servers.iter().enumerate().filter(|(_, server)| server.is_available());
+    fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize> {
+        let available = servers.iter().enumerate().filter(|(_, server)| server.takes(request));
         available.min_by_key(|(_, server)| server.load.overhead()).map(|(index, _)| index)
     }
 

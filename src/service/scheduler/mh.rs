@@ -34,7 +34,7 @@ impl Maglev {
 
 impl Scheduler for Maglev {
     fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize> {
-        self.hash.look_up(request.client, &self.entries, servers)
+        self.hash.look_up(request, &self.entries, servers)
     }
 
     fn fork(&self) -> Box<dyn Scheduler> {

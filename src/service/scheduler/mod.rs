@@ -19,21 +19,25 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Server;
+use crate::time::Instant;
 use crate::wire::Addr;
 
 /// What a scheduler may look at besides the servers.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
+    pub now: Instant,
     pub client: Addr,
     pub client_port: u16,
     pub vip: Addr,
     pub port: u16,
+    /// Nobody else would serve it: a server that is warming up takes it all the same.
+    pub is_urgent: bool,
 }
 
 /// A way of choosing a server.
 pub trait Scheduler: fmt::Debug + Send + Sync {
     /// The index in `servers` of the server for a new flow, or `None` when none is available.
-    /// Never the index of a server whose [`Server::is_available`] is false.
+    /// Never the index of a server whose [`Server::takes`] is false for this request.
     fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize>;
 
     /// A copy with the same state, so that `gatun explain` can pick without moving the original.
@@ -43,6 +47,15 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     fn state(&self) -> String {
         String::new()
     }
+}
+
+/// What may be set on a hashing scheduler besides (ipvsadm's `-b`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Flags {
+    /// The client's port is hashed as well (`sh-port`, `mh-port`).
+    pub port: bool,
+    /// Clients of an unavailable server go to another (`sh-fallback`, `mh-fallback`); without it they are refused.
+    pub fallback: bool,
 }
 
 /// The schedulers by name.
@@ -75,7 +88,8 @@ impl Kind {
 
 /// Makes the scheduler of a service. `seed` moves what the hashing schedulers choose. `servers` are those that `pick`
 /// will be given, in the same order.
-pub fn build(kind: Kind, servers: &[Arc<Server>], seed: u64) -> Box<dyn Scheduler> {
+pub fn build(kind: Kind, flags: Flags, servers: &[Arc<Server>], seed: u64) -> Box<dyn Scheduler> {
+    let _ = flags;
     match kind {
         Kind::Rr => Box::new(rr::RoundRobin::default()),
         Kind::Wrr => Box::new(wrr::WeightedRoundRobin::new(servers)),

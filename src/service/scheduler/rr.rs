@@ -16,10 +16,10 @@ pub(super) struct RoundRobin {
 }
 
 impl Scheduler for RoundRobin {
-    fn pick(&self, servers: &[Arc<Server>], _request: &Request) -> Option<usize> {
+    fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize> {
         let mut next = self.next.load(Ordering::Relaxed);
         loop {
-            let picked = first_available(servers, next)?;
+            let picked = first_available(servers, next, request)?;
             match self.next.compare_exchange_weak(next, picked + 1, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Some(picked),
                 Err(moved) => next = moved,
@@ -40,9 +40,9 @@ impl Scheduler for RoundRobin {
 }
 
 /// The first available server at or behind `start`, going round once.
-fn first_available(servers: &[Arc<Server>], start: usize) -> Option<usize> {
+fn first_available(servers: &[Arc<Server>], start: usize, request: &Request) -> Option<usize> {
     let start = start.checked_rem(servers.len())?;
-    (start..servers.len()).chain(0..start).find(|&index| servers[index].is_available())
+    (start..servers.len()).chain(0..start).find(|&index| servers[index].takes(request))
 }
 
 #[cfg(test)]

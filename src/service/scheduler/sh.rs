@@ -36,7 +36,7 @@ impl SourceHash {
 
 impl Scheduler for SourceHash {
     fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize> {
-        self.hash.look_up(request.client, &self.buckets, servers)
+        self.hash.look_up(request, &self.buckets, servers)
     }
 
     fn fork(&self) -> Box<dyn Scheduler> {

@@ -26,7 +26,7 @@ proptest! {
         loads in prop::collection::vec(0..4_usize, 12),
         seed in any::<u64>(),
     ) {
-        let scheduler = build(kind, &servers(&weights), seed);
+        let scheduler = build(kind, Flags::default(), &servers(&weights), seed);
         let now: Vec<u32> = weights.iter().zip(&down).map(|(&weight, &down)| if down { 0 } else { weight }).collect();
         let list = servers(&now);
         list.iter().zip(&loads).for_each(|(server, &load)| admit(server, load, load * 3));
@@ -41,7 +41,7 @@ proptest! {
     #[test]
     fn a_fork_goes_on_as_the_original_does(kind in kinds(), weights in weights(), before in 0..30_u32) {
         let list = servers(&weights);
-        let scheduler = build(kind, &list, 1);
+        let scheduler = build(kind, Flags::default(), &list, 1);
         take(&*scheduler, &list, before);
         let (fork, state) = (scheduler.fork(), scheduler.state());
         let ahead = take(&*fork, &list, 30);
@@ -54,7 +54,7 @@ proptest! {
     #[test]
     fn wrr_shares_are_exactly_the_weights(weights in prop::collection::vec(0..20_u32, 1..8), before in 0..50_u32) {
         let list = servers(&weights);
-        let scheduler = build(Kind::Wrr, &list, 0);
+        let scheduler = build(Kind::Wrr, Flags::default(), &list, 0);
         take(&*scheduler, &list, before);
         let divisor = weights.iter().fold(0, |divisor, &weight| gcd(divisor, weight));
         let cycle: u32 = weights.iter().sum::<u32>().checked_div(divisor).unwrap_or(0);
@@ -68,7 +68,7 @@ proptest! {
     fn equal_seeds_choose_alike(weights in weights(), seed in any::<u64>(), clients in prop::collection::vec(any::<u32>(), 20)) {
         let list = servers(&weights);
         for kind in [Kind::Sh, Kind::Mh] {
-            let (ours, theirs) = (build(kind, &list, seed), build(kind, &list, seed));
+            let (ours, theirs) = (build(kind, Flags::default(), &list, seed), build(kind, Flags::default(), &list, seed));
             for &client in &clients {
                 let mut later = request(client);
                 later.client_port = 9;

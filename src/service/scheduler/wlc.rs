@@ -14,8 +14,8 @@ use crate::service::Server;
 pub(super) struct WeightedLeastConnections;
 
 impl Scheduler for WeightedLeastConnections {
-    fn pick(&self, servers: &[Arc<Server>], _request: &Request) -> Option<usize> {
-        let available = servers.iter().enumerate().filter(|(_, server)| server.is_available());
+    fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize> {
+        let available = servers.iter().enumerate().filter(|(_, server)| server.takes(request));
         // Each server's load is read once: it changes under our hands, and a comparison must not change its mind.
         let loads = available.map(|(index, server)| (index, server.load.overhead(), server.weight));
         loads.min_by(|(_, a, a_weight), (_, b, b_weight)| compare(*a, *a_weight, *b, *b_weight)).map(|(i, ..)| i)

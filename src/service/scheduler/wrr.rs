@@ -40,8 +40,8 @@ impl WeightedRoundRobin {
 }
 
 impl Scheduler for WeightedRoundRobin {
-    fn pick(&self, servers: &[Arc<Server>], _request: &Request) -> Option<usize> {
-        let reachable = || servers.iter().filter(|server| server.is_available()).map(|server| server.weight).max();
+    fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize> {
+        let reachable = || servers.iter().filter(|server| server.takes(request)).map(|server| server.weight).max();
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut rounds = 0;
         // The rest of this round and two whole ones; more would mean that availability changes meanwhile.
@@ -56,7 +56,7 @@ impl Scheduler for WeightedRoundRobin {
             }
             let index = turn.next;
             turn.next += 1;
-            if servers[index].is_available() && servers[index].weight >= turn.level {
+            if servers[index].takes(request) && servers[index].weight >= turn.level {
                 return Some(index);
             }
         }

@@ -1,0 +1,119 @@
+//! What changes about a server while the configuration stays: its health, its marks, how full it is. Shared by all shards and
+//! by every snapshot that has the server; atomic, and cheap to read.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::time::Instant;
+
+/// A server's state. A new server is up: until a check says otherwise it may serve.
+#[derive(Debug)]
+pub struct ServerState {
+    is_up: AtomicBool,
+    is_draining: AtomicBool,
+    is_full: AtomicBool,
+    /// When it came up after it had been down, in microseconds of the engine's clock; 0: it has been up from the start.
+    risen: AtomicU64,
+    /// Connections that failed in a row, as clients' packets tell.
+    failures: AtomicU32,
+    /// The same since the server was configured.
+    failed: AtomicU64,
+}
+
+impl Default for ServerState {
+    fn default() -> ServerState {
+        ServerState {
+            is_up: AtomicBool::new(true),
+            is_draining: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
+            risen: AtomicU64::new(0),
+            failures: AtomicU32::new(0),
+            failed: AtomicU64::new(0),
+        }
+    }
+}
+
+impl ServerState {
+    /// Whether checks let it serve.
+    #[inline]
+    pub fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is being drained: it gets no new flow, whatever its weight.
+    #[inline]
+    pub fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has as many flows as it may have.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    /// Marks it up or down; tells whether that is a change. Coming up starts its slow start.
+    pub fn set_up(&self, now: Instant, up: bool) -> bool {
+        let changed = self.is_up.swap(up, Ordering::Relaxed) != up;
+        if changed && up {
+            self.failures.store(0, Ordering::Relaxed);
+            self.risen.store(now.micros().max(1), Ordering::Relaxed);
+        }
+        changed
+    }
+
+    /// Sets or clears the drain mark; tells whether that is a change.
+    pub fn set_draining(&self, draining: bool) -> bool {
+        self.is_draining.swap(draining, Ordering::Relaxed) != draining
+    }
+
+    /// How much of its share of new flows it gets at `now`, of 65536.
+    #[inline]
+    pub fn share(&self, now: Instant, slow_start: Duration) -> u64 {
+        let risen = self.risen.load(Ordering::Relaxed);
+        if risen == 0 || slow_start.is_zero() {
+            return 1 << 16;
+        }
+        let since = (now - Instant::from_micros(risen)).as_micros();
+        ((since << 16) / slow_start.as_micros()).min(1 << 16) as u64
+    }
+
+    /// Connections that failed in a row, and since the server was configured.
+    pub fn failures(&self) -> (u32, u64) {
+        (self.failures.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
+    }
+
+    /// A client's connection failed; tells how many in a row that makes.
+    pub(crate) fn note_failure(&self) -> u32 {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    /// A client's connection was answered.
+    #[inline]
+    pub(crate) fn note_success(&self) {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// After its number of flows changed to `flows`. Full at `upper`; no longer so below `lower` (Linux,
+    /// `net/netfilter/ipvs/ip_vs_conn.c` and `ip_vs_sched.c`: three quarters of `upper` where `lower` is not set).
+    pub(crate) fn note_flows(&self, flows: u64, upper: Option<u32>, lower: Option<u32>) {
+        let Some(upper) = upper.map(u64::from) else {
+            if self.is_full() {
+                self.is_full.store(false, Ordering::Relaxed);
+            }
+            return;
+        };
+        let has_room = match lower {
+            Some(lower) => flows < u64::from(lower),
+            None => flows * 4 < upper * 3,
+        };
+        if flows >= upper {
+            self.is_full.store(true, Ordering::Relaxed);
+        } else if has_room && self.is_full() {
+            self.is_full.store(false, Ordering::Relaxed);
+        }
+    }
+}
