@@ -309,12 +309,12 @@ const BAD: &[(&str, &[&str])] = &[
     ),
     // Mistakes of several kinds come together, in the order of the file.
     (
-        "[gateway]\nmtu = 1\n[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80\"\nserver = [{ address = \"203.0.113.10\" }]\n[[service]]\nname = \"b\"\nlisten = \"203.0.113.10:80\"\nserver = []\ncolour = \"red\"\n",
+        "[gateway]\nmtu = 1\n[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80\"\nserver = [{ address = \"203.0.113.10\" }]\n[[service]]\nname = \"b\"\nlisten = \"203.0.113.10:80\"\nserver = []\nschedular = \"rr\"\n",
         &[
             "2:7: [gateway]: mtu = 1 is out of range; it must be \"auto\" or a whole number from 1280 to 65535",
             "6:23: service \"a\": server \"203.0.113.10\" has the VIP of service \"a\" as its address; packets would loop",
             "9:10: services \"a\" and \"b\" both listen on tcp 203.0.113.10 port 80",
-            "11:1: [[service]] \"b\": unknown key \"colour\"; keys here are name, listen, protocol, method, tunnel, scheduler, server",
+            "11:1: [[service]] \"b\": unknown key \"schedular\"; did you mean \"scheduler\"?",
         ],
     ),
 ];
