@@ -146,6 +146,10 @@ drop_reasons! {
     TunnelNotAllowed = "tunnel_not_allowed",
     /// The packet inside the tunnel is addressed to none of the real server's VIPs.
     NotOurVip = "not_our_vip",
+    /// Every server that could take the new flow has as many as it may have (max_connections).
+    ServersFull = "servers_full",
+    /// The flow's server is down: both ends of the connection were sent a RST.
+    ServerDown = "server_down",
 }
 
 impl DropReason {

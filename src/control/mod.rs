@@ -5,6 +5,7 @@ pub mod config;
 pub mod context;
 pub mod daemon;
 pub mod device;
+pub mod evacuate;
 pub mod explain;
 pub mod metrics;
 pub mod real_server;

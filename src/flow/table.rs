@@ -86,6 +86,8 @@ impl Marks {
     pub const HELPED: Marks = Marks(4);
     /// A helper expected it.
     pub const EXPECTED: Marks = Marks(8);
+    /// That it failed has been put down to its server.
+    pub const BLAMED: Marks = Marks(16);
 
     #[inline]
     pub const fn has(self, mark: Marks) -> bool {
@@ -157,6 +159,12 @@ impl Flow {
     /// Whether the client's packets are all that was seen of a flow whose answers go past the gateway.
     pub fn is_blind(&self) -> bool {
         self.owner.one_way && !self.replied
+    }
+
+    /// Whether nothing came of it yet: a TCP connection that the server has not answered, or that, where answers are not
+    /// seen, the client has not acknowledged; or a packet of another protocol without an answer.
+    pub fn is_unanswered(&self) -> bool {
+        !self.replied && (self.protocol != Protocol::TCP || self.tcp_state.is_half_open())
     }
 
     /// Only an established TCP connection is active; everything else counts as inactive, as in IPVS.
@@ -359,6 +367,12 @@ impl FlowTable {
             self.link(now, id.0, timeouts);
         }
         result
+    }
+
+    /// Sets a mark.
+    pub fn mark(&mut self, id: FlowId, mark: Marks) {
+        let owner = &mut self.flows[id.0 as usize].owner;
+        owner.marks = owner.marks.with(mark);
     }
 
     /// Counts a packet that does not keep the flow alive.

@@ -10,7 +10,8 @@ use super::start::{automatic_mtu, warn_without_raw_sockets};
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
-use crate::io::{local_addresses, source_towards};
+use crate::control::evacuate::evacuate;
+use crate::io::{Cause, local_addresses, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
@@ -51,7 +52,7 @@ fn tunnel_sources(snapshot: &SnapshotSpec) -> Vec<(Addr, Addr)> {
     let mut sources = Vec::new();
     for service in &snapshot.services {
         let tunnelled = |server: &&ServerSpec| server.method.unwrap_or(service.method) == Method::Tunnel;
-        for server in service.servers.iter().filter(tunnelled) {
+        for server in service.servers.iter().chain(&service.sorry).filter(tunnelled) {
             if sources.iter().any(|(to, _)| *to == server.address) {
                 continue;
             }
@@ -117,6 +118,11 @@ impl Daemon {
         *self.control.about().config.lock() = Some(path.clone());
         self.options.config = path;
         self.log(&changes, generation);
+        let retired = snapshot.retired_since(&old);
+        let ended = evacuate(&self.gateway, &retired, Cause::Removed).await;
+        if ended > 0 {
+            tracing::info!("ended flows of servers that were removed: {ended}");
+        }
         // What was removed and has no flow need not wait.
         self.tidy().await;
         Ok(Difference { changes: lines(&changes), generation })
