@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
-use crate::flow::{Fate, Flow, FlowId, FlowTable, Fragments, Marks, Sender, track};
+use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, Marks, Sender, track};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo};
 use crate::service::{Method, ServerId, ServiceId, Snapshot};
@@ -34,6 +34,7 @@ use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, tcp};
 
 pub(crate) use admit::request;
+pub(crate) use lost::Fate;
 use lost::Meeting;
 use passive::Held;
 pub use shard::{client_between, client_of, shard_of};
@@ -66,7 +67,7 @@ pub struct Engine {
     random: u64,
     released: VecDeque<PacketBuf>,
     /// What became of the first fragment just handled, where it is no flow's.
-    alone: Option<Fate>,
+    alone: Option<FragmentFate>,
     held: Vec<Held>,
     watched: bool,
     events: VecDeque<Event>,

@@ -10,9 +10,12 @@ mod fragments;
 mod gateway;
 mod hop;
 mod icmp;
+mod lost;
 mod malformed;
 mod nat;
+mod one_packet;
 mod one_way;
+mod passive;
 mod refusal;
 mod reload;
 mod tcp_states;
@@ -62,6 +65,11 @@ fn malformed_packets() {
 #[test]
 fn thresholds() {
     run(cluster::rows);
+}
+
+#[test]
+fn packets_by_themselves() {
+    run(one_packet::rows);
 }
 
 #[test]
