@@ -304,6 +304,9 @@ impl Engine {
     /// Panics when the engine contradicts itself; for tests.
     pub fn check_invariants(&mut self) {
         self.table.check_invariants();
+        self.snapshot.persisted().iter().for_each(|clients| clients.check_invariants());
+        assert!(self.alone.is_none(), "a fragment's fate was not noted");
+        assert!(self.held.len() <= self.snapshot.server_ids(), "more servers held down than there are");
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }
