@@ -31,14 +31,15 @@ fn spec(net: Net, method: Method) -> SnapshotSpec {
     let vip = net.vip(0).ip().to_string();
     let port = (method == Method::Nat).then_some(8080);
     let servers = [net.rs(1, 0).ip().to_string(), net.rs(2, 0).ip().to_string()];
-    let add = |name: &str, at, protocols| {
-        let mut service = service(name, &vip, PortRange::single(at), protocols)
-            .server(&servers[0], port, 1)
-            .server(&servers[1], port, 1);
-        service.method = method;
-        service.servers[1].max_connections = Some(1);
-        service
-    };
+    let add =
+        |name: &str, at, protocols| {
+            let mut service = service(name, &vip, PortRange::single(at), protocols)
+                .server(&servers[0], port, 1)
+                .server(&servers[1], port, 1);
+            service.method = method;
+            service.servers[1].max_connections = Some(1);
+            service
+        };
     let tunnel_sources = servers.iter().map(|server| (addr(server), Addr::from(own(net, 0).ip()))).collect();
     let services = vec![add("web", 80, Protocols::Tcp), add("dns", 53, Protocols::Udp)];
     SnapshotSpec { services, tunnel_sources, ..SnapshotSpec::default() }
@@ -256,7 +257,8 @@ fn probes_neither_need_nor_take_the_room_of_clients() {
             assert_eq!(world.device(&tcp(net.client(1000 + n), net.vip(80)).syn()).0, Verdict::Forward, "{name}");
         }
         let mut begun = 0;
-        while world.engine.apply(NOW, Command::Probe { original: world.tuple(61000 + begun), server: id }) == Outcome::Done
+        while world.engine.apply(NOW, Command::Probe { original: world.tuple(61000 + begun), server: id })
+            == Outcome::Done
         {
             begun += 1;
         }
