@@ -96,7 +96,8 @@ impl Engine {
     pub(super) fn admit_probe(&mut self, now: Instant, original: &Tuple, server: ServerId) -> Outcome {
         let snapshot = self.snapshot.clone();
         let server = snapshot.server(server);
-        let Some((server, service)) = server.and_then(|server| Some((server, snapshot.service(server.service)?))) else {
+        let Some((server, service)) = server.and_then(|server| Some((server, snapshot.service(server.service)?)))
+        else {
             return Outcome::NotProbed(ProbeFault::NoServer);
         };
         let owner = Owner {
@@ -133,8 +134,7 @@ impl Engine {
                 _ => false,
             }
         };
-        let ended: Vec<FlowId> =
-            self.table.probes().filter(|id| !is_same(self.table.flow(*id).owner.server)).collect();
+        let ended: Vec<FlowId> = self.table.probes().filter(|id| !is_same(self.table.flow(*id).owner.server)).collect();
         for id in ended {
             self.end(now, id);
         }

@@ -31,14 +31,15 @@ fn spec(net: Net, method: Method) -> SnapshotSpec {
     let vip = net.vip(0).ip().to_string();
     let port = (method == Method::Nat).then_some(8080);
     let servers = [net.rs(1, 0).ip().to_string(), net.rs(2, 0).ip().to_string()];
-    let add = |name: &str, at, protocols| {
-        let mut service = service(name, &vip, PortRange::single(at), protocols)
-            .server(&servers[0], port, 1)
-            .server(&servers[1], port, 1);
-        service.method = method;
-        service.servers[1].max_connections = Some(1);
-        service
-    };
+    let add =
+        |name: &str, at, protocols| {
+            let mut service = service(name, &vip, PortRange::single(at), protocols)
+                .server(&servers[0], port, 1)
+                .server(&servers[1], port, 1);
+            service.method = method;
+            service.servers[1].max_connections = Some(1);
+            service
+        };
     let tunnel_sources = servers.iter().map(|server| (addr(server), Addr::from(own(net, 0).ip()))).collect();
     let services = vec![add("web", 80, Protocols::Tcp), add("dns", 53, Protocols::Udp)];
     SnapshotSpec { services, tunnel_sources, ..SnapshotSpec::default() }
@@ -256,19 +257,20 @@ fn probes_neither_need_nor_take_the_room_of_clients() {
             assert_eq!(world.device(&tcp(net.client(1000 + n), net.vip(80)).syn()).0, Verdict::Forward, "{name}");
         }
         let mut begun = 0;
-        while world.engine.apply(NOW, Command::Probe { original: world.tuple(61000 + begun), server: id }) == Outcome::Done
+        while world.engine.apply(NOW, Command::Probe { original: world.tuple(61000 + begun), server: id })
+            == Outcome::Done
         {
             begun += 1;
         }
-        assert_eq!(usize::from(begun), 256, "{name}: there is a bound");
+        assert_eq!(usize::from(begun), 512, "{name}: there is a bound");
         let full = Outcome::NotProbed(ProbeFault::Full);
         assert_eq!(world.begin(world.tuple(61999), id), full, "{name}");
         assert_eq!((world.engine.occupancy(), world.engine.stats().flows_evicted), ((ROOM, ROOM), 0), "{name}");
         // A flood takes the places of clients that have not finished their handshake, and never that of a probe.
-        for n in 0..600 {
+        for n in 0..100 {
             assert_eq!(world.device(&tcp(net.client(2000 + n), net.vip(80)).syn()).0, Verdict::Forward, "{name}");
         }
-        assert_eq!((world.engine.occupancy(), world.engine.stats().flows_evicted), ((ROOM, ROOM), 600), "{name}");
+        assert_eq!((world.engine.occupancy(), world.engine.stats().flows_evicted), ((ROOM, ROOM), 100), "{name}");
         assert_eq!(world.probe(&tcp(own(net, 61000), net.vip(80)).syn()).0, Verdict::Forward, "{name}");
         // Ended ones make room.
         world.engine.apply(NOW, Command::EndProbe(world.tuple(61000)));
