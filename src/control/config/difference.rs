@@ -119,6 +119,7 @@ fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
         tunnel_sources: _,
         is_hop: _,
         own_addresses: _,
+        probe_sources: _,
     } = old;
     Comparison::live("[gateway]", changes).key("seed", seed, &new.seed, u64::to_string);
     compare_timeouts(*timeouts, new.timeouts, &mut Comparison::live("[conntrack.timeouts]", changes));

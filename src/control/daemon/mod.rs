@@ -12,6 +12,7 @@
 
 mod edit;
 mod host_plan;
+mod probe_source;
 mod reload;
 mod save;
 mod start;
