@@ -30,6 +30,7 @@ mod fragments;
 mod icmp_errors;
 mod lab_script;
 mod local_vip;
+mod manage;
 mod metrics;
 mod mixed;
 mod mss;

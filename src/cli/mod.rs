@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod completions;
 mod conntrack;
+mod edit;
 mod explain;
 pub mod format;
 mod man;
@@ -63,6 +64,7 @@ enum Command {
     Replay(replay::Args),
     Reload(reload::ReloadArgs),
     Diff(reload::DiffArgs),
+    Save(reload::SaveArgs),
     Ping(ping::Args),
     RealServer(real_server::Args),
     Completions(completions::Args),
@@ -132,13 +134,14 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
         Command::Check(args) => return check::run(&args, context),
         Command::Status(args) => status::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),
-        Command::Service(command) => service::run(&command, context),
-        Command::Server(command) => server::run(&command, context),
+        Command::Service(command) => service::run(command, context),
+        Command::Server(command) => server::run(command, context),
         Command::Neighbour(command) => neighbour::run(&command, context),
         Command::Explain(args) => explain::run(&args, context),
         Command::Replay(args) => replay::run(&args, context),
         Command::Reload(args) => reload::reload(&args, context),
         Command::Diff(args) => reload::diff(&args, context),
+        Command::Save(args) => reload::save(&args, context),
         Command::Ping(args) => ping::run(&args, context),
         Command::RealServer(args) => real_server::run(args, context),
         Command::Completions(args) => completions::run(&args, context),
