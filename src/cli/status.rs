@@ -84,7 +84,7 @@ fn segment(segment: &api::Segment) -> String {
 }
 
 fn one_service(service: &api::Service) -> (String, Vec<String>) {
-    let api::Service { name, listen, protocol, method, scheduler, servers } = service;
+    let api::Service { name, listen, protocol, method, scheduler, servers, .. } = service;
     let heading = format!("{name}  {protocol} {listen}  {method}  {scheduler}");
     let columns = [
         ("  SERVER", Align::Left),
@@ -163,6 +163,8 @@ mod tests {
             to_server: api::Volume::default(),
             to_client: api::Volume::default(),
             rates,
+            max_connections: None,
+            min_connections: None,
         };
         let device = api::Device { name: "gatun0".to_owned(), received: 5, sent: 5, send_errors: 0, dropped: Some(0) };
         api::Status {
@@ -195,8 +197,12 @@ mod tests {
                         ..server
                     },
                 ],
+                scheduler_flags: Vec::new(),
+                persistence: None,
+                one_packet: false,
             }],
             drops: vec![api::Drops { reason: "no_flow".to_owned(), packets: 9, meaning: "A TCP packet.".to_owned() }],
+            timeouts: std::collections::BTreeMap::new(),
         }
     }
 
