@@ -179,6 +179,7 @@ mod tests {
             reloads_failed: 0,
             shards: 2,
             flows: 12,
+            unsaved: false,
             flows_limit: 1000,
             rates,
             services: vec![api::Service {

@@ -72,6 +72,13 @@ pub enum Request {
         #[serde(default)]
         save: bool,
     },
+    /// Write what runs into the file.
+    #[serde(rename = "save")]
+    Save {
+        /// Also over what somebody has changed in the file.
+        #[serde(default)]
+        force: bool,
+    },
     #[serde(rename = "reload")]
     Reload {
         /// An absolute path on the daemon's host; the file it was started with by default.
@@ -85,7 +92,8 @@ pub enum Request {
     },
 }
 
-/// One change to the configuration. `keys` are those of the file's tables, with JSON values; `null` takes a key away.
+/// One change to the configuration. `keys` are those of the file's tables, with JSON values; `null` takes a key away. A
+/// server's name is, as everywhere, the one that it has or else its address.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "edit", deny_unknown_fields)]
 pub enum Edit {
@@ -126,6 +134,7 @@ pub const OPS: &[&str] = &[
     "conntrack.flush",
     "explain",
     "edit",
+    "save",
     "reload",
     "diff",
 ];
@@ -388,6 +397,9 @@ pub struct Status {
     pub generation: u64,
     pub reloads_ok: u64,
     pub reloads_failed: u64,
+    /// What runs has changes that the file does not have.
+    #[serde(default)]
+    pub unsaved: bool,
     pub shards: usize,
     pub flows: usize,
     pub flows_limit: usize,
@@ -498,13 +510,19 @@ impl Pong {
     }
 }
 
-/// The result of `reload` and `diff`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+/// The result of `reload`, `diff`, `edit` and `save`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Difference {
     /// One line each, as `gatun diff` prints them; empty when nothing changes.
     pub changes: Vec<String>,
     /// Of the configuration in use afterwards.
     pub generation: u64,
+    /// The file that was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<String>,
+    /// What the operator should know besides; a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// The answer to `explain`.

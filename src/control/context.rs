@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -31,6 +31,8 @@ pub struct Control {
     about: About,
     started: Instant,
     pub reloads: Reloads,
+    /// What runs has changes that the file does not have.
+    pub unsaved: AtomicBool,
     rates: Mutex<Sampled>,
     events: broadcast::Sender<Arc<Told>>,
     /// Locked while the engines are told, so that a watcher that comes and one that goes cannot overtake each other.
@@ -74,6 +76,8 @@ pub enum What {
     Diff { config: Option<PathBuf> },
     /// To what runs; with `save` also in the file.
     Edit { edits: Vec<api::Edit>, save: bool },
+    /// Write what runs into the file; with `force` over what somebody has changed there.
+    Save { force: bool },
 }
 
 /// What watchers are told.
@@ -104,6 +108,7 @@ impl Control {
             about,
             started: Instant::now(),
             reloads: Reloads::default(),
+            unsaved: AtomicBool::new(false),
             rates: Mutex::default(),
             events: broadcast::channel(EVENTS_KEPT).0,
             watchers: Mutex::new(0),
@@ -174,6 +179,7 @@ impl Control {
             generation: snapshot.generation,
             reloads_ok: self.reloads.ok.load(Ordering::Relaxed),
             reloads_failed: self.reloads.failed.load(Ordering::Relaxed),
+            unsaved: self.unsaved.load(Ordering::Relaxed),
             shards: shards.len(),
             flows: total.flows,
             flows_limit: total.limit,

@@ -10,8 +10,10 @@
 //!
 //! What the start has done is undone in reverse, whether the start failed half-way or the gateway is stopped.
 
+mod edit;
 mod host_plan;
 mod reload;
+mod save;
 mod start;
 
 use std::path::PathBuf;
@@ -82,6 +84,10 @@ pub(super) struct Daemon {
     options: Options,
     /// What runs, in terms of the file.
     compiled: Compiled,
+    /// The same as the text of a file; edits change it.
+    text: Arc<str>,
+    /// What the file had when it was last read or written.
+    in_file: Arc<str>,
     gateway: Arc<Gateway>,
     control: Arc<Control>,
     tasks: JoinSet<&'static str>,
@@ -142,13 +148,15 @@ impl Daemon {
     }
 
     async fn obey(&mut self, order: Order) {
+        let failed = |error: anyhow::Error| Fault::new(FaultCode::Failed, format!("{error:#}"));
         let result = match order.what {
-            What::Reload { config } => self.reload(config).await,
-            What::Diff { config } => self.diff(config).await,
-            What::Edit { .. } => Err(anyhow!("edits are not supported by this version yet")),
+            What::Reload { config } => self.reload(config).await.map_err(failed),
+            What::Diff { config } => self.diff(config).await.map_err(failed),
+            What::Edit { edits, save } => self.edit(&edits, save).await,
+            What::Save { force } => self.save(force),
         };
         // The client may have gone.
-        let _ = order.done.send(result.map_err(|error| Fault::new(FaultCode::Failed, format!("{error:#}"))));
+        let _ = order.done.send(result);
     }
 
     /// Reloads, tells systemd and the log, and counts.

@@ -66,6 +66,7 @@ pub(super) async fn perform(
         }
         Request::Reload { config } => return order(control, What::Reload { config }, out).await,
         Request::Diff { config } => return order(control, What::Diff { config }, out).await,
+        Request::Save { force } => return order(control, What::Save { force }, out).await,
         Request::Edit { edits, save } => return order(control, What::Edit { edits, save }, out).await,
     }
     Ok(Ok(()))
