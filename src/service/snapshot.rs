@@ -251,7 +251,10 @@ impl Snapshot {
         let servers: Vec<Arc<Server>> =
             spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused)).collect();
         let sorry = spec.sorry.as_ref().map(|server| self.admit_server(id, &spec, server, reused));
-        let scheduler = scheduler::build(spec.scheduler, spec.scheduler_flags, &servers, self.spec.seed);
+        let mut scheduler = scheduler::build(spec.scheduler, spec.scheduler_flags, &servers, self.spec.seed);
+        if let Some(old) = reused {
+            scheduler.inherit(old.scheduler.memory().moved(&places(&old.servers, &servers)));
+        }
         let state = reused.map(|old| old.state.clone()).unwrap_or_default();
         let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state });
         self.services[id.0 as usize] = Some(service.clone());
@@ -302,6 +305,12 @@ impl Snapshot {
         }
         vip.ranges.sort_by_key(|(_, range, _)| range.last - range.first);
     }
+}
+
+/// Where in `new` each of the servers of `old` stands.
+fn places(old: &[Arc<Server>], new: &[Arc<Server>]) -> Vec<Option<usize>> {
+    let by_id: Map<ServerId, usize> = new.iter().enumerate().map(|(index, server)| (server.id, index)).collect();
+    old.iter().map(|server| by_id.get(&server.id).copied()).collect()
 }
 
 /// The index of the first free slot; the caller fills it before it asks for another.

@@ -179,7 +179,7 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
     comparison.key("tunnel", tunnel, &new.tunnel, |tunnel| format!("\"{tunnel}\""));
     comparison.key("scheduler", scheduler, &new.scheduler, |kind| format!("{:?}", kind.word()));
     comparison.key("scheduler_flags", scheduler_flags, &new.scheduler_flags, |flags| {
-        let words = [(flags.port, "port"), (flags.fallback, "fallback")];
+        let words = [(flags.port, "port"), (flags.fallback, "fallback"), (flags.strict, "strict")];
         format!("{:?}", words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect::<Vec<_>>())
     });
     comparison.key("group", group, &new.group, |group| or_none(group.as_ref(), |name| format!("{name:?}")));

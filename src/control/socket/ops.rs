@@ -208,7 +208,7 @@ async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
                     deleted += count;
                     next
                 }
-                Outcome::Done => None,
+                Outcome::Done | Outcome::NotProbed(_) => None,
             };
             tokio::task::yield_now().await;
         }

@@ -1,0 +1,3 @@
+//! Active health checks.
+
+pub mod transport;
