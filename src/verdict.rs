@@ -146,6 +146,11 @@ drop_reasons! {
     TunnelNotAllowed = "tunnel_not_allowed",
     /// The packet inside the tunnel is addressed to none of the real server's VIPs.
     NotOurVip = "not_our_vip",
+    /// A segment of a connection that a helper reads came before the one in front of it; its sender sends it again.
+    TooEarly = "too_early",
+    /// A segment that a helper has to read or rewrite cannot be: its checksum is wrong, it is a fragment, or it would become too
+    /// long.
+    Unreadable = "unreadable",
 }
 
 impl DropReason {
