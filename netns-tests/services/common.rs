@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 
@@ -87,13 +87,22 @@ pub struct Plan {
 /// Runs the scenario of a service by one method.
 pub fn run(plan: &Plan, method: Method) {
     scenario(plan.needs, |lab| {
+        let begin = Instant::now();
+        let step = |what: &str| eprintln!("{:5.1} s: {what}", begin.elapsed().as_secs_f64());
         let cluster = Cluster::up(lab, plan, method)?;
+        step("all servers are up");
         (plan.healthy)(&cluster)?;
+        step("the service does what it is for");
         let load = Load::start(lab, &cluster.protocols, &vips())?;
         cluster.all_serve(&load)?;
+        step("every server has its share");
         let held = cluster.hold()?;
+        step("every server has a client that stays");
         cluster.killed_and_back(&load, held)?;
-        cluster.drained(&load)
+        step("a server was killed and came back");
+        cluster.drained(&load)?;
+        step("another one was drained");
+        Ok(())
     });
 }
 

@@ -8,4 +8,5 @@ mod load;
 mod wire;
 
 mod dns;
+mod mail;
 mod web;

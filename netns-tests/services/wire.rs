@@ -10,7 +10,10 @@ use socket2::{Domain, Socket, Type};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 /// How long a client waits for a connection or an answer.
-pub const CLIENT_PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE_TCP: Duration = Duration::from_secs(3);
+
+/// A datagram that is lost stays so.
+const PATIENCE_UDP: Duration = Duration::from_secs(1);
 
 /// The name in the web servers' certificates.
 pub const TLS_NAME: &str = "web.test";
@@ -78,9 +81,10 @@ impl Unconnected {
 
     fn connect(self, protocol: &Protocol) -> Result<Wire> {
         let port = self.port;
-        self.socket.connect_timeout(&self.to.into(), CLIENT_PATIENCE).context("connect")?;
-        self.socket.set_read_timeout(Some(CLIENT_PATIENCE))?;
-        self.socket.set_write_timeout(Some(CLIENT_PATIENCE))?;
+        let patience = if protocol.udp { PATIENCE_UDP } else { PATIENCE_TCP };
+        self.socket.connect_timeout(&self.to.into(), patience).context("connect")?;
+        self.socket.set_read_timeout(Some(patience))?;
+        self.socket.set_write_timeout(Some(patience))?;
         let stream: Box<dyn Stream> = if protocol.udp {
             Box::new(Datagrams(self.socket.into()))
         } else {
