@@ -44,6 +44,7 @@ mod reload;
 mod same_ports;
 mod segment_vip;
 mod server_stopped;
+mod services;
 mod spread;
 mod tap;
 mod tap_down;
