@@ -92,6 +92,17 @@ impl Marks {
         self.0 & mark.0 != 0
     }
 
+    /// The words of those that are set, for outputs.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            (Marks::PERSISTENT, "persistent"),
+            (Marks::PROBE, "probe"),
+            (Marks::HELPED, "helped"),
+            (Marks::EXPECTED, "expected"),
+        ];
+        all.into_iter().filter(move |(mark, _)| self.has(*mark)).map(|(_, word)| word)
+    }
+
     #[must_use]
     pub const fn with(self, mark: Marks) -> Marks {
         Marks(self.0 | mark.0)
