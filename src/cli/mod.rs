@@ -9,6 +9,7 @@ mod conntrack;
 mod edit;
 mod explain;
 pub mod format;
+mod ipvsadm;
 mod man;
 mod neighbour;
 mod output;
@@ -66,6 +67,7 @@ enum Command {
     Diff(reload::DiffArgs),
     Save(reload::SaveArgs),
     Ping(ping::Args),
+    Ipvsadm(ipvsadm::Args),
     RealServer(real_server::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -86,6 +88,10 @@ impl Context {
 
 /// Parses the arguments and does what they say.
 pub fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().collect();
+    if let Some(code) = ipvsadm::called(&words) {
+        return code;
+    }
     let parsed = command().get_matches();
     let Cli { control, command } = Cli::from_arg_matches(&parsed).unwrap_or_else(|error| error.exit());
     let mut context = Context { control, output: Output::stdout() };
@@ -132,6 +138,7 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args, context),
         Command::Check(args) => return check::run(&args, context),
+        Command::Ipvsadm(args) => return Ok(ipvsadm::run(&args, context.control.take())),
         Command::Status(args) => status::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),
         Command::Service(command) => service::run(command, context),

@@ -4,6 +4,7 @@
 //! A request is `{"v":1,"op":"…", …}`. An answer is a line with `ok` (the result), or with `error`; an operation that
 //! streams sends lines with `item` (and `lost`, when a watcher was too slow) before.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -368,6 +369,11 @@ pub struct Server {
     pub to_server: Volume,
     pub to_client: Volume,
     pub rates: Rates,
+    /// Flows at which it takes no more, and below which it takes new ones again; `null` where not configured.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
+    #[serde(default)]
+    pub min_connections: Option<u32>,
 }
 
 fn up() -> String {
@@ -403,6 +409,24 @@ pub struct Service {
     pub method: String,
     pub scheduler: String,
     pub servers: Vec<Server>,
+    /// `port`, `fallback`.
+    #[serde(default)]
+    pub scheduler_flags: Vec<String>,
+    #[serde(default)]
+    pub persistence: Option<Persistence>,
+    #[serde(default)]
+    pub one_packet: bool,
+}
+
+/// How clients are kept with their servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Persistence {
+    /// Seconds.
+    pub timeout: u64,
+    /// Bits of an IPv4 address that name a client.
+    pub netmask: u8,
+    /// Bits of an IPv6 address that name a client.
+    pub prefix: u8,
 }
 
 fn yes() -> bool {
@@ -443,6 +467,9 @@ pub struct Status {
     pub services: Vec<Service>,
     /// Only reasons that occurred, most frequent first.
     pub drops: Vec<Drops>,
+    /// The timeouts of flows, in seconds, by the names that they have in the file.
+    #[serde(default)]
+    pub timeouts: BTreeMap<String, u64>,
 }
 
 /// Who the gateway is on its segment, in mode `tap`.

@@ -209,6 +209,7 @@ impl Control {
             rates,
             services,
             drops: view::top_drops(&total.stats),
+            timeouts: view::timeouts(snapshot.spec.timeouts),
         }
     }
 

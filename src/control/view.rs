@@ -1,5 +1,6 @@
 //! The gateway as the control API tells it: from the engine's types to those of [`api`], and filters the other way.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,9 +13,10 @@ use crate::command::{Event, FlowChange, FlowFilter, FlowRecord, Volume};
 use crate::flow::TcpState;
 use crate::io::Gateway;
 use crate::link::{Neighbour, Settings};
-use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
+use crate::service::{Method, Persistence, SchedulerFlags, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
+use crate::timeouts::Timeouts;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Protocol};
 
@@ -67,6 +69,24 @@ pub struct Shown<'a> {
     pub drains: &'a Drains,
 }
 
+fn scheduler_flags(flags: SchedulerFlags) -> Vec<String> {
+    let words = [(flags.port, "port"), (flags.fallback, "fallback")];
+    words.iter().filter(|(set, _)| *set).map(|(_, word)| (*word).to_owned()).collect()
+}
+
+fn persistence(persistence: &Persistence) -> api::Persistence {
+    api::Persistence {
+        timeout: persistence.timeout.as_secs(),
+        netmask: persistence.prefix_v4,
+        prefix: persistence.prefix_v6,
+    }
+}
+
+/// Every timeout of flows by its name in the file, in seconds.
+pub fn timeouts(mut timeouts: Timeouts) -> BTreeMap<String, u64> {
+    timeouts.entries().into_iter().map(|(name, timeout)| (name.to_owned(), timeout.as_secs())).collect()
+}
+
 impl Shown<'_> {
     pub fn services(&self, snapshot: &Snapshot) -> Vec<api::Service> {
         snapshot.live.iter().map(|service| self.service(service)).collect()
@@ -84,6 +104,9 @@ impl Shown<'_> {
             method: spec.method.word().to_owned(),
             scheduler: spec.scheduler.word().to_owned(),
             servers: service.servers.iter().map(|server| self.server(&spec.name, server)).collect(),
+            scheduler_flags: scheduler_flags(spec.scheduler_flags),
+            persistence: spec.persistence.as_ref().map(persistence),
+            one_packet: spec.one_packet,
         }
     }
 
@@ -112,6 +135,8 @@ impl Shown<'_> {
             to_server: volume(traffic.to_server),
             to_client: volume(traffic.to_client),
             rates: self.rates.get(index).copied().unwrap_or_default(),
+            max_connections: server.thresholds.0,
+            min_connections: server.thresholds.1,
         }
     }
 }

@@ -7,6 +7,7 @@ mod gateway;
 pub mod host;
 pub mod huge_pages;
 pub mod memory;
+pub mod names;
 pub mod neighbours;
 pub mod own_errors;
 mod path_mtu;
