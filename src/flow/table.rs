@@ -27,7 +27,7 @@ use crate::wire::checksum::Delta;
 use crate::wire::{Addr, Protocol, Rewrite, Tuple};
 
 /// The number of a flow that is in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId(u32);
 
 /// One tracked connection or exchange. Three cache lines: addresses; what every packet reads and writes; the rest.
