@@ -8,6 +8,7 @@ pub mod host;
 pub mod huge_pages;
 pub mod memory;
 pub mod neighbours;
+pub mod open_files;
 pub mod own_errors;
 mod path_mtu;
 pub mod privilege;

@@ -29,6 +29,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
+use super::health::Health;
 use crate::io::Gateway;
 use crate::io::tap::Segment;
 use crate::io::worker::Workers;
@@ -83,6 +84,7 @@ pub(super) struct Daemon {
     /// What runs, in terms of the file.
     compiled: Compiled,
     gateway: Arc<Gateway>,
+    health: Arc<Health>,
     control: Arc<Control>,
     tasks: JoinSet<&'static str>,
     done: Done,
