@@ -226,7 +226,7 @@ enum Class {
 const RECHECK: Duration = Duration::from_secs(300);
 
 /// Flows of the gateway's own probes at a time, beside those of clients.
-pub const MAX_PROBES: usize = 512;
+pub const MAX_PROBES: usize = 1024;
 
 const BLIND: usize = QUEUES - 3;
 const UNREPLIED: usize = QUEUES - 2;

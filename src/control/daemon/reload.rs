@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Error, Result};
 
 use super::host_plan::segment_plan;
+use super::probe_source::{Place, probe_sources, warn_of_ports};
 use super::start::{automatic_mtu, warn_without_raw_sockets};
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
@@ -61,16 +62,17 @@ async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
     if compiled.gateway.mtu.is_none() {
         compiled.snapshot.mtu = automatic_mtu(&compiled);
     }
-    if compiled.gateway.tap.is_some() {
+    if let Some(tap) = &compiled.gateway.tap {
         // What the host's addresses are, and how it reaches the servers, does not matter there.
+        compiled.snapshot.probe_sources = probe_sources(&compiled, &Place::Segment(tap));
         return Ok(compiled);
     }
     let own = local_addresses().await.context("the addresses of this host")?;
     let is_own = |vip: &Addr| own.contains(&vip.ip());
     compiled.snapshot.local_vips =
         compiled.snapshot.services.iter().map(|service| service.vip).filter(is_own).collect();
-    let snapshot = &mut compiled.snapshot;
-    snapshot.tunnel_sources = tunnel_sources(snapshot);
+    compiled.snapshot.tunnel_sources = tunnel_sources(&compiled.snapshot);
+    compiled.snapshot.probe_sources = probe_sources(&compiled, &Place::Host(&own));
     Ok(compiled)
 }
 
@@ -156,6 +158,9 @@ impl Daemon {
         // From here on nothing can fail.
         if gateway.tap.is_none() {
             warn_without_raw_sockets(&snapshot);
+            if old.spec.probe_sources.is_empty() {
+                warn_of_ports(&snapshot);
+            }
         }
         self.tell_segment(&snapshot);
         let generation = snapshot.generation;

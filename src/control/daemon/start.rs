@@ -14,12 +14,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::host_plan::segment_plan;
+use super::probe_source::warn_of_ports;
 use super::reload::{Loaded, load};
 use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates, watch_drains};
 use crate::control::config::{Compiled, GatewayConfig};
 use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
-use crate::control::health::{Health, Prepared};
+use crate::control::health::{self, Health, Prepared};
 use crate::control::metrics::{self, Bounds};
 use crate::control::socket::{Limits, Socket};
 use crate::io::direct::{PacketSocket, Places};
@@ -79,6 +80,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     let queues = config.queues.count();
     let gateway = Arc::new(Gateway::new(snapshot.clone(), queues, config.max_flows, random_seed()?));
     let health = Arc::new(Health::new(gateway.clone(), room_for_probes()));
+    health.set_path(Arc::new(health::path::Path::new(gateway.clone())));
     health.configure(&prepared, &snapshot);
     let mut done = Done::default();
     let brought = bring_up(&mut done, &options, &compiled, &gateway, &health, orders, metrics).await;
@@ -187,6 +189,7 @@ async fn start_tun(
         tun::open(settings)?.into_iter().map(|queue| queue.with_frames(packet_socket(&places))).collect();
     let has_frames = queues.iter().all(TunQueue::has_frames);
     warn_without_raw_sockets(snapshot);
+    warn_of_ports(snapshot);
     let sender = queues.first().map(TunQueue::sender).transpose()?;
     if let Some(queue) = queues.first() {
         gateway.set_outlet(Box::new(queue.sender()?.with_frames(packet_socket(&places))));
