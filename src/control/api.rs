@@ -277,6 +277,9 @@ pub struct Flow {
     pub shard: u16,
     /// Seconds since it was admitted.
     pub age: u64,
+    /// What else there is to it: `probe` (the gateway's own, and no client's), `persistent`, `helped`, `expected`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub marks: Vec<String>,
 }
 
 /// One direction of a flow. For ICMP both ports hold the identifier.

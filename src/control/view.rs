@@ -44,6 +44,7 @@ pub fn flow(snapshot: &Snapshot, flow: &FlowRecord) -> api::Flow {
         method: flow.method.word().to_owned(),
         shard: flow.shard,
         age: flow.age.as_secs(),
+        marks: flow.marks.words().map(str::to_owned).collect(),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod huge_pages;
 pub mod memory;
 pub mod names;
 pub mod neighbours;
+pub mod open_files;
 pub mod own_errors;
 mod path_mtu;
 pub mod privilege;

@@ -33,6 +33,7 @@ use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
 use super::drain::{Step, Then};
+use super::health::Health;
 use super::socket::delete_all;
 use crate::command::FlowFilter;
 use crate::io::Gateway;
@@ -95,6 +96,7 @@ pub(super) struct Daemon {
     /// What the file had when it was last read or written.
     in_file: Arc<str>,
     gateway: Arc<Gateway>,
+    health: Arc<Health>,
     control: Arc<Control>,
     tasks: JoinSet<&'static str>,
     done: Done,

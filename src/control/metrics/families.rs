@@ -167,6 +167,7 @@ fn help(counter: &str) -> &'static str {
         "forwarded" => "Packets that were translated and sent on.",
         "passed" => "Packets that concerned no service and no flow and were sent on as they came.",
         "replied" => "Packets that the gateway answered itself.",
+        "delivered" => "Answers to the gateway's own probes that came through it.",
         "refusals_limited" => "Dropped packets whose answer was held back by the rate limit.",
         "refused" => "Dropped packets whose sender got a RST or an ICMP error.",
         "flows_created" => "Flows that were admitted.",
