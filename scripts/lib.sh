@@ -72,6 +72,8 @@ package_of() {
         nft) echo nftables ;;
         perf) echo linux-perf ;;
         scapy) echo python3-scapy ;;
+        in.tftpd) echo tftpd-hpa ;;
+        tftp) echo tftp-hpa ;;
         *) echo "$1" ;;
     esac
 }

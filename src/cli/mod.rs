@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod completions;
 mod conntrack;
+mod edit;
 mod explain;
 pub mod format;
 mod ipvsadm;
@@ -64,6 +65,7 @@ enum Command {
     Replay(replay::Args),
     Reload(reload::ReloadArgs),
     Diff(reload::DiffArgs),
+    Save(reload::SaveArgs),
     Ping(ping::Args),
     Ipvsadm(ipvsadm::Args),
     RealServer(real_server::Args),
@@ -139,13 +141,14 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
         Command::Ipvsadm(args) => return Ok(ipvsadm::run(&args, context.control.take())),
         Command::Status(args) => status::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),
-        Command::Service(command) => service::run(&command, context),
-        Command::Server(command) => server::run(&command, context),
+        Command::Service(command) => service::run(command, context),
+        Command::Server(command) => server::run(command, context),
         Command::Neighbour(command) => neighbour::run(&command, context),
         Command::Explain(args) => explain::run(&args, context),
         Command::Replay(args) => replay::run(&args, context),
         Command::Reload(args) => reload::reload(&args, context),
         Command::Diff(args) => reload::diff(&args, context),
+        Command::Save(args) => reload::save(&args, context),
         Command::Ping(args) => ping::run(&args, context),
         Command::RealServer(args) => real_server::run(args, context),
         Command::Completions(args) => completions::run(&args, context),

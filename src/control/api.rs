@@ -64,6 +64,27 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tcp_flags: Option<String>,
     },
+    /// Give a server no new flow any more.
+    #[serde(rename = "server.drain")]
+    ServerDrain {
+        service: String,
+        server: String,
+        /// A duration as in the file, from now on; what is left then is dealt with by `then`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline: Option<String>,
+        /// `rst` (by default) or `keep`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        then: Option<String>,
+        /// Let it have new flows again.
+        #[serde(default)]
+        cancel: bool,
+    },
+    /// Let what is shown of a service's servers, or of all servers, count from zero again.
+    #[serde(rename = "counters.zero")]
+    CountersZero {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
+    },
     /// Changes to the running configuration: all of them or none, as one reload.
     #[serde(rename = "edit")]
     Edit {
@@ -127,6 +148,8 @@ pub const OPS: &[&str] = &[
     "neighbours",
     "service.list",
     "server.list",
+    "server.drain",
+    "counters.zero",
     "conntrack.list",
     "conntrack.watch",
     "conntrack.count",
@@ -141,7 +164,7 @@ pub const OPS: &[&str] = &[
 
 /// Operations whose names are taken, for changes to a running gateway.
 pub const RESERVED_OPS: &[&str] =
-    &["service.add", "service.set", "service.remove", "server.add", "server.set", "server.drain", "server.remove"];
+    &["service.add", "service.set", "service.remove", "server.add", "server.set", "server.remove"];
 
 /// What a line from the daemon holds.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -330,6 +353,12 @@ pub struct Server {
     /// `false` when nobody answers for its address on the segment (method direct; in mode "tap" any method): then it gets no
     /// new flows.
     pub reachable: bool,
+    /// Why it gets no new flows, or that it does: `up`, `down`, `full`, `draining`, `off` (weight 0), `unreachable`.
+    #[serde(default = "up")]
+    pub state: String,
+    /// What the operator said about draining it; `null` while it is not being drained.
+    #[serde(default)]
+    pub drain: Option<Drain>,
     pub active: u64,
     pub inactive: u64,
     /// Flows admitted since the server was configured.
@@ -344,11 +373,35 @@ pub struct Server {
     pub min_connections: Option<u32>,
 }
 
+fn up() -> String {
+    "up".to_owned()
+}
+
+/// A drain that goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Drain {
+    /// Seconds ago that it began.
+    pub since: u64,
+    /// Seconds until its deadline; `null` without one, or once it is past.
+    pub left: Option<u64>,
+    /// What becomes of the flows that are left then: `rst`, `keep`.
+    pub then: Option<String>,
+}
+
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Service {
     pub name: String,
     /// `203.0.113.10:80`, `[2001:db8::1]:8000-8099`, `203.0.113.10:*`.
     pub listen: String,
+    /// Services of one group share their persistence.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// Serves while no other server can.
+    #[serde(default)]
+    pub sorry: Option<Server>,
+    /// `false` when fewer servers are up than it needs: then the sorry server has its clients.
+    #[serde(default = "yes")]
+    pub has_quorum: bool,
     pub protocol: String,
     pub method: String,
     pub scheduler: String,
@@ -371,6 +424,10 @@ pub struct Persistence {
     pub netmask: u8,
     /// Bits of an IPv6 address that name a client.
     pub prefix: u8,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A drop reason and its count.
@@ -494,6 +551,22 @@ pub struct Shown {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Deleted {
     pub deleted: u64,
+}
+
+/// The result of `counters.zero`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Zeroed {
+    /// Servers.
+    pub zeroed: u64,
+}
+
+/// The result of `server.drain`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Draining {
+    /// Flows that the server has now.
+    pub flows: u64,
+    /// `null` when it is not being drained any more.
+    pub drain: Option<Drain>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]

@@ -27,7 +27,7 @@ use crate::wire::checksum::Delta;
 use crate::wire::{Addr, Protocol, Rewrite, Tuple};
 
 /// The number of a flow that is in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId(u32);
 
 /// One tracked connection or exchange. Three cache lines: addresses; what every packet reads and writes; the rest.
@@ -215,7 +215,7 @@ enum Class {
 const RECHECK: Duration = Duration::from_secs(300);
 
 /// Flows of the gateway's own probes at a time, beside those of clients.
-pub const MAX_PROBES: usize = 256;
+pub const MAX_PROBES: usize = 512;
 
 const BLIND: usize = QUEUES - 3;
 const UNREPLIED: usize = QUEUES - 2;

@@ -14,6 +14,7 @@ pub mod netns;
 pub mod own_errors;
 mod path_mtu;
 pub mod privilege;
+pub mod probe;
 pub mod receiver;
 pub mod tap;
 pub mod tun;

@@ -262,15 +262,15 @@ fn probes_neither_need_nor_take_the_room_of_clients() {
         {
             begun += 1;
         }
-        assert_eq!(usize::from(begun), 256, "{name}: there is a bound");
+        assert_eq!(usize::from(begun), 512, "{name}: there is a bound");
         let full = Outcome::NotProbed(ProbeFault::Full);
         assert_eq!(world.begin(world.tuple(61999), id), full, "{name}");
         assert_eq!((world.engine.occupancy(), world.engine.stats().flows_evicted), ((ROOM, ROOM), 0), "{name}");
         // A flood takes the places of clients that have not finished their handshake, and never that of a probe.
-        for n in 0..600 {
+        for n in 0..100 {
             assert_eq!(world.device(&tcp(net.client(2000 + n), net.vip(80)).syn()).0, Verdict::Forward, "{name}");
         }
-        assert_eq!((world.engine.occupancy(), world.engine.stats().flows_evicted), ((ROOM, ROOM), 600), "{name}");
+        assert_eq!((world.engine.occupancy(), world.engine.stats().flows_evicted), ((ROOM, ROOM), 100), "{name}");
         assert_eq!(world.probe(&tcp(own(net, 61000), net.vip(80)).syn()).0, Verdict::Forward, "{name}");
         // Ended ones make room.
         world.engine.apply(NOW, Command::EndProbe(world.tuple(61000)));

@@ -241,6 +241,8 @@ fn server(name: &str, address: &str, port: Option<u16>) -> api::Server {
         tunnel: None,
         path_mtu: None,
         reachable: true,
+        state: "up".to_owned(),
+        drain: None,
         active: 0,
         inactive: 0,
         admitted: 0,

@@ -13,6 +13,7 @@
 mod edit;
 mod host_plan;
 mod lease;
+mod probe_source;
 mod reload;
 mod save;
 mod start;
@@ -32,6 +33,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
+use super::drain::{Step, Then};
+use super::socket::delete_all;
+use crate::command::FlowFilter;
 use crate::io::tap::Segment;
 use crate::io::worker::Workers;
 use crate::io::{AddressWatch, Gateway};
@@ -47,6 +51,8 @@ pub use start::print_routes;
 const TICK: Duration = Duration::from_millis(100);
 const EVENT_PUMP: Duration = Duration::from_millis(50);
 const SAMPLING: Duration = Duration::from_secs(2);
+/// How often drains are looked at: a deadline is kept with so much delay at most.
+const DRAINING: Duration = Duration::from_millis(500);
 /// How often what is kept for old flows is looked at: a removed VIP's route outlives its last flow by so much at most.
 const TIDYING: Duration = Duration::from_secs(3);
 /// Orders of control clients that may wait for the one that is carried out.
@@ -254,6 +260,33 @@ async fn sample_rates(control: Arc<Control>) -> &'static str {
     loop {
         tick.tick().await;
         control.sample();
+    }
+}
+
+/// Tells what becomes of drains, and does at a deadline what was asked for.
+async fn watch_drains(control: Arc<Control>) -> &'static str {
+    let mut tick = every(DRAINING);
+    loop {
+        tick.tick().await;
+        for step in control.drain_steps() {
+            match step {
+                Step::Empty(server, after) => {
+                    tracing::info!(server = server.name, ?after, "drained: it has no flow any more");
+                }
+                Step::Deadline(server, Then::Keep, flows) => {
+                    tracing::info!(server = server.name, flows, "the drain's deadline: the flows that are left go on");
+                }
+                Step::Deadline(server, Then::Reset, _) => {
+                    let filter = FlowFilter { server: Some(vec![server.id]), ..FlowFilter::default() };
+                    let flows = delete_all(&control, &filter).await;
+                    tracing::info!(
+                        server = server.name,
+                        flows,
+                        "the drain's deadline: the flows that were left were ended"
+                    );
+                }
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::host_plan::segment_plan;
 use super::reload::{Loaded, load};
-use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates};
+use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates, watch_drains};
 use crate::control::config::{Compiled, GatewayConfig};
 use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
@@ -152,6 +152,7 @@ async fn bring_up(
     tasks.spawn(keep_time(gateway.clone(), segment));
     tasks.spawn(pump_events(control.clone()));
     tasks.spawn(sample_rates(control.clone()));
+    tasks.spawn(watch_drains(control.clone()));
     tracing::info!("control socket {}", socket.path().display());
     let clients = control.clone();
     tasks.spawn(async move {
