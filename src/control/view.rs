@@ -69,24 +69,6 @@ pub struct Shown<'a> {
     pub drains: &'a Drains,
 }
 
-fn scheduler_flags(flags: SchedulerFlags) -> Vec<String> {
-    let words = [(flags.port, "port"), (flags.fallback, "fallback")];
-    words.iter().filter(|(set, _)| *set).map(|(_, word)| (*word).to_owned()).collect()
-}
-
-fn persistence(persistence: &Persistence) -> api::Persistence {
-    api::Persistence {
-        timeout: persistence.timeout.as_secs(),
-        netmask: persistence.prefix_v4,
-        prefix: persistence.prefix_v6,
-    }
-}
-
-/// Every timeout of flows by its name in the file, in seconds.
-pub fn timeouts(mut timeouts: Timeouts) -> BTreeMap<String, u64> {
-    timeouts.entries().into_iter().map(|(name, timeout)| (name.to_owned(), timeout.as_secs())).collect()
-}
-
 impl Shown<'_> {
     pub fn services(&self, snapshot: &Snapshot) -> Vec<api::Service> {
         snapshot.live.iter().map(|service| self.service(service)).collect()
@@ -139,6 +121,24 @@ impl Shown<'_> {
             min_connections: server.thresholds.1,
         }
     }
+}
+
+fn scheduler_flags(flags: SchedulerFlags) -> Vec<String> {
+    let words = [(flags.port, "port"), (flags.fallback, "fallback")];
+    words.iter().filter(|(set, _)| *set).map(|(_, word)| (*word).to_owned()).collect()
+}
+
+fn persistence(persistence: &Persistence) -> api::Persistence {
+    api::Persistence {
+        timeout: persistence.timeout.as_secs(),
+        netmask: persistence.prefix_v4,
+        prefix: persistence.prefix_v6,
+    }
+}
+
+/// Every timeout of flows by its name in the file, in seconds.
+pub fn timeouts(mut timeouts: Timeouts) -> BTreeMap<String, u64> {
+    timeouts.entries().into_iter().map(|(name, timeout)| (name.to_owned(), timeout.as_secs())).collect()
 }
 
 /// Of several reasons not to get new flows, the one that lasts longest.

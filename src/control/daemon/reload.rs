@@ -13,7 +13,7 @@ use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
 use crate::control::health::Prepared;
-use crate::io::{local_addresses, source_towards};
+use crate::io::{AddressWatch, local_addresses, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
@@ -28,6 +28,8 @@ pub(super) struct Loaded {
 pub(super) enum Cause {
     Reload,
     Edit,
+    /// Another state of the host.
+    Host,
 }
 
 impl Cause {
@@ -35,6 +37,7 @@ impl Cause {
         match self {
             Cause::Reload => "reload",
             Cause::Edit => "edit",
+            Cause::Host => "host",
         }
     }
 }
@@ -169,6 +172,30 @@ impl Daemon {
         // What was removed and has no flow need not wait.
         self.tidy().await;
         Ok((lines(&changes), generation))
+    }
+
+    /// `None` where the host's addresses do not matter.
+    pub(super) fn watch_addresses(&self) -> Option<AddressWatch> {
+        if self.compiled.gateway.tap.is_some() {
+            return None;
+        }
+        let watch = AddressWatch::open();
+        watch.inspect_err(|error| tracing::warn!(%error, "new addresses of this host are seen at a reload only")).ok()
+    }
+
+    /// The host's addresses are others now: a VIP may have become one, or is one no more; a tunnel may begin elsewhere.
+    pub(super) async fn look_again(&mut self) {
+        let looked = look_around(self.compiled.clone()).await;
+        let changed = looked.map(|new| (new.snapshot != self.compiled.snapshot).then_some(new));
+        let done = match changed {
+            Ok(None) => return,
+            Ok(Some(new)) => self.adopt(new, Cause::Host).await.map(drop),
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(()) => tracing::info!("the addresses of this host have changed"),
+            Err(error) => tracing::error!("the addresses of this host have changed, and cannot be followed: {error:#}"),
+        }
     }
 
     /// Whether what runs is what the file had when it was last read or written.
