@@ -118,6 +118,20 @@ pub fn daemon(lab: &Lab, node: &str, name: &str, words: &[&str]) -> Result<()> {
     lab.keep(node, &format!("{name}-{node}"), &[&alone, words].concat())
 }
 
+/// Lets a node's daemons fail to resolve names at once: some look up whoever connects, and would wait for a server that
+/// nobody reaches from the lab.
+pub fn without_dns(lab: &Lab, node: &str) -> Result<()> {
+    let resolvers = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    for resolver in resolvers.lines().filter_map(|line| line.strip_prefix("nameserver ")) {
+        // One on the loopback device refuses by itself.
+        let Ok(resolver) = resolver.trim().parse::<IpAddr>() else { continue };
+        if !resolver.is_loopback() {
+            lab.sh(node, &format!("ip route replace unreachable {resolver}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// A file of a node's daemon, in a directory of its own.
 pub fn write_file(lab: &Lab, node: &str, name: &str, content: &str) -> Result<String> {
     let directory = lab.path(node);

@@ -9,4 +9,5 @@ mod wire;
 
 mod dns;
 mod mail;
+mod news;
 mod web;
