@@ -77,7 +77,7 @@ pub struct Plan {
     pub needs: &'static [&'static str],
     pub services: Vec<Service>,
     /// How clients ask, each from a connection of its own.
-    pub protocols: fn(&Lab) -> Result<Vec<Protocol>>,
+    pub protocols: fn(&Lab, Method) -> Result<Vec<Protocol>>,
     /// Starts a server's daemons, without waiting for them.
     pub start: fn(&Lab, Method, &str) -> Result<()>,
     /// What else the cluster has to do while all of its servers work.
@@ -165,7 +165,7 @@ pub struct Held {
 impl<'a> Cluster<'a> {
     fn up(lab: &'a Lab, plan: &'a Plan, method: Method) -> Result<Cluster<'a>> {
         method.serve(lab)?;
-        let protocols = (plan.protocols)(lab)?;
+        let protocols = (plan.protocols)(lab, method)?;
         for server in method.servers() {
             (plan.start)(lab, method, server)?;
         }

@@ -21,7 +21,7 @@ fn plan() -> Plan {
             Service { name: "smtp", port: 25, protocol: "tcp", keys: "" },
             Service { name: "imap", port: 143, protocol: "tcp", keys: "" },
         ],
-        protocols: |_| {
+        protocols: |_, _| {
             Ok(vec![
                 Protocol::tcp("smtp", 25, greet_smtp, |wire| wire.command("NOOP", "250").map(|_| wire.server.clone())),
                 Protocol::tcp("imap", 143, greet_imap, |wire| {

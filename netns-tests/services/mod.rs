@@ -10,4 +10,5 @@ mod wire;
 mod dns;
 mod mail;
 mod news;
+mod proxy;
 mod web;

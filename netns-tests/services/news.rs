@@ -16,7 +16,7 @@ fn plan() -> Plan {
     Plan {
         needs: &["innd"],
         services: vec![Service { name: "nntp", port: 119, protocol: "tcp", keys: "" }],
-        protocols: |_| {
+        protocols: |_, _| {
             Ok(vec![Protocol::tcp("nntp", 119, greet, |wire| wire.command("DATE", "111").map(|_| wire.server.clone()))])
         },
         start,
