@@ -73,6 +73,8 @@ package_of() {
         dovecot) echo dovecot-imapd ;;
         perf) echo linux-perf ;;
         scapy) echo python3-scapy ;;
+        in.tftpd) echo tftpd-hpa ;;
+        tftp) echo tftp-hpa ;;
         *) echo "$1" ;;
     esac
 }

@@ -10,8 +10,11 @@
 //!
 //! What the start has done is undone in reverse, whether the start failed half-way or the gateway is stopped.
 
+mod edit;
 mod host_plan;
+mod probe_source;
 mod reload;
+mod save;
 mod start;
 
 use std::path::PathBuf;
@@ -29,6 +32,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
+use super::drain::{Step, Then};
+use super::socket::delete_all;
+use crate::command::FlowFilter;
 use crate::io::Gateway;
 use crate::io::tap::Segment;
 use crate::io::worker::Workers;
@@ -42,6 +48,8 @@ pub use start::print_routes;
 const TICK: Duration = Duration::from_millis(100);
 const EVENT_PUMP: Duration = Duration::from_millis(50);
 const SAMPLING: Duration = Duration::from_secs(2);
+/// How often drains are looked at: a deadline is kept with so much delay at most.
+const DRAINING: Duration = Duration::from_millis(500);
 /// How often what is kept for old flows is looked at: a removed VIP's route outlives its last flow by so much at most.
 const TIDYING: Duration = Duration::from_secs(3);
 /// Orders of control clients that may wait for the one that is carried out.
@@ -82,6 +90,10 @@ pub(super) struct Daemon {
     options: Options,
     /// What runs, in terms of the file.
     compiled: Compiled,
+    /// The same as the text of a file; edits change it.
+    text: Arc<str>,
+    /// What the file had when it was last read or written.
+    in_file: Arc<str>,
     gateway: Arc<Gateway>,
     control: Arc<Control>,
     tasks: JoinSet<&'static str>,
@@ -142,13 +154,15 @@ impl Daemon {
     }
 
     async fn obey(&mut self, order: Order) {
+        let failed = |error: anyhow::Error| Fault::new(FaultCode::Failed, format!("{error:#}"));
         let result = match order.what {
-            What::Reload { config } => self.reload(config).await,
-            What::Diff { config } => self.diff(config).await,
-            What::Edit { .. } => Err(anyhow!("edits are not supported by this version yet")),
+            What::Reload { config } => self.reload(config).await.map_err(failed),
+            What::Diff { config } => self.diff(config).await.map_err(failed),
+            What::Edit { edits, save } => self.edit(&edits, save).await,
+            What::Save { force } => self.save(force),
         };
         // The client may have gone.
-        let _ = order.done.send(result.map_err(|error| Fault::new(FaultCode::Failed, format!("{error:#}"))));
+        let _ = order.done.send(result);
     }
 
     /// Reloads, tells systemd and the log, and counts.
@@ -205,6 +219,33 @@ async fn sample_rates(control: Arc<Control>) -> &'static str {
     loop {
         tick.tick().await;
         control.sample();
+    }
+}
+
+/// Tells what becomes of drains, and does at a deadline what was asked for.
+async fn watch_drains(control: Arc<Control>) -> &'static str {
+    let mut tick = every(DRAINING);
+    loop {
+        tick.tick().await;
+        for step in control.drain_steps() {
+            match step {
+                Step::Empty(server, after) => {
+                    tracing::info!(server = server.name, ?after, "drained: it has no flow any more");
+                }
+                Step::Deadline(server, Then::Keep, flows) => {
+                    tracing::info!(server = server.name, flows, "the drain's deadline: the flows that are left go on");
+                }
+                Step::Deadline(server, Then::Reset, _) => {
+                    let filter = FlowFilter { server: Some(vec![server.id]), ..FlowFilter::default() };
+                    let flows = delete_all(&control, &filter).await;
+                    tracing::info!(
+                        server = server.name,
+                        flows,
+                        "the drain's deadline: the flows that were left were ended"
+                    );
+                }
+            }
+        }
     }
 }
 

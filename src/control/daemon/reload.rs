@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 
@@ -14,10 +15,37 @@ use crate::io::{local_addresses, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
-/// Reads the file, and adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses. `running`:
-/// the gateway that is to go on by it.
-pub(super) async fn load(path: &Path, running: Option<&GatewayConfig>) -> Result<Compiled> {
-    let mut config = Config::load(path)?;
+/// A configuration, and the text that it was read from.
+pub(super) struct Loaded {
+    pub(super) compiled: Compiled,
+    pub(super) text: Arc<str>,
+}
+
+/// What a change of what runs is called in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    Reload,
+    Edit,
+}
+
+impl Cause {
+    fn word(self) -> &'static str {
+        match self {
+            Cause::Reload => "reload",
+            Cause::Edit => "edit",
+        }
+    }
+}
+
+/// Reads the file, and adds what only this host can tell. `running`: the gateway that is to go on by it.
+pub(super) async fn load(path: &Path, running: Option<&GatewayConfig>) -> Result<Loaded> {
+    let config = Config::load(path)?;
+    let text = config.source.text.clone();
+    Ok(Loaded { compiled: compile(config, running).await?, text })
+}
+
+/// Adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses.
+pub(super) async fn compile(mut config: Config, running: Option<&GatewayConfig>) -> Result<Compiled> {
     let in_file = config.gateway.tap.clone();
     // Who the gateway is on a segment, if it is on one, changes at a restart only.
     if let Some(running) = running {
@@ -72,10 +100,11 @@ impl Daemon {
     /// What a reload would change; changes nothing.
     pub(super) async fn diff(&self, config: Option<PathBuf>) -> Result<Difference> {
         let path = config.as_deref().unwrap_or(&self.options.config);
-        let new = load(path, Some(&self.compiled.gateway)).await?;
+        let new = load(path, Some(&self.compiled.gateway)).await?.compiled;
         Ok(Difference {
             changes: lines(&difference(&self.compiled, &new)),
             generation: self.gateway.snapshot().generation,
+            ..Difference::default()
         })
     }
 
@@ -83,6 +112,17 @@ impl Daemon {
     pub(super) async fn try_reload(&mut self, config: Option<PathBuf>) -> Result<Difference> {
         let path = config.unwrap_or_else(|| self.options.config.clone());
         let new = load(&path, Some(&self.compiled.gateway)).await?;
+        let (changes, generation) = self.adopt(new.compiled, Cause::Reload).await?;
+        self.text = new.text.clone();
+        self.in_file = new.text;
+        *self.control.about().config.lock() = Some(path.clone());
+        self.options.config = path;
+        self.tell_unsaved();
+        Ok(Difference { changes, generation, ..Difference::default() })
+    }
+
+    /// Runs by `new` from now on, or goes on as before and says why. Returns what has changed, and the generation.
+    pub(super) async fn adopt(&mut self, new: Compiled, cause: Cause) -> Result<(Vec<String>, u64)> {
         let changes = difference(&self.compiled, &new);
         // A file of the other mode cannot name uplinks; until the restart that it needs they are what they were.
         let same_mode = new.gateway.tap.is_some() == self.compiled.gateway.tap.is_some();
@@ -114,27 +154,30 @@ impl Daemon {
         self.tell_segment(&snapshot);
         let generation = snapshot.generation;
         self.compiled = Compiled { gateway, snapshot: new.snapshot };
-        *self.control.about().config.lock() = Some(path.clone());
-        self.options.config = path;
-        self.log(&changes, generation);
+        self.log(&changes, generation, cause.word());
         // What was removed and has no flow need not wait.
         self.tidy().await;
-        Ok(Difference { changes: lines(&changes), generation })
+        Ok((lines(&changes), generation))
+    }
+
+    /// Whether what runs is what the file had when it was last read or written.
+    pub(super) fn tell_unsaved(&self) {
+        self.control.unsaved.store(self.text != self.in_file, Ordering::Relaxed);
     }
 
     /// What waits for a restart is told once, not at every reload until then.
-    fn log(&mut self, changes: &[Change], generation: u64) {
+    fn log(&mut self, changes: &[Change], generation: u64, word: &str) {
         let (pending, done): (Vec<&Change>, Vec<&Change>) = changes.iter().partition(|change| change.needs_restart);
         for change in &done {
-            tracing::info!("reload: {change}");
+            tracing::info!("{word}: {change}");
         }
         for change in pending.iter().filter(|change| !self.pending.contains(change)) {
             tracing::warn!("not changed before a restart: {change}");
         }
         self.pending = pending.into_iter().cloned().collect();
         match done.len() {
-            0 => tracing::info!("reloaded: nothing changed, generation {generation}"),
-            count => tracing::info!("reloaded: changes: {count}, generation {generation}"),
+            0 => tracing::info!("{word} done: nothing changed, generation {generation}"),
+            count => tracing::info!("{word} done: changes: {count}, generation {generation}"),
         }
     }
 

@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::host_plan::segment_plan;
-use super::reload::load;
-use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates};
+use super::reload::{Loaded, load};
+use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates, watch_drains};
 use crate::control::config::{Compiled, GatewayConfig};
 use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
@@ -61,7 +61,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
         state_dir: std::path::absolute(&options.state_dir)?,
         ..options.clone()
     };
-    let compiled = load(&options.config, None).await?;
+    let Loaded { compiled, text } = load(&options.config, None).await?;
     let snapshot = Arc::new(Snapshot::build(compiled.snapshot.clone(), None)?);
     if compiled.gateway.routes && !options.no_routes {
         host::sweep(&options.state_dir);
@@ -96,7 +96,8 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
         env!("CARGO_PKG_VERSION"),
         config.device
     );
-    Ok(Daemon { options, compiled, gateway, control, tasks, done, pending: Vec::new() })
+    let in_file = text.clone();
+    Ok(Daemon { options, compiled, text, in_file, gateway, control, tasks, done, pending: Vec::new() })
 }
 
 async fn bring_up(
@@ -151,6 +152,7 @@ async fn bring_up(
     tasks.spawn(keep_time(gateway.clone(), segment));
     tasks.spawn(pump_events(control.clone()));
     tasks.spawn(sample_rates(control.clone()));
+    tasks.spawn(watch_drains(control.clone()));
     tracing::info!("control socket {}", socket.path().display());
     let clients = control.clone();
     tasks.spawn(async move {
@@ -222,7 +224,7 @@ fn has_server(snapshot: &Snapshot, method: Method) -> bool {
 pub fn print_routes(config: &Path) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let compiled = load(config, None).await?;
+        let Loaded { compiled, .. } = load(config, None).await?;
         let snapshot = Snapshot::build(compiled.snapshot.clone(), None)?;
         Ok(Host::print_commands(&host_plan(&compiled.gateway, &snapshot)).await?)
     })

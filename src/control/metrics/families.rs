@@ -36,7 +36,7 @@ impl Seen {
     fn now(control: &Control) -> Seen {
         let reloads = &control.reloads;
         Seen {
-            status: control.status(),
+            status: control.status_since_start(),
             stats: control.stats(),
             reloads: [("ok", reloads.ok.load(Ordering::Relaxed)), ("failed", reloads.failed.load(Ordering::Relaxed))],
         }

@@ -1,0 +1,4 @@
+//! Active health checks.
+
+pub mod path;
+pub mod transport;
