@@ -177,7 +177,6 @@ fn help(counter: &str) -> &'static str {
         "flows_reused" => "Flows that ended because a new connection used the same ports.",
         "rst_ignored" => "RSTs that did not fit their flow and did not end it.",
         "icmp_errors" => "ICMP errors that were translated, both ways.",
-        "delivered" => "Answers to the gateway's own health probes.",
         "fragments_held" => "Fragments that had to wait for their first one.",
         "events_lost" => "Flow events that nobody took in time.",
         _ => "A counter of the engines.",
