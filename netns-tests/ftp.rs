@@ -223,10 +223,7 @@ fn a_reply_in_pieces() {
         drop(control);
         let said = server.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
         ensure!(said == "PASV\r\nQUIT\r\n", "{said}");
-        ensure!(
-            gateway.metric("gatun_drops_total", &["reason=\"too_early\""])? == 0.0,
-            "segments came too early"
-        );
+        ensure!(gateway.metric("gatun_drops_total", &["reason=\"too_early\""])? == 0.0, "segments came too early");
         Ok(())
     });
 }
