@@ -3,7 +3,7 @@
 //! An [`Engine`] is one shard: it knows no device, no clock, no thread. Its caller gives it packets and the time, and does
 //! what it answers. The methods come in four families:
 //!
-//! * `handle_*` takes a packet or the passing of time;
+//! * `handle_*` takes a packet, one of the gateway's own probes, or the passing of time;
 //! * `poll_*` asks for what came of it: packets that were held back, events, the time of the next deadline;
 //! * `apply` carries out a [`Command`];
 //! * the others read.
@@ -12,6 +12,7 @@
 
 mod fragments;
 mod helper;
+mod probe;
 mod shard;
 
 use std::collections::VecDeque;
@@ -135,7 +136,13 @@ impl Engine {
 
     /// A TCP or UDP packet: the flow's translation is replayed; without a flow, one is admitted first.
     fn forward(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Verdict {
-        let known = self.table.lookup(tuple).filter(|&(id, sender)| !self.starts_anew(now, id, sender, view));
+        let found = self.table.lookup(tuple);
+        if let Some((id, sender)) = found
+            && self.table.flow(id).is_probe()
+        {
+            return self.answer_probe(now, buf, view, id, sender);
+        }
+        let known = found.filter(|&(id, sender)| !self.starts_anew(now, id, sender, view));
         let (id, sender, change) = match known {
             Some((id, sender)) => (id, sender, FlowChange::Update),
             None => match self.expected(now, view, tuple).unwrap_or_else(|| self.admit(now, buf, view, tuple)) {
@@ -238,6 +245,7 @@ impl Engine {
     pub fn apply(&mut self, now: Instant, command: Command) -> Outcome {
         match command {
             Command::Swap(snapshot) => {
+                self.end_probes_of_others(now, &snapshot);
                 self.traffic.resize(self.traffic.len().max(snapshot.server_ids()), Traffic::default());
                 self.forget_reused_ids(&snapshot);
                 self.snapshot = snapshot;
@@ -253,6 +261,8 @@ impl Engine {
                 Outcome::Done
             }
             Command::Delete { filter, cursor } => self.delete(now, &filter, cursor),
+            Command::Probe { original, server } => self.admit_probe(now, &original, server),
+            Command::EndProbe(original) => self.end_probe(now, &original),
         }
     }
 
@@ -269,9 +279,9 @@ impl Engine {
         self.stats.drops[reason as usize] += 1;
     }
 
-    /// Flows in the table, and how many it may hold.
+    /// Flows of clients in the table, and how many it may hold. Probes have room of their own.
     pub fn occupancy(&self) -> (usize, usize) {
-        (self.table.len(), self.table.max())
+        (self.table.len() - self.table.probes().len(), self.table.max())
     }
 
     /// What a server has moved in this shard since it was configured.
@@ -378,7 +388,7 @@ impl Engine {
     #[inline]
     fn act(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, action: &Action, server: ServerId) -> Verdict {
         let server = self.snapshot.server(server).map(Arc::as_ref);
-        let context = Context { now, spec: &self.snapshot.spec, server };
+        let context = Context { now, spec: &self.snapshot.spec, server, is_probe: false };
         match forward::act(action, buf, view, context) {
             Ok(()) => Verdict::Forward,
             Err(Obstacle { reason, refusal: None }) => Verdict::Drop(reason),
@@ -414,18 +424,22 @@ impl Engine {
         // It neither refreshes nor ends the flow (RFC 5382 REQ-10, RFC 4787 REQ-12).
         self.stats.icmp_errors += 1;
         let flow = self.table.flow(id);
+        let forward = if flow.is_probe() && sender == Sender::Server { Verdict::Deliver } else { Verdict::Forward };
         if flow.owner.one_way {
             let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
             if let (Sender::Server, Some(server)) = (sender, self.snapshot.server(server)) {
                 tunnel_error::learn_from_inside(now, server, buf.packet(), view);
             }
-            return self.act(now, buf, view, &action, server);
+            return match self.act(now, buf, view, &action, server) {
+                Verdict::Forward => forward,
+                verdict => verdict,
+            };
         }
         icmp_error::translate(buf, view, flow, sender, &quoted);
         if self.snapshot.spec.is_hop {
             decrement_ttl(buf.packet_mut());
         }
-        Verdict::Forward
+        forward
     }
 
     /// An ICMP error about one of the gateway's own outer packets: what it says of the way to the server is noted, and the
@@ -445,6 +459,7 @@ impl Engine {
         };
         let Some((id, Sender::Client)) = self.table.lookup(&inner) else { return drop(DropReason::IcmpNoFlow) };
         let flow = self.table.flow(id);
+        let relayed = if flow.is_probe() { Verdict::Deliver } else { Verdict::Forward };
         let can_be = sequence.is_none_or(|sequence| track::client_sent(flow, sequence));
         let server = snapshot.server(ServerId(flow.owner.server)).filter(about_it);
         let Some(server) = server.filter(|_| can_be) else { return drop(DropReason::IcmpNoFlow) };
@@ -455,7 +470,7 @@ impl Engine {
         // What follows the quoted packet (RFC 4884) is about the outer one.
         buf.truncate(inner.len);
         Some(match self.refuse(now, buf, &inner, DropReason::IcmpNoFlow, refusal, inner.dst) {
-            Verdict::Refuse(_) => Verdict::Forward,
+            Verdict::Refuse(_) => relayed,
             verdict => verdict,
         })
     }
@@ -530,7 +545,10 @@ impl Engine {
         if flow.owner.marks.has(Marks::HELPED) {
             self.helpers.forget(id);
         }
-        if let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) {
+        // A probe is no load.
+        if !flow.is_probe()
+            && let Some(server) = self.snapshot.server(ServerId(flow.owner.server))
+        {
             server.end(flow.is_active());
         }
     }
@@ -570,7 +588,8 @@ impl Engine {
     }
 
     fn tell(&mut self, now: Instant, change: FlowChange, id: FlowId) {
-        if !self.watched {
+        // Probes come and go every moment, and are nobody's connections.
+        if !self.watched || self.table.flow(id).is_probe() {
             return;
         }
         if self.events.len() == MAX_EVENTS {
@@ -597,6 +616,7 @@ impl Engine {
             service: ServiceId(flow.owner.service),
             server: ServerId(flow.owner.server),
             method: Method::numbered(flow.owner.method),
+            marks: flow.owner.marks,
             to_server: volume(Sender::Client),
             to_client: volume(Sender::Server),
         }

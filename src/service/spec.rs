@@ -325,8 +325,18 @@ pub struct SnapshotSpec {
     /// Addresses that are the gateway's own and nobody else's, where [`SnapshotSpec::is_hop`] holds: what comes for them is
     /// answered as for a VIP without services.
     pub own_addresses: Vec<Addr>,
+    /// Where the gateway's own probes of servers come from, for those that are probed through the gateway.
+    pub probe_sources: Vec<ProbeSource>,
     /// Seed of the hashing schedulers; equal on gateways that must choose alike.
     pub seed: u64,
+}
+
+/// The address that the gateway asks as when it probes `server` as a client of `vip` would; of the VIP's family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeSource {
+    pub vip: Addr,
+    pub server: Addr,
+    pub client: Addr,
 }
 
 impl Default for SnapshotSpec {
@@ -340,6 +350,7 @@ impl Default for SnapshotSpec {
             tunnel_sources: Vec::new(),
             is_hop: false,
             own_addresses: Vec::new(),
+            probe_sources: Vec::new(),
             seed: 0,
         }
     }

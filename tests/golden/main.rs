@@ -12,6 +12,7 @@ mod icmp;
 mod malformed;
 mod nat;
 mod one_way;
+mod probe;
 mod refusal;
 mod reload;
 mod tcp_states;
@@ -89,6 +90,8 @@ fn every_reason_to_drop_has_a_row() {
     seen.extend([DropReason::ServerUnreachable, DropReason::LinkFull, DropReason::NoTunnelSource]);
     // The real server's: see tests/receive.
     seen.extend([DropReason::UnknownGateway, DropReason::TunnelNotAllowed, DropReason::NotOurVip]);
+    // Probes are not the device's: see probe.rs.
+    seen.extend([DropReason::ProbeForged, DropReason::ProbeLost, DropReason::ProbeEnded]);
     // Tunnels: see tests/tunnel.
     seen.extend([
         DropReason::BadOffload,

@@ -66,15 +66,20 @@ pub(super) fn read(section: &Section<'_>, protocols: Protocols, scheduler: Sched
 
 fn flags(section: &Section<'_>, scheduler: SchedulerKind) -> SchedulerFlags {
     let mut flags = SchedulerFlags::default();
-    for word in section.strings("scheduler_flags", r#"["port", "fallback"]"#).unwrap_or_default() {
+    for word in section.strings("scheduler_flags", r#"["port"]"#).unwrap_or_default() {
         match word.value {
             "port" => flags.port = true,
             "fallback" => flags.fallback = true,
+            "strict" => flags.strict = true,
             other => {
-                let wrong = keys::unknown_word(other, ["port", "fallback"].into_iter(), &[]);
+                let wrong = keys::unknown_word(other, ["port", "fallback", "strict"].into_iter(), &[]);
                 section.refuse(word.span, format!("scheduler_flags {other:?} {wrong}"));
             }
         }
+    }
+    if flags.fallback && flags.strict {
+        let message = "scheduler_flags \"fallback\" and \"strict\" say opposite things; keep one".to_owned();
+        section.refuse(section.span_of("scheduler_flags"), message);
     }
     if flags != SchedulerFlags::default() && !matches!(scheduler, SchedulerKind::Sh | SchedulerKind::Mh) {
         let message = "scheduler_flags are for the schedulers \"sh\" and \"mh\" alone".to_owned();

@@ -33,6 +33,7 @@ pub fn host_plan(gateway: &GatewayConfig, snapshot: &Snapshot) -> HostPlan {
         vips: vips(snapshot),
         returns: returns(snapshot),
         one_way: one_way(snapshot),
+        probes: probes(snapshot),
         ..device
     }
 }
@@ -88,6 +89,12 @@ fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
 fn one_way(snapshot: &Snapshot) -> Vec<IpNet> {
     let servers = known_servers(snapshot).filter(|server| server.method.is_one_way());
     servers.map(|server| IpNet::from(server.address.ip())).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Where the gateway's own probes come from.
+fn probes(snapshot: &Snapshot) -> Vec<IpAddr> {
+    let sources = snapshot.spec.probe_sources.iter().map(|probe| probe.client.ip());
+    sources.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The ports that replies of `server` come from.

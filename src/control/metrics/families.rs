@@ -36,7 +36,7 @@ impl Seen {
     fn now(control: &Control) -> Seen {
         let reloads = &control.reloads;
         Seen {
-            status: control.status(),
+            status: control.status_since_start(),
             stats: control.stats(),
             reloads: [("ok", reloads.ok.load(Ordering::Relaxed)), ("failed", reloads.failed.load(Ordering::Relaxed))],
         }
@@ -167,6 +167,7 @@ fn help(counter: &str) -> &'static str {
         "forwarded" => "Packets that were translated and sent on.",
         "passed" => "Packets that concerned no service and no flow and were sent on as they came.",
         "replied" => "Packets that the gateway answered itself.",
+        "delivered" => "Answers to the gateway's own probes that came through it.",
         "refusals_limited" => "Dropped packets whose answer was held back by the rate limit.",
         "refused" => "Dropped packets whose sender got a RST or an ICMP error.",
         "flows_created" => "Flows that were admitted.",
@@ -176,6 +177,7 @@ fn help(counter: &str) -> &'static str {
         "flows_reused" => "Flows that ended because a new connection used the same ports.",
         "rst_ignored" => "RSTs that did not fit their flow and did not end it.",
         "icmp_errors" => "ICMP errors that were translated, both ways.",
+        "delivered" => "Answers to the gateway's own health probes.",
         "fragments_held" => "Fragments that had to wait for their first one.",
         "events_lost" => "Flow events that nobody took in time.",
         _ => "A counter of the engines.",
