@@ -84,8 +84,12 @@ fn segment(segment: &api::Segment) -> String {
 }
 
 fn one_service(service: &api::Service) -> (String, Vec<String>) {
-    let api::Service { name, listen, protocol, method, scheduler, servers } = service;
-    let heading = format!("{name}  {protocol} {listen}  {method}  {scheduler}");
+    let api::Service { name, listen, protocol, method, scheduler, quorum, servers } = service;
+    let quorum = match quorum {
+        Some(api::Quorum { holds: false, live, weight, .. }) => format!("  NO QUORUM: {live} of {weight}"),
+        _ => String::new(),
+    };
+    let heading = format!("{name}  {protocol} {listen}  {method}  {scheduler}{quorum}");
     let columns = [
         ("  SERVER", Align::Left),
         ("WEIGHT", Align::Right),
@@ -118,8 +122,8 @@ fn label(server: &api::Server, method_of_service: &str) -> String {
     if server.method != *method_of_service {
         label.push_str(&format!(" ({})", server.method));
     }
-    if !server.reachable {
-        label.push_str(" unreachable");
+    if server.state != "up" {
+        label.push_str(&format!(" {}", server.state));
     }
     label
 }
@@ -157,6 +161,8 @@ mod tests {
             tunnel: None,
             path_mtu: None,
             reachable: true,
+            state: "up".to_owned(),
+            health: None,
             active: 2,
             inactive: 10,
             admitted: 4711,
@@ -185,12 +191,14 @@ mod tests {
                 protocol: "tcp".to_owned(),
                 method: "nat".to_owned(),
                 scheduler: "wlc".to_owned(),
+                quorum: None,
                 servers: vec![
                     server.clone(),
                     api::Server {
                         name: "far".to_owned(),
                         method: "direct".to_owned(),
                         reachable: false,
+                        state: "unreachable".to_owned(),
                         active: 0,
                         ..server
                     },

@@ -34,6 +34,13 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         service: Option<String>,
     },
+    /// Servers that go up and down, as they do.
+    #[serde(rename = "server.watch")]
+    ServerWatch {
+        /// Only this service's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
+    },
     #[serde(rename = "conntrack.list")]
     ConntrackList {
         #[serde(default)]
@@ -118,6 +125,7 @@ pub const OPS: &[&str] = &[
     "neighbours",
     "service.list",
     "server.list",
+    "server.watch",
     "conntrack.list",
     "conntrack.watch",
     "conntrack.count",
@@ -320,6 +328,12 @@ pub struct Server {
     /// `false` when nobody answers for its address on the segment (method direct; in mode "tap" any method): then it gets no
     /// new flows.
     pub reachable: bool,
+    /// `up`; or why it gets no new flow: `down` (its check, or clients, say so), `unreachable`, `drain` (marked, or weight
+    /// 0), `full`.
+    pub state: String,
+    /// `null` in a gateway that checks nothing.
+    #[serde(default)]
+    pub health: Option<Health>,
     pub active: u64,
     pub inactive: u64,
     /// Flows admitted since the server was configured.
@@ -337,7 +351,79 @@ pub struct Service {
     pub protocol: String,
     pub method: String,
     pub scheduler: String,
+    /// `null` in a gateway that checks nothing.
+    #[serde(default)]
+    pub quorum: Option<Quorum>,
     pub servers: Vec<Server>,
+}
+
+/// How a server has been.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Health {
+    /// Seconds since it last went up or down; without that, since it was configured.
+    pub since: u64,
+    /// How often it went up or down.
+    pub transitions: u64,
+    /// `null`: it has no check.
+    pub check: Option<Check>,
+}
+
+/// A server's check and what it last said.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Check {
+    /// `tcp`, `http`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `host` or `path`.
+    pub via: String,
+    /// Whether the last answer was right; this and the next three are `null` before there is one.
+    pub ok: Option<bool>,
+    /// In words.
+    pub said: Option<String>,
+    /// Microseconds.
+    pub latency: Option<u64>,
+    /// Seconds since then.
+    pub age: Option<u64>,
+    /// The weight that it sets, if it does.
+    pub sets_weight: Option<u32>,
+    /// Answers, and those of them that were wrong, since the server was configured.
+    pub done: u64,
+    pub failed: u64,
+}
+
+/// How many servers a service needs, and has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Quorum {
+    /// While it does not, the sorry server serves, where there is one.
+    pub holds: bool,
+    pub weight: u32,
+    pub hysteresis: u32,
+    /// The weight of the servers that may serve.
+    pub live: u64,
+}
+
+/// What `server.watch` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ServerEvent {
+    /// Microseconds since 1970.
+    pub time: u64,
+    pub change: ServerChange,
+    pub service: String,
+    /// `null`: it concerns the service.
+    pub server: Option<String>,
+    pub address: Option<IpAddr>,
+    pub port: Option<u16>,
+    /// For a human.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerChange {
+    Up,
+    Down,
+    QuorumGained,
+    QuorumLost,
 }
 
 /// A drop reason and its count.

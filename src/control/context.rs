@@ -162,7 +162,8 @@ impl Control {
         let (shards, traffic) = view::count(&self.gateway, &snapshot);
         let total = self.total(&shards);
         let sampled = self.rates.lock();
-        let services = view::services(&snapshot, self.gateway.now(), &traffic, &sampled.rates);
+        let services =
+            view::services(&snapshot, self.gateway.now(), &traffic, &sampled.rates, self.about.health.as_deref());
         let mut rates = api::Rates::default();
         for server in services.iter().flat_map(|service| &service.servers) {
             rates.add(&server.rates);

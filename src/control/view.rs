@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::api::{self, Fault, FaultCode};
+use super::health::Health;
 use crate::command::{Event, FlowChange, FlowFilter, FlowRecord, Volume};
 use crate::flow::TcpState;
 use crate::io::Gateway;
@@ -52,19 +53,36 @@ pub fn event(snapshot: &Snapshot, event: &Event, time: u64) -> api::FlowEvent {
 }
 
 /// `rates` by [`ServerId`]; where it is too short, nothing is known yet.
-pub fn services(snapshot: &Snapshot, now: Instant, traffic: &[Traffic], rates: &[api::Rates]) -> Vec<api::Service> {
-    snapshot.live.iter().map(|service| one_service(service, now, traffic, rates)).collect()
+pub fn services(
+    snapshot: &Snapshot,
+    now: Instant,
+    traffic: &[Traffic],
+    rates: &[api::Rates],
+    health: Option<&Health>,
+) -> Vec<api::Service> {
+    snapshot.live.iter().map(|service| one_service(service, now, traffic, rates, health)).collect()
 }
 
-fn one_service(service: &Service, now: Instant, traffic: &[Traffic], rates: &[api::Rates]) -> api::Service {
+fn one_service(
+    service: &Service,
+    now: Instant,
+    traffic: &[Traffic],
+    rates: &[api::Rates],
+    health: Option<&Health>,
+) -> api::Service {
     let spec = &service.spec;
+    let one = |server: &std::sync::Arc<Server>| api::Server {
+        health: health.and_then(|health| health.of_server(server)),
+        ..one_server(&spec.name, server, now, traffic, rates)
+    };
     api::Service {
         name: spec.name.clone(),
         listen: listen(spec.vip.ip(), &spec.ports.to_string()),
         protocol: spec.protocols.word().to_owned(),
         method: spec.method.word().to_owned(),
         scheduler: spec.scheduler.word().to_owned(),
-        servers: service.servers.iter().map(|server| one_server(&spec.name, server, now, traffic, rates)).collect(),
+        quorum: health.and_then(|health| health.of_service(service)),
+        servers: service.servers.iter().map(one).collect(),
     }
 }
 
@@ -81,12 +99,25 @@ fn one_server(service: &str, server: &Server, now: Instant, traffic: &[Traffic],
         tunnel: (server.method == Method::Tunnel).then(|| server.encapsulation.to_string()),
         path_mtu: Some(server.path.mtu(now, u16::MAX)).filter(|mtu| *mtu < u16::MAX),
         reachable: !server.path.is_unreachable(),
+        state: state_word(server).to_owned(),
+        health: None,
         active: server.load.active(),
         inactive: server.load.inactive(),
         admitted: server.load.admitted(),
         to_server: volume(traffic.to_server),
         to_client: volume(traffic.to_client),
         rates: rates.get(index).copied().unwrap_or_default(),
+    }
+}
+
+/// Why a server gets no new flow, the reason that lasts longest first; or `up`.
+fn state_word(server: &Server) -> &'static str {
+    match () {
+        () if !server.state.is_up() => "down",
+        () if server.path.is_unreachable() => "unreachable",
+        () if server.state.is_draining() || server.weight == 0 => "drain",
+        () if server.state.is_full() => "full",
+        () => "up",
     }
 }
 

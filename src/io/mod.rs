@@ -12,6 +12,7 @@ pub mod open_files;
 pub mod own_errors;
 mod path_mtu;
 pub mod privilege;
+pub mod program;
 pub mod receiver;
 pub mod tap;
 pub mod tun;
