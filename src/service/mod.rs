@@ -5,7 +5,9 @@
 //! A [`Snapshot`] is immutable. A reload builds a new one with [`Snapshot::build`], handing in the old one, and every
 //! shard swaps its `Arc`. What must outlive a snapshot is carried from the old to the new:
 //!
-//! * A service whose [`ServiceSpec`] did not change keeps its [`Service`], and with it the state of its scheduler.
+//! * A service whose [`ServiceSpec`] did not change keeps its [`Service`], and with it the state of its scheduler. Of a
+//!   service that did change, the new scheduler inherits what it has a use for ([`scheduler::Memory`]): whose turn it is, and
+//!   which destinations are at home where.
 //! * A server that stays under the same service (by name, address and port) keeps its [`ServerId`], its [`ServerLoad`] and
 //!   its [`ServerState`]: what is down stays down.
 //! * A server or service that is gone stays in the snapshot's registry as *retired* while flows still refer to it, so
@@ -28,8 +30,8 @@ pub use path::ServerPath;
 pub use scheduler::{Flags as SchedulerFlags, Kind as SchedulerKind, Request, Scheduler};
 pub use snapshot::{Fault, Snapshot, SnapshotError};
 pub use spec::{
-    FlowPolicy, HelperKind, Limits, Method, Passive, Persistence, PortRange, Protocols, ServerSpec, ServiceSpec,
-    SnapshotSpec,
+    FlowPolicy, HelperKind, Limits, Method, Passive, Persistence, PortRange, ProbeSource, Protocols, ServerSpec,
+    ServiceSpec, SnapshotSpec,
 };
 pub use state::ServerState;
 

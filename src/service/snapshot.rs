@@ -31,6 +31,8 @@ pub struct Snapshot {
     exact: Map<(Addr, Protocol, u16), Arc<Service>>,
     /// The gateway's address towards each server, as the specification has it.
     sources: Map<Addr, Addr>,
+    /// By VIP and server.
+    probe_sources: Map<(Addr, Addr), Addr>,
     /// Where tunnels begin, those to retired servers included, and the ports of those that are GUE.
     tunnel_sources: Map<Addr, ()>,
     gue_ports: Map<u16, ()>,
@@ -95,10 +97,13 @@ impl Snapshot {
             server_addresses: Map::default(),
             exact: Map::default(),
             sources: Map::default(),
+            probe_sources: Map::default(),
             tunnel_sources: Map::default(),
             gue_ports: Map::default(),
         };
         snapshot.sources = snapshot.spec.tunnel_sources.iter().copied().collect();
+        let probes = snapshot.spec.probe_sources.iter();
+        snapshot.probe_sources = probes.map(|probe| ((probe.vip, probe.server), probe.client)).collect();
         if let Some(previous) = previous {
             snapshot.services.clone_from(&previous.services);
             snapshot.servers.clone_from(&previous.servers);
@@ -181,6 +186,11 @@ impl Snapshot {
         self.tunnel_sources.contains_key(&addr)
     }
 
+    /// The address that the gateway probes `server` from, as a client of `vip`.
+    pub fn probe_source(&self, vip: Addr, server: Addr) -> Option<Addr> {
+        self.probe_sources.get(&(vip, server)).copied()
+    }
+
     /// Whether some server expects GUE at this UDP port.
     pub fn is_gue_port(&self, port: u16) -> bool {
         self.gue_ports.contains_key(&port)
@@ -251,7 +261,10 @@ impl Snapshot {
         let servers: Vec<Arc<Server>> =
             spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused)).collect();
         let sorry = spec.sorry.as_ref().map(|server| self.admit_server(id, &spec, server, reused));
-        let scheduler = scheduler::build(spec.scheduler, spec.scheduler_flags, &servers, self.spec.seed);
+        let mut scheduler = scheduler::build(spec.scheduler, spec.scheduler_flags, &servers, self.spec.seed);
+        if let Some(old) = reused {
+            scheduler.inherit(old.scheduler.memory().moved(&places(&old.servers, &servers)));
+        }
         let state = reused.map(|old| old.state.clone()).unwrap_or_default();
         let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state });
         self.services[id.0 as usize] = Some(service.clone());
@@ -302,6 +315,12 @@ impl Snapshot {
         }
         vip.ranges.sort_by_key(|(_, range, _)| range.last - range.first);
     }
+}
+
+/// Where in `new` each of the servers of `old` stands.
+fn places(old: &[Arc<Server>], new: &[Arc<Server>]) -> Vec<Option<usize>> {
+    let by_id: Map<ServerId, usize> = new.iter().enumerate().map(|(index, server)| (server.id, index)).collect();
+    old.iter().map(|server| by_id.get(&server.id).copied()).collect()
 }
 
 /// The index of the first free slot; the caller fills it before it asks for another.

@@ -85,6 +85,7 @@ fn translate_service(service: &ServiceConfig) -> ServiceSpec {
         on_server_removed: cluster.on_server_removed.unwrap_or(FlowPolicy::Keep),
         passive: cluster.passive,
         helper: cluster.helper,
+        data_ports: cluster.data_ports,
         servers: service.servers.iter().map(|server| translate_server(service, server)).collect(),
     }
 }

@@ -150,6 +150,7 @@ fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
         tunnel_sources: _,
         is_hop: _,
         own_addresses: _,
+        probe_sources: _,
     } = old;
     Comparison::live("[gateway]", changes).key("seed", seed, &new.seed, u64::to_string);
     compare_timeouts(*timeouts, new.timeouts, &mut Comparison::live("[conntrack.timeouts]", changes));
@@ -200,6 +201,7 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
         on_server_removed,
         passive,
         helper,
+        data_ports,
         servers,
     } = old;
     let mut comparison = Comparison::live(&service_subject(old), changes);
@@ -210,7 +212,7 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
     comparison.key("tunnel", tunnel, &new.tunnel, |tunnel| format!("\"{tunnel}\""));
     comparison.key("scheduler", scheduler, &new.scheduler, |kind| format!("{:?}", kind.word()));
     comparison.key("scheduler_flags", scheduler_flags, &new.scheduler_flags, |flags| {
-        let words = [(flags.port, "port"), (flags.fallback, "fallback")];
+        let words = [(flags.port, "port"), (flags.fallback, "fallback"), (flags.strict, "strict")];
         format!("{:?}", words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect::<Vec<_>>())
     });
     comparison.key("group", group, &new.group, |group| or_none(group.as_ref(), |name| format!("{name:?}")));
@@ -234,6 +236,9 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
     });
     comparison
         .key("helper", helper, &new.helper, |helper| or_none(helper.as_ref(), |helper| format!("{:?}", helper.word())));
+    comparison.key("data_ports", data_ports, &new.data_ports, |ports| {
+        or_none(ports.as_ref(), |ports| format!("\"{ports}\""))
+    });
     let names = |servers: &[ServerSpec], others: &[ServerSpec]| -> Vec<String> {
         let stays = |server: &&ServerSpec| others.iter().any(|other| other.name == server.name);
         servers.iter().filter(stays).map(|server| server.name.clone()).collect()

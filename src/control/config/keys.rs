@@ -73,6 +73,7 @@ pub(super) static SERVICE: Keys = Keys {
         "on_server_removed",
         "passive",
         "helper",
+        "data_ports",
         "check",
         "quorum",
         "hysteresis",

@@ -11,6 +11,7 @@ mod cluster;
 mod compile;
 mod difference;
 mod duration;
+pub mod edit;
 pub mod host;
 mod keys;
 mod problem;
@@ -188,7 +189,7 @@ fn document<'a>(file: &Path, text: &'a str) -> Result<(Source, toml::Spanned<tom
 }
 
 /// The text of a file that is not too large, and UTF-8.
-fn read_file(path: &Path) -> Result<Source, ConfigErrors> {
+pub(in crate::control) fn read_file(path: &Path) -> Result<Source, ConfigErrors> {
     let unreadable = |error: std::io::Error| ConfigErrors::of_file(path, format!("cannot be read: {error}"));
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;

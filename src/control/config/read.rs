@@ -22,9 +22,8 @@ use crate::timeouts::Timeouts;
 use crate::wire::Encapsulation;
 use crate::wire::outer::GUE_PORT;
 
-/// Methods and schedulers that are documented but not built.
+/// Methods that are documented but not built.
 const LATER_METHODS: &[&str] = &["fullnat"];
-const LATER_SCHEDULERS: &[&str] = &["lblc", "lblcr", "dh", "sed", "nq", "fo", "ovf", "twos"];
 
 /// Linux `IFNAMSIZ` less the terminating zero.
 const MAX_DEVICE_NAME: usize = 15;
@@ -136,7 +135,7 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
     let method = method(section).unwrap_or(Method::Nat);
     let tunnel = section.parsed("tunnel", encapsulation).map(|found| found.value).unwrap_or_default();
     let schedulers: Vec<_> = SchedulerKind::ALL.iter().map(|&kind| (kind.word(), kind)).collect();
-    let scheduler = section.word("scheduler", &schedulers, LATER_SCHEDULERS).unwrap_or_default();
+    let scheduler = section.word("scheduler", &schedulers, &[]).unwrap_or_default();
     let service = section.name().to_owned();
     let servers = section.tables("server", "[[service.server]]", &keys::SERVER, |table, number| {
         format!("{service}, server {}", label(table, "address", number))

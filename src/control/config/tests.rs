@@ -203,7 +203,6 @@ const BAD: &[(&str, &[&str])] = &[
         &[
             "4:12: [[service]] \"web\": protocol \"sctp\" is not supported by this version yet; there are tcp, udp, tcp+udp",
             "5:10: [[service]] \"web\": method \"fullnat\" is not supported by this version yet; there are nat, direct, tunnel",
-            "6:13: [[service]] \"web\": scheduler \"lblc\" is not supported by this version yet; there are rr, wrr, lc, wlc, sh, mh",
         ],
     ),
     // Values.
@@ -246,7 +245,7 @@ const BAD: &[(&str, &[&str])] = &[
         &[
             "2:8: [[service]] \"my web\": name \"my web\" is no name; it must be without spaces and control characters",
             "3:10: [[service]] \"my web\": listen \"2001:db8::1:80\" is an IPv6 address without brackets; write \"[2001:db8::1]:80\"",
-            "4:13: [[service]] \"my web\": scheduler \"wlcc\" is unknown; did you mean \"wlc\"? (rr, wrr, lc, wlc, sh, mh)",
+            "4:13: [[service]] \"my web\": scheduler \"wlcc\" is unknown; did you mean \"wlc\"? (rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, fo, ovf, mh, twos)",
             "5:12: [[service]] \"my web\": protocol \"icmp\" is unknown; there are tcp, udp, tcp+udp",
             "8:11: [[service]] \"my web\", server \"web1.example.org:80\": address \"web1.example.org:80\" is no IP address; names are not looked up",
             "9:10: [[service]] \"my web\", server \"web1.example.org:80\": weight = 65536 is out of range; it must be a whole number from 0 to 65535",

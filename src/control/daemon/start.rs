@@ -14,12 +14,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::host_plan::segment_plan;
-use super::reload::load;
-use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates};
+use super::probe_source::warn_of_ports;
+use super::reload::{Loaded, load};
+use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates, watch_drains};
 use crate::control::config::{Compiled, GatewayConfig};
 use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
-use crate::control::health::{Health, Prepared};
+use crate::control::health::{self, Health, Prepared};
 use crate::control::metrics::{self, Bounds};
 use crate::control::socket::{Limits, Socket};
 use crate::io::direct::{PacketSocket, Places};
@@ -62,7 +63,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
         state_dir: std::path::absolute(&options.state_dir)?,
         ..options.clone()
     };
-    let compiled = load(&options.config, None).await?;
+    let Loaded { compiled, text } = load(&options.config, None).await?;
     let snapshot = Arc::new(Snapshot::build(compiled.snapshot.clone(), None)?);
     let prepared = Prepared::new(compiled.health.clone()).map_err(Error::msg)?;
     if compiled.gateway.routes && !options.no_routes {
@@ -79,6 +80,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     let queues = config.queues.count();
     let gateway = Arc::new(Gateway::new(snapshot.clone(), queues, config.max_flows, random_seed()?));
     let health = Arc::new(Health::new(gateway.clone(), room_for_probes()));
+    health.set_path(Arc::new(health::path::Path::new(gateway.clone())));
     health.configure(prepared, &snapshot);
     let mut done = Done::default();
     let brought = bring_up(&mut done, &options, &compiled, &gateway, &health, orders, metrics).await;
@@ -100,7 +102,8 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
         env!("CARGO_PKG_VERSION"),
         config.device
     );
-    Ok(Daemon { options, compiled, gateway, health, control, tasks, done, pending: Vec::new() })
+    let in_file = text.clone();
+    Ok(Daemon { options, compiled, text, in_file, gateway, health, control, tasks, done, pending: Vec::new() })
 }
 
 async fn bring_up(
@@ -157,6 +160,7 @@ async fn bring_up(
     tasks.spawn(health.clone().run());
     tasks.spawn(pump_events(control.clone()));
     tasks.spawn(sample_rates(control.clone()));
+    tasks.spawn(watch_drains(control.clone()));
     tracing::info!("control socket {}", socket.path().display());
     let clients = control.clone();
     tasks.spawn(async move {
@@ -185,6 +189,7 @@ async fn start_tun(
         tun::open(settings)?.into_iter().map(|queue| queue.with_frames(packet_socket(&places))).collect();
     let has_frames = queues.iter().all(TunQueue::has_frames);
     warn_without_raw_sockets(snapshot);
+    warn_of_ports(snapshot);
     let sender = queues.first().map(TunQueue::sender).transpose()?;
     if let Some(queue) = queues.first() {
         gateway.set_outlet(Box::new(queue.sender()?.with_frames(packet_socket(&places))));
@@ -228,7 +233,7 @@ fn has_server(snapshot: &Snapshot, method: Method) -> bool {
 pub fn print_routes(config: &Path) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let compiled = load(config, None).await?;
+        let Loaded { compiled, .. } = load(config, None).await?;
         let snapshot = Snapshot::build(compiled.snapshot.clone(), None)?;
         Ok(Host::print_commands(&host_plan(&compiled.gateway, &snapshot)).await?)
     })

@@ -23,6 +23,7 @@
 //! state until the new check has something to say. New servers are up (IPVS), or down where `initial` says so.
 
 mod dice;
+pub mod path;
 pub mod probe;
 mod quorum;
 pub mod spec;

@@ -31,7 +31,6 @@ impl Health {
         let quorums = self.quorums.lock();
         let quorum = quorums.of(service.id)?;
         Some(api::Quorum {
-            holds: service.state.has_quorum(),
             weight: quorum.weight,
             hysteresis: quorum.hysteresis,
             live: live_weight(service),

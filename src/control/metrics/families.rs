@@ -36,7 +36,7 @@ impl Seen {
     fn now(control: &Control) -> Seen {
         let reloads = &control.reloads;
         Seen {
-            status: control.status(),
+            status: control.status_since_start(),
             stats: control.stats(),
             reloads: [("ok", reloads.ok.load(Ordering::Relaxed)), ("failed", reloads.failed.load(Ordering::Relaxed))],
         }
@@ -141,8 +141,8 @@ impl Seen {
         let help = "How often a server went up or down.";
         let transitions = of(|server| server.health.as_ref().map(|health| health.transitions));
         out.counter("gatun_server_transitions", help, transitions)?;
-        let quorums = self.status.services.iter().filter_map(|service| {
-            Some((vec![("service", service.name.as_str())], u64::from(service.quorum.as_ref()?.holds)))
+        let quorums = self.status.services.iter().map(|service| {
+            (vec![("service", service.name.as_str())], u64::from(service.has_quorum))
         });
         out.gauge("gatun_service_quorum", "Whether a service has its quorum: 1 or 0.", quorums.collect())
     }
@@ -191,6 +191,7 @@ fn help(counter: &str) -> &'static str {
         "forwarded" => "Packets that were translated and sent on.",
         "passed" => "Packets that concerned no service and no flow and were sent on as they came.",
         "replied" => "Packets that the gateway answered itself.",
+        "delivered" => "Answers to the gateway's own probes that came through it.",
         "refusals_limited" => "Dropped packets whose answer was held back by the rate limit.",
         "refused" => "Dropped packets whose sender got a RST or an ICMP error.",
         "flows_created" => "Flows that were admitted.",

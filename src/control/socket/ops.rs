@@ -12,6 +12,7 @@ use super::line::Lines;
 use crate::command::{Command, FlowFilter, Outcome};
 use crate::control::api::{self, Fault, FaultCode, Request};
 use crate::control::context::{Control, Told, What};
+use crate::control::drain;
 use crate::control::explain::{Question, ask_gateway};
 use crate::control::view;
 
@@ -43,6 +44,17 @@ pub(super) async fn perform(
             Err(fault) => return Ok(Err(fault)),
         },
         Request::ServerWatch { service } => return watch_servers(control, service.as_deref(), lines, out).await,
+        Request::ServerDrain { service, server, deadline, then, cancel } => {
+            let deadline = drain::deadline(deadline.as_deref(), then.as_deref());
+            match deadline.and_then(|deadline| control.drain(&service, &server, deadline, cancel)) {
+                Ok(draining) => out.ok(&draining),
+                Err(fault) => return Ok(Err(fault)),
+            }
+        }
+        Request::CountersZero { service } => match control.zero(service.as_deref()) {
+            Ok(zeroed) => out.ok(&api::Zeroed { zeroed }),
+            Err(fault) => return Ok(Err(fault)),
+        },
         Request::ConntrackList { filter } => match view::filter(&control.gateway().snapshot(), &filter) {
             Ok(filter) => list(control, &filter, out).await?,
             Err(fault) => return Ok(Err(fault)),
@@ -67,6 +79,7 @@ pub(super) async fn perform(
         }
         Request::Reload { config } => return order(control, What::Reload { config }, out).await,
         Request::Diff { config } => return order(control, What::Diff { config }, out).await,
+        Request::Save { force } => return order(control, What::Save { force }, out).await,
         Request::Edit { edits, save } => return order(control, What::Edit { edits, save }, out).await,
     }
     Ok(Ok(()))
@@ -231,7 +244,7 @@ async fn delete(control: &Control, filter: &api::Filter) -> Result<u64, Fault> {
 
 /// Ends the flows that match in every shard, and says how many that were. A slice of the table per lock hold, and
 /// other tasks in between: events are pumped while a large table is emptied.
-async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
+pub(in crate::control) async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
     let mut deleted = 0;
     for shard in control.gateway().shards() {
         let mut cursor = Some(0);
@@ -249,7 +262,7 @@ async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
                     deleted += count;
                     next
                 }
-                Outcome::Done => None,
+                Outcome::Done | Outcome::NotProbed(_) => None,
             };
             tokio::task::yield_now().await;
         }
@@ -270,6 +283,11 @@ mod tests {
             let mut fields = serde_json::json!({ "v": 1, "op": op });
             match *op {
                 "conntrack.delete" => fields["filter"] = filter,
+                "server.drain" => {
+                    for (key, value) in [("service", "web"), ("server", "a"), ("deadline", "5m"), ("then", "rst")] {
+                        fields[key] = value.into();
+                    }
+                }
                 "edit" => fields["edits"] = serde_json::json!([{ "edit": "service.remove", "service": "web" }]),
                 "explain" => {
                     for (key, value) in [("proto", "tcp"), ("src", "192.0.2.1"), ("dst", "192.0.2.2")] {
