@@ -3,7 +3,7 @@
 //! An [`Engine`] is one shard: it knows no device, no clock, no thread. Its caller gives it packets and the time, and does
 //! what it answers. The methods come in four families:
 //!
-//! * `handle_*` takes a packet or the passing of time;
+//! * `handle_*` takes a packet, one of the gateway's own probes, or the passing of time;
 //! * `poll_*` asks for what came of it: packets that were held back, events, the time of the next deadline;
 //! * `apply` carries out a [`Command`];
 //! * the others read.
@@ -13,9 +13,11 @@
 mod admit;
 mod errors;
 mod fragments;
+mod helper;
 mod lost;
 mod one_packet;
 mod passive;
+mod probe;
 mod shard;
 
 use std::collections::VecDeque;
@@ -66,6 +68,7 @@ pub struct Engine {
     refusals: RateLimit,
     random: u64,
     released: VecDeque<PacketBuf>,
+    helpers: helper::Helpers,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
     held: Vec<Held>,
@@ -83,6 +86,7 @@ impl Engine {
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
+            helpers: helper::Helpers::new(config.seed),
             alone: None,
             held: Vec::new(),
             watched: false,
@@ -146,12 +150,18 @@ impl Engine {
 
     /// A TCP or UDP packet: the flow's translation is replayed; without a flow, one is admitted first.
     fn forward(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Verdict {
-        let known = self.table.lookup(tuple).map(|(id, sender)| (id, sender, self.meet(now, id, sender, view)));
+        let found = self.table.lookup(tuple);
+        if let Some((id, sender)) = found
+            && self.table.flow(id).is_probe()
+        {
+            return self.answer_probe(now, buf, view, id, sender);
+        }
+        let known = found.map(|(id, sender)| (id, sender, self.meet(now, id, sender, view)));
         let (id, sender, change) = match known {
             Some((id, sender, Meeting::GoesOn)) => (id, sender, FlowChange::Update),
             Some((.., Meeting::Over(reason))) => return Verdict::Drop(reason),
-            Some((.., Meeting::Anew)) | None => match self.admit(now, buf, view, tuple) {
-                Ok(id) => (id, Sender::Client, FlowChange::New),
+            Some((.., Meeting::Anew)) | None => match self.begin(now, buf, view, tuple) {
+                Ok((id, sender)) => (id, sender, FlowChange::New),
                 Err(verdict) => return verdict,
             },
         };
@@ -159,10 +169,41 @@ impl Engine {
             let vip = self.table.flow(id).original().dst;
             return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
         }
+        if self.table.flow(id).owner.marks.has(Marks::HELPED) {
+            return self.forward_helped(now, buf, view, id, sender, change);
+        }
+        self.carry(now, buf, view, id, sender, change)
+    }
+
+    /// A packet of a flow that goes on: what it means is noted, and the flow's action replayed.
+    #[inline]
+    fn carry(
+        &mut self,
+        now: Instant,
+        buf: &mut PacketBuf,
+        view: &View,
+        id: FlowId,
+        sender: Sender,
+        change: FlowChange,
+    ) -> Verdict {
         self.track(now, id, sender, view, change);
         let flow = self.table.flow(id);
         let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
         self.act(now, buf, view, &action, server)
+    }
+
+    /// A packet without a flow: a helper expects it, or it is for a service.
+    fn begin(
+        &mut self,
+        now: Instant,
+        buf: &mut PacketBuf,
+        view: &View,
+        tuple: &Tuple,
+    ) -> Result<(FlowId, Sender), Verdict> {
+        match self.expected(now, view, tuple) {
+            Some(begun) => begun,
+            None => self.admit(now, buf, view, tuple).map(|id| (id, Sender::Client)),
+        }
     }
 
     /// A packet without a flow: a service takes it, a server is picked for it, its method plans the translation.
@@ -202,6 +243,7 @@ impl Engine {
             }
         }
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
+        self.helpers.expectations.expire(now);
         self.raise_held(now);
         let mut budget = SWEEP;
         self.snapshot.persisted().iter().for_each(|clients| clients.expire(now, &mut budget));
@@ -210,12 +252,14 @@ impl Engine {
     /// When [`Engine::handle_timeout`] has something to do, at the earliest; `None` while there is nothing to wait for.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let flows = self.table.next_deadline(&self.snapshot.spec.timeouts);
+        let expected = self.helpers.expectations.next_deadline();
         let clients = self.snapshot.persisted().iter().filter_map(|clients| clients.next_deadline());
-        flows.into_iter().chain(self.fragments.next_deadline()).chain(clients).chain(self.next_raise()).min()
+        let others = clients.chain(expected).chain(self.next_raise());
+        flows.into_iter().chain(self.fragments.next_deadline()).chain(others).min()
     }
 
-    /// The next packet to send besides the one just handled: a fragment that was held until its first one came, a RST for
-    /// one end of a flow whose server is gone.
+    /// The next packet to send besides the one just handled: a fragment that was held until its first one came, the rest of
+    /// a packet that a helper made longer, a RST for one end of a flow whose server is gone.
     pub fn poll_transmit(&mut self) -> Option<PacketBuf> {
         self.released.pop_front()
     }
@@ -228,6 +272,7 @@ impl Engine {
     pub fn apply(&mut self, now: Instant, command: Command) -> Outcome {
         match command {
             Command::Swap(snapshot) => {
+                self.end_probes_of_others(now, &snapshot);
                 self.traffic.resize(self.traffic.len().max(snapshot.server_ids()), Traffic::default());
                 self.forget_reused_ids(&snapshot);
                 self.snapshot = snapshot;
@@ -235,6 +280,7 @@ impl Engine {
                 let bounds = self.fragment_bounds();
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
+                self.helpers.expectations.trim(self.snapshot.spec.limits.expectations);
                 Outcome::Done
             }
             Command::Watch(on) => {
@@ -243,6 +289,8 @@ impl Engine {
                 Outcome::Done
             }
             Command::Delete { filter, cursor } => self.delete(now, &filter, cursor),
+            Command::Probe { original, server } => self.admit_probe(now, &original, server),
+            Command::EndProbe(original) => self.end_probe(now, &original),
             Command::Evacuate { servers, policy, cursor } => self.evacuate(now, &servers, policy, cursor),
         }
     }
@@ -260,9 +308,9 @@ impl Engine {
         self.stats.drops[reason as usize] += 1;
     }
 
-    /// Flows in the table, and how many it may hold.
+    /// Flows of clients in the table, and how many it may hold. Probes have room of their own.
     pub fn occupancy(&self) -> (usize, usize) {
-        (self.table.len(), self.table.max())
+        (self.table.len() - self.table.probes().len(), self.table.max())
     }
 
     /// What a server has moved in this shard since it was configured.
@@ -307,6 +355,8 @@ impl Engine {
         self.snapshot.persisted().iter().for_each(|clients| clients.check_invariants());
         assert!(self.alone.is_none(), "a fragment's fate was not noted");
         assert!(self.held.len() <= self.snapshot.server_ids(), "more servers held down than there are");
+        self.helpers.expectations.check_invariants();
+        assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }
@@ -369,7 +419,7 @@ impl Engine {
     #[inline]
     fn act(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, action: &Action, server: ServerId) -> Verdict {
         let server = self.snapshot.server(server).map(Arc::as_ref);
-        let context = Context { now, spec: &self.snapshot.spec, server };
+        let context = Context { now, spec: &self.snapshot.spec, server, is_probe: false };
         match forward::act(action, buf, view, context) {
             Ok(()) => Verdict::Forward,
             Err(Obstacle { reason, refusal: None }) => Verdict::Drop(reason),
@@ -401,6 +451,13 @@ impl Engine {
     fn end(&mut self, now: Instant, id: FlowId) {
         self.tell(now, FlowChange::Destroy, id);
         let flow = self.table.remove(id);
+        if flow.owner.marks.has(Marks::HELPED) {
+            self.helpers.forget(id);
+        }
+        // A probe is no load.
+        if flow.is_probe() {
+            return;
+        }
         let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) else { return };
         server.end(flow.is_active());
         if flow.owner.marks.has(Marks::PERSISTENT)
@@ -445,7 +502,8 @@ impl Engine {
     }
 
     fn tell(&mut self, now: Instant, change: FlowChange, id: FlowId) {
-        if !self.watched {
+        // Probes come and go every moment, and are nobody's connections.
+        if !self.watched || self.table.flow(id).is_probe() {
             return;
         }
         if self.events.len() == MAX_EVENTS {
@@ -472,6 +530,7 @@ impl Engine {
             service: ServiceId(flow.owner.service),
             server: ServerId(flow.owner.server),
             method: Method::numbered(flow.owner.method),
+            marks: flow.owner.marks,
             to_server: volume(Sender::Client),
             to_client: volume(Sender::Server),
         }

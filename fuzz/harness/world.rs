@@ -21,8 +21,21 @@ use super::oracle::{self, Decoded};
 const SERVER_PORTS: [u16; 8] = [80, 53, 8000, 8099, 1, 443, 8080, 65535];
 
 /// All but `mh`, whose table takes longer to make than everything else here together.
-const SCHEDULERS: [SchedulerKind; 5] =
-    [SchedulerKind::Rr, SchedulerKind::Wrr, SchedulerKind::Lc, SchedulerKind::Wlc, SchedulerKind::Sh];
+const SCHEDULERS: [SchedulerKind; 13] = [
+    SchedulerKind::Rr,
+    SchedulerKind::Wrr,
+    SchedulerKind::Lc,
+    SchedulerKind::Wlc,
+    SchedulerKind::Sh,
+    SchedulerKind::Lblc,
+    SchedulerKind::Lblcr,
+    SchedulerKind::Dh,
+    SchedulerKind::Sed,
+    SchedulerKind::Nq,
+    SchedulerKind::Fo,
+    SchedulerKind::Ovf,
+    SchedulerKind::Twos,
+];
 
 pub struct World {
     pub engine: Engine,
@@ -121,6 +134,7 @@ impl World {
                 self.dropped(input, tuple, reason);
             }
             (Some(input), Verdict::Drop(reason)) => self.dropped(input, tuple, reason),
+            (Some(_), Verdict::Deliver) => panic!("delivered, but nobody probes here"),
             (Some(input), Verdict::Held) => {
                 assert!(input.fragment.is_some_and(|(_, offset, _)| offset != 0), "held, but no later fragment");
             }

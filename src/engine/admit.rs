@@ -10,7 +10,7 @@ use crate::verdict::DropReason;
 use crate::wire::{Transport, Tuple, View, tcp};
 
 /// Source ports tried when another flow has the planned tuple.
-const PORT_ATTEMPTS: u16 = 16;
+pub(super) const PORT_ATTEMPTS: u16 = 16;
 
 impl Engine {
     /// What becomes of a packet that came for this flow: a SYN may start a new connection over the same ports, and
@@ -32,7 +32,8 @@ impl Engine {
 
     /// Ends a flow over whose ports a new connection starts.
     fn is_start(&mut self, now: Instant, id: FlowId, sender: Sender, segment: &tcp::Header) -> bool {
-        if track::starts_anew(self.table.flow(id), sender, segment) {
+        let flow = self.table.flow(id);
+        if track::starts_anew(flow, sender, segment) || self.is_expected_anew(now, id, sender, segment) {
             self.end(now, id);
             self.stats.flows_reused += 1;
             return true;
@@ -52,7 +53,8 @@ impl Engine {
         original: &Tuple,
     ) -> Result<FlowId, DropReason> {
         let is_kept = service.persisted.is_some() && picked.way.is_kept();
-        let marks = if is_kept { Marks::PERSISTENT } else { Marks::NONE };
+        let helped = forward::helper::marks(service, picked.server);
+        let marks = if is_kept { helped.with(Marks::PERSISTENT) } else { helped };
         let entered = self.make_room(now).and_then(|()| self.insert(now, service, picked.server, original, marks));
         match entered {
             Ok(id) => {
@@ -66,7 +68,7 @@ impl Engine {
     }
 
     /// At the limit, the oldest half-open flow gives way, or else the oldest finished one.
-    fn make_room(&mut self, now: Instant) -> Result<(), DropReason> {
+    pub(super) fn make_room(&mut self, now: Instant) -> Result<(), DropReason> {
         if !self.table.is_full() {
             return Ok(());
         }
@@ -117,7 +119,7 @@ pub(crate) fn request(now: Instant, tuple: &Tuple) -> Request {
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): enough for choosing a port nobody profits from guessing.
-fn next_random(state: u64) -> u64 {
+pub(super) fn next_random(state: u64) -> u64 {
     let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

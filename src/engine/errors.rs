@@ -41,18 +41,22 @@ impl Engine {
         self.stats.icmp_errors += 1;
         self.judge_error(now, id, sender, buf, view);
         let flow = self.table.flow(id);
+        let forward = if flow.is_probe() && sender == Sender::Server { Verdict::Deliver } else { Verdict::Forward };
         if flow.owner.one_way {
             let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
             if let (Sender::Server, Some(server)) = (sender, self.snapshot.server(server)) {
                 tunnel_error::learn_from_inside(now, server, buf.packet(), view);
             }
-            return self.act(now, buf, view, &action, server);
+            return match self.act(now, buf, view, &action, server) {
+                Verdict::Forward => forward,
+                verdict => verdict,
+            };
         }
         icmp_error::translate(buf, view, (&flow.original(), &flow.reply()), sender, &quoted);
         if self.snapshot.spec.is_hop {
             decrement_ttl(buf.packet_mut());
         }
-        Verdict::Forward
+        forward
     }
 
     /// An ICMP error about one of the gateway's own outer packets: what it says of the way to the server is noted, and the
@@ -82,6 +86,8 @@ impl Engine {
         let server = known.and_then(|(server, id)| Some((snapshot.server(server).filter(about_it)?, id)));
         let Some((server, id)) = server else { return drop(DropReason::IcmpNoFlow) };
         self.stats.icmp_errors += 1;
+        let is_probe = id.is_some_and(|id| self.table.flow(id).is_probe());
+        let relayed = if is_probe { Verdict::Deliver } else { Verdict::Forward };
         if let Some(id) = id.filter(|_| error.is_unreachable()) {
             self.judge_tunnel_error(now, id);
         }
@@ -91,7 +97,7 @@ impl Engine {
         // What follows the quoted packet (RFC 4884) is about the outer one.
         buf.truncate(inner.len);
         Some(match self.refuse(now, buf, &inner, DropReason::IcmpNoFlow, refusal, inner.dst) {
-            Verdict::Refuse(_) => Verdict::Forward,
+            Verdict::Refuse(_) => relayed,
             verdict => verdict,
         })
     }

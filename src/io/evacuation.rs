@@ -66,7 +66,7 @@ impl Evacuation {
                 self.ended += count;
                 next
             }
-            Outcome::Done => None,
+            Outcome::Done | Outcome::NotProbed(_) => None,
         };
         self.cursor = next.unwrap_or(0);
         if next.is_none() {

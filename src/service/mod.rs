@@ -5,7 +5,9 @@
 //! A [`Snapshot`] is immutable. A reload builds a new one with [`Snapshot::build`], handing in the old one, and every
 //! shard swaps its `Arc`. What must outlive a snapshot is carried from the old to the new:
 //!
-//! * A service whose [`ServiceSpec`] did not change keeps its [`Service`], and with it the state of its scheduler.
+//! * A service whose [`ServiceSpec`] did not change keeps its [`Service`], and with it the state of its scheduler. Of a
+//!   service that did change, the new scheduler inherits what it has a use for ([`scheduler::Memory`]): whose turn it is, and
+//!   which destinations are at home where.
 //! * A server that stays under the same service (by name, address and port) keeps its [`ServerId`], its [`ServerLoad`] and
 //!   its [`ServerState`]: what is down stays down.
 //! * The clients that persistence remembers stay while they are named by the same bits of their addresses.
@@ -38,8 +40,8 @@ pub use pick::{Picked, Way};
 pub use scheduler::{Flags as SchedulerFlags, Kind as SchedulerKind, Request, Scheduler};
 pub use snapshot::Snapshot;
 pub use spec::{
-    FlowPolicy, HelperKind, Limits, Method, Passive, Persistence, PortRange, Protocols, ServerSpec, ServiceSpec,
-    SnapshotSpec,
+    FlowPolicy, HelperKind, Limits, Method, Passive, Persistence, PortRange, ProbeSource, Protocols, ServerSpec,
+    ServiceSpec, SnapshotSpec,
 };
 pub use state::ServerState;
 

@@ -25,6 +25,8 @@ pub struct Snapshot {
     exact: Map<(Addr, Protocol, u16), Arc<Service>>,
     /// The gateway's address towards each server, as the specification has it.
     sources: Map<Addr, Addr>,
+    /// By VIP and server.
+    probe_sources: Map<(Addr, Addr), Addr>,
     /// Where tunnels begin, those to retired servers included, and the ports of those that are GUE.
     tunnel_sources: Map<Addr, ()>,
     gue_ports: Map<u16, ()>,
@@ -68,12 +70,15 @@ impl Snapshot {
             server_addresses: Map::default(),
             exact: Map::default(),
             sources: Map::default(),
+            probe_sources: Map::default(),
             tunnel_sources: Map::default(),
             gue_ports: Map::default(),
             answers: Map::default(),
             persisted: Vec::new(),
         };
         snapshot.sources = snapshot.spec.tunnel_sources.iter().copied().collect();
+        let probes = snapshot.spec.probe_sources.iter();
+        snapshot.probe_sources = probes.map(|probe| ((probe.vip, probe.server), probe.client)).collect();
         if let Some(previous) = previous {
             snapshot.services.clone_from(&previous.services);
             snapshot.servers.clone_from(&previous.servers);
@@ -171,6 +176,11 @@ impl Snapshot {
         self.tunnel_sources.contains_key(&addr)
     }
 
+    /// The address that the gateway probes `server` from, as a client of `vip`.
+    pub fn probe_source(&self, vip: Addr, server: Addr) -> Option<Addr> {
+        self.probe_sources.get(&(vip, server)).copied()
+    }
+
     /// Whether some server expects GUE at this UDP port.
     pub fn is_gue_port(&self, port: u16) -> bool {
         self.gue_ports.contains_key(&port)
@@ -259,7 +269,10 @@ impl Snapshot {
         let servers: Vec<Arc<Server>> =
             spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused)).collect();
         let sorry = spec.sorry.as_ref().map(|server| self.admit_server(id, &spec, server, reused));
-        let scheduler = scheduler::build(spec.scheduler, spec.scheduler_flags, &servers, self.spec.seed);
+        let mut scheduler = scheduler::build(spec.scheduler, spec.scheduler_flags, &servers, self.spec.seed);
+        if let Some(old) = reused {
+            scheduler.inherit(old.scheduler.memory().moved(&places(&old.servers, &servers)));
+        }
         let state = reused.map(|old| old.state.clone()).unwrap_or_default();
         let persisted = self.persistence_of(&spec, reused, previous);
         let mut homes: Map<_, Vec<_>> = Map::default();
@@ -340,6 +353,12 @@ impl Snapshot {
             self.answers.entry(server.address).or_default().push(answers);
         }
     }
+}
+
+/// Where in `new` each of the servers of `old` stands.
+fn places(old: &[Arc<Server>], new: &[Arc<Server>]) -> Vec<Option<usize>> {
+    let by_id: Map<ServerId, usize> = new.iter().enumerate().map(|(index, server)| (server.id, index)).collect();
+    old.iter().map(|server| by_id.get(&server.id).copied()).collect()
 }
 
 /// The index of the first free slot; the caller fills it before it asks for another.

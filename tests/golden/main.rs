@@ -7,6 +7,7 @@ mod support;
 mod cluster;
 mod conntrack;
 mod fragments;
+mod ftp;
 mod gateway;
 mod hop;
 mod icmp;
@@ -16,9 +17,11 @@ mod nat;
 mod one_packet;
 mod one_way;
 mod passive;
+mod probe;
 mod refusal;
 mod reload;
 mod tcp_states;
+mod tftp;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +38,16 @@ use support::world::{self, ServiceSpecExt, service};
 #[test]
 fn nat() {
     run(nat::rows);
+}
+
+#[test]
+fn ftp() {
+    run(ftp::rows);
+}
+
+#[test]
+fn tftp() {
+    run(tftp::rows);
 }
 
 #[test]
@@ -76,7 +89,8 @@ fn packets_by_themselves() {
 fn every_reason_to_drop_has_a_row() {
     let mut seen = BTreeSet::new();
     for net in [Net::V4, Net::V6] {
-        let all = [nat::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows, cluster::rows];
+        let all =
+            [nat::rows, ftp::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows, cluster::rows];
         for rows in all {
             for row in rows(&net) {
                 if let Verdict::Drop(reason) | Verdict::Refuse(reason) = row.verdict {
@@ -95,6 +109,8 @@ fn every_reason_to_drop_has_a_row() {
     seen.extend([DropReason::ServerUnreachable, DropReason::LinkFull, DropReason::NoTunnelSource]);
     // The real server's: see tests/receive.
     seen.extend([DropReason::UnknownGateway, DropReason::TunnelNotAllowed, DropReason::NotOurVip]);
+    // Probes are not the device's: see probe.rs.
+    seen.extend([DropReason::ProbeForged, DropReason::ProbeLost, DropReason::ProbeEnded]);
     // Tunnels: see tests/tunnel.
     seen.extend([
         DropReason::BadOffload,

@@ -5,20 +5,28 @@
 
 use std::sync::Arc;
 
+use super::ranking::{Cost, Ranking};
 use super::{Request, Scheduler};
 use crate::service::Server;
 
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LeastConnections;
+#[derive(Debug)]
+pub(super) struct LeastConnections {
+    ranking: Ranking,
+}
+
+impl LeastConnections {
+    pub(super) fn new() -> LeastConnections {
+        LeastConnections { ranking: Ranking::new(|server| Cost::quotient(server.load.overhead(), 1)) }
+    }
+}
 
 impl Scheduler for LeastConnections {
     fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize> {
-        let available = servers.iter().enumerate().filter(|(_, server)| server.takes(request));
-        available.min_by_key(|(_, server)| server.load.overhead()).map(|(index, _)| index)
+        self.ranking.cheapest(servers, request)
     }
 
     fn fork(&self) -> Box<dyn Scheduler> {
-        Box::new(*self)
+        Box::new(LeastConnections { ranking: self.ranking.fork() })
     }
 }
 
@@ -30,11 +38,11 @@ mod tests {
     #[test]
     fn the_first_of_equals_wins() {
         let list = servers(&[1, 1, 1]);
-        assert_eq!(LeastConnections.pick(&list, &request(1)), Some(0));
+        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(0));
         admit(&list[0], 1, 0);
-        assert_eq!(LeastConnections.pick(&list, &request(1)), Some(1));
+        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(1));
         admit(&list[1], 1, 0);
-        assert_eq!(LeastConnections.pick(&list, &request(1)), Some(2));
+        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(2));
     }
 
     #[test]
@@ -42,9 +50,9 @@ mod tests {
         let list = servers(&[1, 1]);
         admit(&list[0], 1, 0);
         admit(&list[1], 0, 255);
-        assert_eq!(LeastConnections.pick(&list, &request(1)), Some(1));
+        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(1));
         admit(&list[1], 0, 2);
-        assert_eq!(LeastConnections.pick(&list, &request(1)), Some(0));
+        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(0));
     }
 
     #[test]
@@ -52,7 +60,7 @@ mod tests {
         let list = servers(&[0, 1, 9]);
         admit(&list[1], 1, 0);
         admit(&list[2], 1, 1);
-        assert_eq!(LeastConnections.pick(&list, &request(1)), Some(1));
+        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(1));
     }
 
     #[test]
@@ -62,6 +70,6 @@ mod tests {
         admit(&list[1], 1, 0);
         list[0].load.end(true);
         list[0].load.shift(false);
-        assert_eq!(LeastConnections.pick(&list, &request(1)), Some(0), "one inactive against one active");
+        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(0), "one inactive against one active");
     }
 }

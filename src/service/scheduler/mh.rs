@@ -7,12 +7,13 @@
 //! The table depends on the set of servers, their weights and the seed alone, not on their order in the configuration:
 //! gateways with an equal seed send a client to the same server. Shares are within 1 % of the weights as long as there
 //! are at most some 650 servers (entries come whole). When the server of an entry is not available the client's address
-//! is hashed anew, so that its clients spread over all others; IPVS drops the packet unless `mh-fallback` is set.
+//! is hashed anew, so that its clients spread over all others; IPVS refuses the flow unless `mh-fallback` is set, which here
+//! takes the flag `strict`. With the flag `port` (`mh-port`) the client's port is hashed as well.
 
 use std::sync::Arc;
 
 use super::hash::SeededHash;
-use super::{Request, Scheduler};
+use super::{Flags, Request, Scheduler};
 use crate::service::Server;
 
 /// A prime, so that every step from 1 to `ENTRIES` - 1 visits all entries.
@@ -26,19 +27,23 @@ pub(super) struct Maglev {
 }
 
 impl Maglev {
-    pub(super) fn new(servers: &[Arc<Server>], seed: u64) -> Maglev {
-        let hash = SeededHash::new(seed);
+    pub(super) fn new(servers: &[Arc<Server>], flags: Flags, seed: u64) -> Maglev {
+        let hash = SeededHash::new(flags, seed);
         Maglev { hash, entries: populate(servers, hash) }
     }
 }
 
 impl Scheduler for Maglev {
     fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize> {
-        self.hash.look_up(request, &self.entries, servers)
+        self.hash.of_client(request, &self.entries, servers)
     }
 
     fn fork(&self) -> Box<dyn Scheduler> {
         Box::new(self.clone())
+    }
+
+    fn state(&self) -> String {
+        self.hash.state("the client's address")
     }
 }
 
@@ -115,7 +120,7 @@ mod tests {
     fn shares_are_within_one_percent_of_the_weights() {
         for weights in [&[1, 1, 1][..], &[1, 2, 3, 94], &[5, 0, 5], &[65535, 65535, 1000], &[7; 600]] {
             let list = servers(weights);
-            let counts = entries_of(&Maglev::new(&list, 1), weights.len());
+            let counts = entries_of(&Maglev::new(&list, Flags::default(), 1), weights.len());
             let total: u32 = weights.iter().sum();
             for (count, weight) in counts.iter().zip(weights) {
                 let want = ENTRIES as f64 * f64::from(*weight) / f64::from(total);
@@ -127,7 +132,7 @@ mod tests {
     #[test]
     fn clients_come_in_the_shares_of_the_weights() {
         let list = servers(&[1, 2, 0, 1]);
-        let counts = spread(&Maglev::new(&list, 9), &list, 100_000);
+        let counts = spread(&Maglev::new(&list, Flags::default(), 9), &list, 100_000);
         for (count, want) in counts.iter().zip([25_000_usize, 50_000, 0, 25_000]) {
             assert!(count.abs_diff(want) <= want / 25, "{counts:?}");
         }
@@ -139,8 +144,8 @@ mod tests {
             let all = vec![1; count as usize];
             let mut fewer = all.clone();
             fewer[1] = 0;
-            let before = Maglev::new(&servers(&all), seed);
-            let after = Maglev::new(&servers(&fewer), seed);
+            let before = Maglev::new(&servers(&all), Flags::default(), seed);
+            let after = Maglev::new(&servers(&fewer), Flags::default(), seed);
             let moved = before.entries.iter().zip(after.entries.iter()).filter(|(a, b)| **a != 1 && a != b).count();
             // The paper's figure 12: beyond the 1/n that must move, a small part of the rest does.
             assert!(moved * 100 < ENTRIES * 4, "{count} servers: {moved} entries of others moved");
@@ -151,12 +156,12 @@ mod tests {
     fn gateways_with_one_seed_agree_whatever_the_order_of_servers() {
         let list = servers(&[3, 1, 2]);
         let turned: Vec<_> = [2, 0, 1].map(|index: usize| list[index].clone()).to_vec();
-        let (ours, theirs) = (Maglev::new(&list, 5), Maglev::new(&turned, 5));
+        let (ours, theirs) = (Maglev::new(&list, Flags::default(), 5), Maglev::new(&turned, Flags::default(), 5));
         for client in 0..2000 {
             let ours = ours.pick(&list, &request(client)).map(|index| &list[index].name);
             assert_eq!(ours, theirs.pick(&turned, &request(client)).map(|index| &turned[index].name));
         }
-        let other = Maglev::new(&list, 6);
+        let other = Maglev::new(&list, Flags::default(), 6);
         let differing = ours.entries.iter().zip(other.entries.iter()).filter(|(a, b)| a != b).count();
         assert!(differing > ENTRIES / 2, "another seed, another table: {differing}");
     }
@@ -164,7 +169,7 @@ mod tests {
     #[test]
     fn clients_of_an_unavailable_server_spread_over_the_others_and_nobody_else_moves() {
         let list = servers(&[1; 5]);
-        let scheduler = Maglev::new(&list, 7);
+        let scheduler = Maglev::new(&list, Flags::default(), 7);
         let without = servers(&[1, 1, 0, 1, 1]);
         let mut moved = [0; 5];
         for client in 0..10_000 {
@@ -181,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_last_available_server_is_found() {
-        let scheduler = Maglev::new(&servers(&[1; 500]), 7);
+        let scheduler = Maglev::new(&servers(&[1; 500]), Flags::default(), 7);
         let mut only = vec![0; 500];
         only[123] = 1;
         let only = servers(&only);
@@ -192,7 +197,7 @@ mod tests {
 
     #[test]
     fn forks_share_the_table() {
-        let scheduler = Maglev::new(&servers(&[1, 1]), 7);
+        let scheduler = Maglev::new(&servers(&[1, 1]), Flags::default(), 7);
         let fork = scheduler.fork();
         assert_eq!(Arc::strong_count(&scheduler.entries), 2);
         drop(fork);

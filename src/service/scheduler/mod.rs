@@ -3,20 +3,32 @@
 //! A scheduler belongs to one service and is shared by all shards, so its state sits behind `&self`; it is asked only
 //! when a flow is admitted, never for a packet of a known flow.
 
+mod dh;
 #[cfg(test)]
 mod fixture;
+mod fo;
 mod hash;
+mod homes;
+mod lblc;
+mod lblcr;
 mod lc;
 mod mh;
+mod nq;
+mod ovf;
+mod ranking;
 mod rr;
+mod sed;
 mod sh;
 #[cfg(test)]
 mod tests;
+mod twos;
 mod wlc;
 mod wrr;
 
 use std::fmt;
 use std::sync::Arc;
+
+pub use homes::Homes;
 
 use super::Server;
 use crate::time::Instant;
@@ -47,6 +59,44 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     fn state(&self) -> String {
         String::new()
     }
+
+    /// What it has learned that the scheduler after a reload should know.
+    fn memory(&self) -> Memory {
+        Memory::Nothing
+    }
+
+    /// Takes over what the scheduler before a reload had learned, if it has a use for it. Not called once it is shared.
+    fn inherit(&mut self, _memory: Memory) {}
+}
+
+/// What is left of a scheduler when a reload replaces it.
+#[derive(Clone, Debug)]
+pub enum Memory {
+    Nothing,
+    /// The index of the server whose turn is next, and the weight that is being picked.
+    Turn {
+        next: usize,
+        level: u32,
+    },
+    /// Lots drawn.
+    Lots(u64),
+    Homes(Homes),
+}
+
+impl Memory {
+    /// The same for another list of servers; `places` tells where in it each server of the old one stands.
+    pub fn moved(self, places: &[Option<usize>]) -> Memory {
+        match self {
+            Memory::Turn { next, level } => {
+                // The first one from there on that is still in the list.
+                let start = next.min(places.len());
+                let next = places[start..].iter().chain(&places[..start]).find_map(|place| *place);
+                Memory::Turn { next: next.unwrap_or(0), level }
+            }
+            Memory::Homes(homes) => Memory::Homes(homes.moved(places)),
+            memory => memory,
+        }
+    }
 }
 
 /// What may be set on a hashing scheduler besides (ipvsadm's `-b`).
@@ -54,8 +104,11 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
 pub struct Flags {
     /// The client's port is hashed as well (`sh-port`, `mh-port`).
     pub port: bool,
-    /// Clients of an unavailable server go to another (`sh-fallback`, `mh-fallback`); without it they are refused.
+    /// Clients of an unavailable server go to another (`sh-fallback`, `mh-fallback`). That is so without the flag, too:
+    /// a server that dies should take no client with it because nobody knew of a flag.
     pub fallback: bool,
+    /// Clients of an unavailable server are refused, as IPVS does without `sh-fallback` and `mh-fallback`.
+    pub strict: bool,
 }
 
 /// The schedulers by name.
@@ -66,12 +119,35 @@ pub enum Kind {
     Lc,
     #[default]
     Wlc,
+    Lblc,
+    Lblcr,
+    Dh,
     Sh,
+    Sed,
+    Nq,
+    Fo,
+    Ovf,
     Mh,
+    Twos,
 }
 
 impl Kind {
-    pub const ALL: &'static [Kind] = &[Kind::Rr, Kind::Wrr, Kind::Lc, Kind::Wlc, Kind::Sh, Kind::Mh];
+    pub const ALL: &'static [Kind] = &[
+        Kind::Rr,
+        Kind::Wrr,
+        Kind::Lc,
+        Kind::Wlc,
+        Kind::Lblc,
+        Kind::Lblcr,
+        Kind::Dh,
+        Kind::Sh,
+        Kind::Sed,
+        Kind::Nq,
+        Kind::Fo,
+        Kind::Ovf,
+        Kind::Mh,
+        Kind::Twos,
+    ];
 
     /// The word in config and outputs; the same as in ipvsadm.
     pub const fn word(self) -> &'static str {
@@ -80,8 +156,16 @@ impl Kind {
             Kind::Wrr => "wrr",
             Kind::Lc => "lc",
             Kind::Wlc => "wlc",
+            Kind::Lblc => "lblc",
+            Kind::Lblcr => "lblcr",
+            Kind::Dh => "dh",
             Kind::Sh => "sh",
+            Kind::Sed => "sed",
+            Kind::Nq => "nq",
+            Kind::Fo => "fo",
+            Kind::Ovf => "ovf",
             Kind::Mh => "mh",
+            Kind::Twos => "twos",
         }
     }
 }
@@ -89,14 +173,21 @@ impl Kind {
 /// Makes the scheduler of a service. `seed` moves what the hashing schedulers choose. `servers` are those that `pick`
 /// will be given, in the same order.
 pub fn build(kind: Kind, flags: Flags, servers: &[Arc<Server>], seed: u64) -> Box<dyn Scheduler> {
-    let _ = flags;
     match kind {
         Kind::Rr => Box::new(rr::RoundRobin::default()),
         Kind::Wrr => Box::new(wrr::WeightedRoundRobin::new(servers)),
-        Kind::Lc => Box::new(lc::LeastConnections),
-        Kind::Wlc => Box::new(wlc::WeightedLeastConnections),
-        Kind::Sh => Box::new(sh::SourceHash::new(servers, seed)),
-        Kind::Mh => Box::new(mh::Maglev::new(servers, seed)),
+        Kind::Lc => Box::new(lc::LeastConnections::new()),
+        Kind::Wlc => Box::new(wlc::WeightedLeastConnections::new()),
+        Kind::Lblc => Box::new(lblc::LocalityLeastConnections::new()),
+        Kind::Lblcr => Box::new(lblcr::ReplicatedLocality::new()),
+        Kind::Dh => Box::new(dh::DestinationHash::new(servers, seed)),
+        Kind::Sh => Box::new(sh::SourceHash::new(servers, flags, seed)),
+        Kind::Sed => Box::new(sed::ShortestExpectedDelay::new()),
+        Kind::Nq => Box::new(nq::NeverQueue::new()),
+        Kind::Fo => Box::new(fo::Failover::new()),
+        Kind::Ovf => Box::new(ovf::Overflow::new()),
+        Kind::Mh => Box::new(mh::Maglev::new(servers, flags, seed)),
+        Kind::Twos => Box::new(twos::TwoChoices::new(servers, seed)),
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Request, Scheduler};
+use super::{Memory, Request, Scheduler};
 use crate::service::Server;
 
 #[derive(Debug, Default)]
@@ -35,6 +35,16 @@ impl Scheduler for RoundRobin {
         match self.next.load(Ordering::Relaxed) {
             0 => "no server picked yet".to_owned(),
             next => format!("server {next} of the list picked last"),
+        }
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::Turn { next: self.next.load(Ordering::Relaxed), level: 0 }
+    }
+
+    fn inherit(&mut self, memory: Memory) {
+        if let Memory::Turn { next, .. } = memory {
+            self.next = AtomicUsize::new(next);
         }
     }
 }

@@ -5,21 +5,21 @@
 //!
 //! * Weights are divided by their greatest common divisor first, and scaled to the table when their sum is larger than
 //!   it. (Dealt out as they are, two weights of 300 would give the first server every bucket.)
-//! * When the server of the bucket is not available, the address is hashed anew until one's is. IPVS drops the
-//!   packet unless `sh-fallback` is set; here the fallback is always on.
+//! * When the server of the bucket is not available, the address is hashed anew until one's is. IPVS refuses the flow
+//!   unless `sh-fallback` is set; here that takes the flag `strict`.
 //! * The hash is keyed with the seed of the configuration, so that clients
 //!   cannot aim at one server where `seed` is set to something that they do not know.
+//!
+//! With the flag `port` (`sh-port`) the client's port is hashed as well.
 //!
 //! With more servers than buckets some are only ever reached as a fallback: `mh` suits such services, and it also moves
 //! far fewer clients when a server comes or goes.
 
 use std::sync::Arc;
 
-use super::hash::SeededHash;
-use super::{Request, Scheduler, gcd};
+use super::hash::{SeededHash, deal};
+use super::{Flags, Request, Scheduler};
 use crate::service::Server;
-
-const BUCKETS: usize = 256;
 
 #[derive(Clone, Debug)]
 pub(super) struct SourceHash {
@@ -29,40 +29,23 @@ pub(super) struct SourceHash {
 }
 
 impl SourceHash {
-    pub(super) fn new(servers: &[Arc<Server>], seed: u64) -> SourceHash {
-        SourceHash { hash: SeededHash::new(seed), buckets: deal(servers) }
+    pub(super) fn new(servers: &[Arc<Server>], flags: Flags, seed: u64) -> SourceHash {
+        SourceHash { hash: SeededHash::new(flags, seed), buckets: deal(servers, |server| server.weight) }
     }
 }
 
 impl Scheduler for SourceHash {
     fn pick(&self, servers: &[Arc<Server>], request: &Request) -> Option<usize> {
-        self.hash.look_up(request, &self.buckets, servers)
+        self.hash.of_client(request, &self.buckets, servers)
     }
 
     fn fork(&self) -> Box<dyn Scheduler> {
         Box::new(self.clone())
     }
-}
 
-fn deal(servers: &[Arc<Server>]) -> Arc<[u32]> {
-    let divisor = servers.iter().fold(0, |divisor, server| gcd(divisor, server.weight));
-    if divisor == 0 {
-        return Arc::new([]);
+    fn state(&self) -> String {
+        self.hash.state("the client's address")
     }
-    let turns = |server: &Server| u64::from(server.weight / divisor);
-    let total: u64 = servers.iter().map(|server| turns(server)).sum();
-    // Point p of the line [0, total) belongs to the server in whose stretch it lies.
-    let owner = |point: u64| {
-        let mut end = 0;
-        let at = servers.iter().position(|server| {
-            end += turns(server);
-            point < end
-        });
-        at.unwrap_or(0) as u32
-    };
-    let buckets = BUCKETS as u64;
-    let point = |bucket: u64| if total <= buckets { bucket % total } else { (2 * bucket + 1) * total / (2 * buckets) };
-    (0..buckets).map(|bucket| owner(point(bucket))).collect()
 }
 
 #[cfg(test)]
@@ -70,27 +53,10 @@ mod tests {
     use super::super::fixture::{request, servers, spread};
     use super::*;
 
-    fn buckets(weights: &[u32]) -> Vec<usize> {
-        let table = deal(&servers(weights));
-        (0..weights.len()).map(|index| table.iter().filter(|&&owner| owner as usize == index).count()).collect()
-    }
-
-    #[test]
-    fn buckets_are_dealt_out_by_weight() {
-        assert_eq!(buckets(&[1, 1]), [128, 128]);
-        assert_eq!(buckets(&[1, 1, 1]), [86, 85, 85]);
-        assert_eq!(buckets(&[1, 0, 3]), [64, 0, 192]);
-        assert_eq!(buckets(&[300, 300]), [128, 128]);
-        assert_eq!(buckets(&[65535, 65534]), [128, 128]);
-        assert_eq!(buckets(&[1000, 1, 999]), [128, 0, 128]);
-        assert_eq!(buckets(&[0, 0]), [0, 0]);
-        assert_eq!(deal(&servers(&[2, 1]))[..6], [0, 0, 1, 0, 0, 1]);
-    }
-
     #[test]
     fn a_client_stays_and_clients_spread() {
         let list = servers(&[1, 1, 2]);
-        let scheduler = SourceHash::new(&list, 7);
+        let scheduler = SourceHash::new(&list, Flags::default(), 7);
         for client in 0..100 {
             assert_eq!(scheduler.pick(&list, &request(client)), scheduler.pick(&list, &request(client)));
         }
@@ -103,7 +69,7 @@ mod tests {
     #[test]
     fn clients_of_an_unavailable_server_spread_over_the_others_and_nobody_else_moves() {
         let list = servers(&[1; 4]);
-        let scheduler = SourceHash::new(&list, 7);
+        let scheduler = SourceHash::new(&list, Flags::default(), 7);
         let without = servers(&[1, 1, 0, 1]);
         let mut moved = [0; 4];
         for client in 0..8000 {
@@ -121,7 +87,7 @@ mod tests {
     #[test]
     fn a_server_without_a_bucket_is_the_last_resort() {
         let weights: Vec<u32> = (0..300).map(|_| 1).collect();
-        let scheduler = SourceHash::new(&servers(&weights), 7);
+        let scheduler = SourceHash::new(&servers(&weights), Flags::default(), 7);
         let bare = (0..300).find(|index| !scheduler.buckets.contains(index)).expect("300 servers, 256 buckets");
         let only: Vec<u32> = (0..300).map(|index| u32::from(index == bare)).collect();
         assert_eq!(scheduler.pick(&servers(&only), &request(1)), Some(bare as usize));

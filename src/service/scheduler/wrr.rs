@@ -9,7 +9,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Request, Scheduler, gcd};
+use super::{Memory, Request, Scheduler, gcd};
 use crate::service::Server;
 
 #[derive(Debug)]
@@ -74,6 +74,20 @@ impl Scheduler for WeightedRoundRobin {
             next => format!("server {next} of the list picked last"),
         };
         format!("{last}, picking weights from {} on", turn.level)
+    }
+
+    fn memory(&self) -> Memory {
+        let turn = self.turn();
+        Memory::Turn { next: turn.next, level: turn.level }
+    }
+
+    fn inherit(&mut self, memory: Memory) {
+        if let Memory::Turn { next, level } = memory {
+            // Levels are multiples of the step; from one that there is no more the next lower one is the next.
+            let level = level / self.step * self.step;
+            let level = if level == 0 { self.top } else { level.min(self.top) };
+            self.turn = Mutex::new(Turn { next, level });
+        }
     }
 }
 
