@@ -45,7 +45,7 @@ pub(super) fn probe_sources(compiled: &Compiled, place: &Place<'_>) -> Vec<Probe
                     of_host(
                         own,
                         |addr| vips.contains(&addr),
-                        service.vip,
+                        (service.vip, server.address),
                         method,
                         [way(server.address), way(service.vip)],
                     )
@@ -77,7 +77,7 @@ fn on_segment(tap: &TapConfig, vip: Addr, server: Addr) -> Option<Addr> {
 fn of_host(
     own: &[IpAddr],
     is_vip: impl Fn(Addr) -> bool,
-    vip: Addr,
+    (vip, server): (Addr, Addr),
     method: Method,
     preferred: [Option<Addr>; 2],
 ) -> Option<Addr> {
@@ -87,14 +87,15 @@ fn of_host(
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
     let can_be = |addr: &Addr| {
-        addr.is_v4() == vip.is_v4() && !addr.is_martian_source() && !is_link_local(addr) && own.contains(addr)
+        let is_own = own.contains(addr) && *addr != server;
+        is_own && addr.is_v4() == vip.is_v4() && !addr.is_martian_source() && !is_link_local(addr)
     };
     let all = preferred.into_iter().flatten().chain(own.iter().copied()).filter(can_be).collect::<Vec<_>>();
     let beside_vips = all.iter().copied().find(|addr| !is_vip(*addr));
     beside_vips.or_else(|| all.first().copied().filter(|_| method == Method::Nat))
 }
 
-/// Programs of the host that get source ports of the probes' by chance are still served, only more slowly.
+/// A program of the host that got such a port by chance for a connection to a server would not get its answers.
 pub(super) fn warn_of_ports(snapshot: &Snapshot) {
     if snapshot.spec.probe_sources.is_empty() {
         return;
@@ -131,7 +132,8 @@ mod tests {
             .into();
         let is_vip = |vip: Addr| vip == addr("203.0.113.10");
         let pick = |own: &[IpAddr], vip: &str, method, towards: Option<&str>| {
-            of_host(own, is_vip, addr(vip), method, [towards.map(addr), None]).map(|addr| addr.to_string())
+            of_host(own, is_vip, (addr(vip), addr("10.20.0.13")), method, [towards.map(addr), None])
+                .map(|addr| addr.to_string())
         };
         let is = |text: &str| Some(text.to_owned());
         assert_eq!(pick(&own, "203.0.113.10", Method::Direct, Some("10.20.0.1")), is("10.20.0.1"));
@@ -141,6 +143,10 @@ mod tests {
         // The host's own choice is a VIP, or nothing of its own at all.
         assert_eq!(pick(&own, "203.0.113.10", Method::Nat, Some("203.0.113.10")), is("198.51.100.1"));
         assert_eq!(pick(&own, "203.0.113.10", Method::Nat, Some("192.0.2.1")), is("198.51.100.1"));
+        // A server on the gateway's host itself.
+        let here = (addr("203.0.113.10"), addr("10.20.0.1"));
+        let other = of_host(&own, is_vip, here, Method::Nat, [Some(addr("10.20.0.1")), None]);
+        assert_eq!(other, Some(addr("198.51.100.1")));
         // One address for everything.
         let one: Vec<IpAddr> = ["127.0.0.1", "203.0.113.10"].map(|ip| ip.parse().unwrap()).into();
         assert_eq!(pick(&one, "203.0.113.10", Method::Nat, None), is("203.0.113.10"));
