@@ -13,7 +13,7 @@ use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
 use crate::control::health::Prepared;
-use crate::io::{local_addresses, source_towards};
+use crate::io::{AddressWatch, local_addresses, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
@@ -28,6 +28,8 @@ pub(super) struct Loaded {
 pub(super) enum Cause {
     Reload,
     Edit,
+    /// Another state of the host.
+    Host,
 }
 
 impl Cause {
@@ -35,6 +37,7 @@ impl Cause {
         match self {
             Cause::Reload => "reload",
             Cause::Edit => "edit",
+            Cause::Host => "host",
         }
     }
 }
@@ -135,9 +138,9 @@ impl Daemon {
         let old = self.gateway.snapshot();
         // The device's MTU and the host's own addresses are part of it, and no line of the difference.
         let same = new.snapshot == self.compiled.snapshot;
-        let snapshot = if same { old.clone() } else { Arc::new(successor(&new.snapshot, &old)?) };
+        let snapshot = if same { old.clone() } else { Arc::new(successor(&self.weighed(&new.snapshot), &old)?) };
         // Before the engine: a new server that is not to serve unasked must not do so for a moment.
-        self.health.configure(&prepared, &snapshot);
+        self.health.configure(prepared, &snapshot);
         // The engine before the host: it must know a VIP before the network is told of it. What was removed stays known for now.
         if !same {
             self.gateway.swap(snapshot.clone());
@@ -150,7 +153,7 @@ impl Daemon {
                 let mut back = successor(&old.spec, &snapshot)?;
                 back.generation = old.generation;
                 let back = Arc::new(back);
-                self.health.configure(&Prepared::new(self.compiled.health.clone()).map_err(Error::msg)?, &back);
+                self.health.configure(Prepared::new(self.compiled.health.clone()).map_err(Error::msg)?, &back);
                 self.gateway.swap(back);
             }
             return Err(error).context("the host could not be set up for it");
@@ -171,9 +174,54 @@ impl Daemon {
         Ok((lines(&changes), generation))
     }
 
+    /// `None` where the host's addresses do not matter.
+    pub(super) fn watch_addresses(&self) -> Option<AddressWatch> {
+        if self.compiled.gateway.tap.is_some() {
+            return None;
+        }
+        let watch = AddressWatch::open();
+        watch.inspect_err(|error| tracing::warn!(%error, "new addresses of this host are seen at a reload only")).ok()
+    }
+
+    /// The host's addresses are others now: a VIP may have become one, or is one no more; a tunnel may begin elsewhere.
+    pub(super) async fn look_again(&mut self) {
+        let looked = look_around(self.compiled.clone()).await;
+        let changed = looked.map(|new| (new.snapshot != self.compiled.snapshot).then_some(new));
+        let done = match changed {
+            Ok(None) => return,
+            Ok(Some(new)) => self.adopt(new, Cause::Host).await.map(drop),
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(()) => tracing::info!("the addresses of this host have changed"),
+            Err(error) => tracing::error!("the addresses of this host have changed, and cannot be followed: {error:#}"),
+        }
+    }
+
     /// Whether what runs is what the file had when it was last read or written.
     pub(super) fn tell_unsaved(&self) {
         self.control.unsaved.store(self.text != self.in_file, Ordering::Relaxed);
+    }
+
+    /// As the file has it, but for the weights that checks set.
+    fn weighed(&self, spec: &SnapshotSpec) -> SnapshotSpec {
+        let mut spec = spec.clone();
+        self.health.weigh(&mut spec);
+        spec
+    }
+
+    /// Gives servers the weights that their checks set. No reload: the configuration is the same.
+    pub(super) fn reweigh(&self) {
+        let old = self.gateway.snapshot();
+        match successor(&self.weighed(&self.compiled.snapshot), &old) {
+            Ok(mut snapshot) if snapshot.spec.services != old.spec.services => {
+                snapshot.generation = old.generation;
+                self.health.follow(&snapshot);
+                self.gateway.swap(Arc::new(snapshot));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!("the weights that checks set cannot be used: {error}"),
+        }
     }
 
     /// What waits for a restart is told once, not at every reload until then.
