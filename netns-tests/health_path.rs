@@ -18,22 +18,27 @@ const CHECK: &str =
     "check = { type = \"http\", interval = \"200ms\", timeout = \"2s\", rise = 1, fall = 2, via = \"path\" }\n";
 
 /// The servers of the routed lab, and the lines that their tables have besides the address.
-fn members() -> [(&'static str, String); 3] {
+fn members() -> [(&'static str, String); 4] {
     [
         ("rs1", "  method = \"nat\"\n".to_string()),
         ("rs2", Way::Direct.server_lines()),
+        // Its address is of the family that the VIP is not of.
+        ("rs3", Way::Kernel("ipip").server_lines()),
         ("rs4", Way::Kernel("ipip").server_lines()),
     ]
 }
 
+fn address(server: &str, family: usize) -> String {
+    endpoints(&[server], if server == "rs3" { 1 - family } else { family }, 80).remove(0)
+}
+
 /// A service of each family over `members`, each with `line`.
 fn services(members: &[(&str, String)], line: &str) -> String {
-    let names: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
     let one = |family: usize| {
         let listen = format!("{}:80", VIPS[family]);
         let mut table = service(["service", "service6"][family], &listen, "tcp", "rr", &[]) + line;
-        for (address, (_, lines)) in endpoints(&names, family, 80).iter().zip(members) {
-            table += &format!("\n  [[service.server]]\n  address = \"{address}\"\n{lines}");
+        for (server, lines) in members {
+            table += &format!("\n  [[service.server]]\n  address = \"{}\"\n{lines}", address(server, family));
         }
         table
     };
@@ -44,7 +49,7 @@ fn services(members: &[(&str, String)], line: &str) -> String {
 fn is(gateway: &Gateway, server: &str, state: &str) -> bool {
     let log = gateway.log_text();
     (0..2).all(|family| {
-        let name = &endpoints(&[server], family, 80)[0];
+        let name = address(server, family);
         let of = format!("service \"{}\": server \"{name}\" is ", ["service", "service6"][family]);
         log.lines().filter_map(|line| line.split_once(&of)).last().is_some_and(|(_, told)| told.starts_with(state))
     })
@@ -78,8 +83,11 @@ fn remove_vips(lab: &Lab, server: &str) -> Result<()> {
 fn they_see_what_checks_from_the_host_do_not() {
     scenario(&Way::Kernel("ipip").needs(&["nginx", "curl"]), |lab| {
         Way::Direct.serve(lab, "rs2")?;
+        Way::Kernel("ipip").serve(lab, "rs3")?;
         Way::Kernel("ipip").serve(lab, "rs4")?;
         members().iter().try_for_each(|(server, _)| nginx(lab, server, &[80]))?;
+        // Strict: an answer from the VIP comes by a link that does not lead there.
+        lab.sh("gw", "sysctl -qw net.ipv4.conf.lan.rp_filter=1")?;
         let before = cleanup::snapshot(lab)?;
         let gateway = Setup::new(services(&members(), "")).start(lab)?;
         // The first check through the gateway comes with a reload, and beside it one that asks the same from the host.
@@ -90,19 +98,19 @@ fn they_see_what_checks_from_the_host_do_not() {
             + "\n  [[service.server]]\n  address = \"10.30.0.14\"\n"
             + &Way::Kernel("ipip").server_lines();
         gateway.reload(lab, &(services(&members(), CHECK) + &seen))?;
-        all_answer(&gateway, 3.0)?;
+        all_answer(&gateway, 4.0)?;
         ensure!(!gateway.log_text().contains(" is down"), "{}", gateway.log_text());
         ensure!(gateway.flow_count()? == 0, "probes are no clients");
         let wide = gateway.gatun(&["conntrack", "list", "-o", "wide"])?.success()?;
         ensure!(wide.lines().all(|line| line.ends_with("marks=probe")), "{wide}");
-        serves_with(lab, &["rs1", "rs2", "rs4"])?;
+        serves_with(lab, &["rs1", "rs2", "rs3", "rs4"])?;
 
         // The server does not hold the VIPs any more, the other end of the tunnel is gone, nobody listens.
         remove_vips(lab, "rs2")?;
         lab.sh("rs4", "tc qdisc del dev eth0 clsact")?;
         becomes(&gateway, "rs2", "down")?;
         becomes(&gateway, "rs4", "down")?;
-        serves_with(lab, &["rs1"])?;
+        serves_with(lab, &["rs1", "rs3"])?;
         lab.end("nginx-rs1")?;
         becomes(&gateway, "rs1", "down")?;
         ensure!(gateway.log_text().contains("connection refused"), "a RST is told: {}", gateway.log_text());
@@ -111,8 +119,8 @@ fn they_see_what_checks_from_the_host_do_not() {
         nginx(lab, "rs1", &[80])?;
         Way::Direct.serve(lab, "rs2")?;
         Way::Kernel("ipip").serve(lab, "rs4")?;
-        members().iter().try_for_each(|(server, _)| becomes(&gateway, server, "up"))?;
-        serves_with(lab, &["rs1", "rs2", "rs4"])?;
+        ["rs1", "rs2", "rs4"].iter().try_for_each(|server| becomes(&gateway, server, "up"))?;
+        serves_with(lab, &["rs1", "rs2", "rs3", "rs4"])?;
 
         gateway.stop()?;
         cleanup::ensure_same(&before, &cleanup::snapshot(lab)?)
@@ -149,6 +157,9 @@ fn the_host_keeps_its_own_connections() {
         }
         all_answer(&gateway, 5.0)?;
         ensure!(!gateway.log_text().contains(" is down"), "{}", gateway.log_text());
+        // Without such a check the host has its ports back.
+        gateway.reload(lab, &services(members, ""))?;
+        ensure!(!lab.sh("gw", "ip rule; ip -6 rule")?.contains("61000-61999"), "the rules stay");
         Ok(())
     });
 }
@@ -169,5 +180,22 @@ fn on_a_segment() {
         Way::Direct.serve(lab, "rs2")?;
         becomes(&gateway, "rs2", "up")?;
         serves_with(lab, &["rs1", "rs2"])
+    });
+}
+
+/// VIPs that are addresses of the gateway's host, as ipvsadm and keepalived have them: an answer from one looks to the host as
+/// if it had been sent by itself.
+#[test]
+fn with_local_vips() {
+    scenario(&["nginx", "curl"], |lab| {
+        Way::Direct.serve(lab, "rs2")?;
+        let members = &members()[..2];
+        members.iter().try_for_each(|(server, _)| nginx(lab, server, &[80]))?;
+        lab.sh("gw", "ip addr add 203.0.113.10/32 dev eth0; ip addr add 2001:db8:f::10/128 dev eth0 nodad")?;
+        let gateway = Setup::new(services(members, CHECK)).start(lab)?;
+        all_answer(&gateway, 2.0)?;
+        ensure!(!gateway.log_text().contains(" is down"), "{}", gateway.log_text());
+        remove_vips(lab, "rs2")?;
+        becomes(&gateway, "rs2", "down")
     });
 }

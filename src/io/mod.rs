@@ -24,7 +24,7 @@ pub mod tunnel_socket;
 mod tuntap;
 pub mod worker;
 
-pub use addresses::{AddressWatch, local_addresses};
+pub use addresses::{AddressWatch, addresses_of_links};
 pub use gateway::Gateway;
 pub use own_errors::source_towards;
 pub use path_mtu::{link_mtu, path_mtu};
