@@ -29,6 +29,7 @@ mod forged;
 mod fragments;
 mod ftp;
 mod health;
+mod health_path;
 mod icmp_errors;
 mod lab_script;
 mod local_vip;

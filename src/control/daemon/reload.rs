@@ -14,7 +14,7 @@ use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
 use crate::control::evacuate::evacuate;
 use crate::control::health::Prepared;
-use crate::io::{self, AddressWatch, local_addresses, source_towards};
+use crate::io::{self, AddressWatch, addresses_of_links, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
@@ -71,8 +71,8 @@ async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
         compiled.snapshot.probe_sources = probe_sources(&compiled, &Place::Segment(tap));
         return Ok(compiled);
     }
-    let own = local_addresses().await.context("the addresses of this host")?;
-    let is_own = |vip: &Addr| own.contains(&vip.ip());
+    let own = addresses_of_links().await.context("the addresses of this host")?;
+    let is_own = |vip: &Addr| own.iter().any(|(_, address)| *address == vip.ip());
     compiled.snapshot.local_vips =
         compiled.snapshot.services.iter().map(|service| service.vip).filter(is_own).collect();
     compiled.snapshot.tunnel_sources = tunnel_sources(&compiled.snapshot);
