@@ -62,11 +62,13 @@ pub struct Service {
 #[derive(Debug)]
 pub struct ServiceState {
     has_quorum: AtomicBool,
+    /// Which servers have changed since the scheduler looked.
+    changes: Arc<scheduler::Changes>,
 }
 
 impl Default for ServiceState {
     fn default() -> ServiceState {
-        ServiceState { has_quorum: AtomicBool::new(true) }
+        ServiceState { has_quorum: AtomicBool::new(true), changes: Arc::default() }
     }
 }
 
@@ -146,13 +148,13 @@ impl Server {
     }
 
     /// A flow to it starts.
-    pub(crate) fn start(&self, active: bool) {
+    pub fn start(&self, active: bool) {
         self.load.start(active);
         self.note_load();
     }
 
     /// A flow to it has ended.
-    pub(crate) fn end(&self, active: bool) {
+    pub fn end(&self, active: bool) {
         self.load.end(active);
         self.note_load();
     }
@@ -173,9 +175,19 @@ pub struct ServerLoad {
     active: AtomicI64,
     inactive: AtomicI64,
     admitted: AtomicU64,
+    mark: scheduler::Mark,
 }
 
 impl ServerLoad {
+    /// Of a server whose changes are marked by `mark`.
+    pub(crate) fn marked(mark: scheduler::Mark) -> ServerLoad {
+        ServerLoad { mark, ..ServerLoad::default() }
+    }
+
+    pub(crate) fn mark(&self) -> &scheduler::Mark {
+        &self.mark
+    }
+
     /// Flows in TCP state ESTABLISHED (IPVS: ActiveConn).
     pub fn active(&self) -> u64 {
         self.active.load(Ordering::Relaxed).max(0) as u64
@@ -210,16 +222,19 @@ impl ServerLoad {
         self.flows.fetch_add(1, Ordering::Relaxed);
         self.admitted.fetch_add(1, Ordering::Relaxed);
         self.side(active).fetch_add(1, Ordering::Relaxed);
+        self.mark.set();
     }
 
     pub(crate) fn end(&self, active: bool) {
         self.side(active).fetch_sub(1, Ordering::Relaxed);
         self.flows.fetch_sub(1, Ordering::Release);
+        self.mark.set();
     }
 
     pub(crate) fn shift(&self, to_active: bool) {
         self.side(to_active).fetch_add(1, Ordering::Relaxed);
         self.side(!to_active).fetch_sub(1, Ordering::Relaxed);
+        self.mark.set();
     }
 
     fn side(&self, active: bool) -> &AtomicI64 {

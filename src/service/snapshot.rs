@@ -7,8 +7,10 @@ use std::sync::Arc;
 use siphasher::sip::SipHasher13;
 use thiserror::Error;
 
+use super::scheduler::{Changes, Mark};
 use super::{
-    Method, PortRange, Server, ServerId, ServerSpec, Service, ServiceId, ServiceSpec, SnapshotSpec, scheduler,
+    Method, PortRange, Server, ServerId, ServerLoad, ServerPath, ServerSpec, ServerState, Service, ServiceId,
+    ServiceSpec, ServiceState, SnapshotSpec, scheduler,
 };
 use crate::wire::{Addr, Encapsulation, Protocol};
 
@@ -248,14 +250,15 @@ impl Snapshot {
         // A service that moved to another address is a new one: the old flows' VIP must stay known.
         let reused = old.filter(|old| old.spec.vip == spec.vip);
         let id = reused.map_or_else(|| ServiceId(free_slot(&mut self.services)), |old| old.id);
+        let state: Arc<ServiceState> = reused.map(|old| old.state.clone()).unwrap_or_default();
+        let changes = &state.changes;
         let servers: Vec<Arc<Server>> =
-            spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused)).collect();
-        let sorry = spec.sorry.as_ref().map(|server| self.admit_server(id, &spec, server, reused));
+            spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused, changes)).collect();
+        let sorry = spec.sorry.as_ref().map(|server| self.admit_server(id, &spec, server, reused, changes));
         let mut scheduler = scheduler::build(spec.scheduler, spec.scheduler_flags, &servers, self.spec.seed);
         if let Some(old) = reused {
             scheduler.inherit(old.scheduler.memory().moved(&places(&old.servers, &servers)));
         }
-        let state = reused.map(|old| old.state.clone()).unwrap_or_default();
         let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state });
         self.services[id.0 as usize] = Some(service.clone());
         service
@@ -267,11 +270,17 @@ impl Snapshot {
         of: &ServiceSpec,
         spec: &ServerSpec,
         old: Option<&Arc<Service>>,
+        changes: &Arc<Changes>,
     ) -> Arc<Server> {
         let kept = old.and_then(|old| old.all_servers().find(|server| is_same_server(of, spec, server)));
         let (id, load, path, state) = match kept {
             Some(server) => (server.id, server.load.clone(), server.path.clone(), server.state.clone()),
-            None => (ServerId(free_slot(&mut self.servers)), Arc::default(), Arc::default(), Arc::default()),
+            None => {
+                let id = free_slot(&mut self.servers);
+                let mark = || Mark::new(changes, id);
+                let (load, path) = (ServerLoad::marked(mark()), ServerPath::marked(mark()));
+                (ServerId(id), Arc::new(load), Arc::new(path), Arc::new(ServerState::marked(mark())))
+            }
         };
         let server = Arc::new(Server {
             id,

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::scheduler::Mark;
 use crate::time::Instant;
 
 /// A server's state. A new server is up: until a check says otherwise it may serve.
@@ -18,6 +19,7 @@ pub struct ServerState {
     failures: AtomicU32,
     /// The same since the server was configured.
     failed: AtomicU64,
+    mark: Mark,
 }
 
 impl Default for ServerState {
@@ -29,11 +31,18 @@ impl Default for ServerState {
             risen: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             failed: AtomicU64::new(0),
+            mark: Mark::default(),
         }
     }
 }
 
 impl ServerState {
+    /// Of a server whose changes are marked by `mark`. Whatever [`Server::is_available`](super::Server::is_available) goes by
+    /// has to set it.
+    pub(crate) fn marked(mark: Mark) -> ServerState {
+        ServerState { mark, ..ServerState::default() }
+    }
+
     /// Whether checks let it serve.
     #[inline]
     pub fn is_up(&self) -> bool {
@@ -59,12 +68,15 @@ impl ServerState {
             self.failures.store(0, Ordering::Relaxed);
             self.risen.store(now.micros().max(1), Ordering::Relaxed);
         }
+        self.mark.set();
         changed
     }
 
     /// Sets or clears the drain mark; tells whether that is a change.
     pub fn set_draining(&self, draining: bool) -> bool {
-        self.is_draining.swap(draining, Ordering::Relaxed) != draining
+        let changed = self.is_draining.swap(draining, Ordering::Relaxed) != draining;
+        self.mark.set();
+        changed
     }
 
     /// How much of its share of new flows it gets at `now`, of 65536.
@@ -102,7 +114,7 @@ impl ServerState {
     pub(crate) fn note_flows(&self, flows: u64, upper: Option<u32>, lower: Option<u32>) {
         let Some(upper) = upper.map(u64::from) else {
             if self.is_full() {
-                self.is_full.store(false, Ordering::Relaxed);
+                self.set_full(false);
             }
             return;
         };
@@ -111,9 +123,14 @@ impl ServerState {
             None => flows * 4 < upper * 3,
         };
         if flows >= upper {
-            self.is_full.store(true, Ordering::Relaxed);
+            self.set_full(true);
         } else if has_room && self.is_full() {
-            self.is_full.store(false, Ordering::Relaxed);
+            self.set_full(false);
         }
+    }
+
+    fn set_full(&self, full: bool) {
+        self.is_full.store(full, Ordering::Relaxed);
+        self.mark.set();
     }
 }

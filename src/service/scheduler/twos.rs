@@ -15,7 +15,7 @@ use super::{Memory, Request, Scheduler};
 use crate::service::Server;
 
 /// Lots drawn for one choice before those who take the flow are counted one by one.
-const DRAWS: usize = 16;
+const DRAWS: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct TwoChoices {
@@ -140,12 +140,13 @@ mod tests {
 
     #[test]
     fn a_single_taker_among_many_is_found_and_shares_hold_among_few() {
-        let scheduler = TwoChoices::new(&servers(&[1; 500]), 3);
-        let mut weights = [0; 500];
-        weights[123] = 1;
-        weights[400] = 3;
-        let few = servers(&weights);
-        let counts = spread(&scheduler, &few, 8_000);
+        let weights: Vec<u32> = (0..500).map(|index| 1 + 2 * u32::from(index == 400)).collect();
+        let list = servers(&weights);
+        let scheduler = TwoChoices::new(&list, 3);
+        for (_, server) in list.iter().enumerate().filter(|(index, _)| ![123, 400].contains(index)) {
+            server.state.set_draining(true);
+        }
+        let counts = spread(&scheduler, &list, 8_000);
         assert!(
             counts[123].abs_diff(2_000) < 200 && counts[123] + counts[400] == 8_000,
             "{} {}",
