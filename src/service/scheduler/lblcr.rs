@@ -81,7 +81,7 @@ impl Scheduler for ReplicatedLocality {
 }
 
 fn by_load(servers: &[Arc<Server>], a: usize, b: usize) -> Ordering {
-    wlc::cost(&servers[a]).compare(&wlc::cost(&servers[b]))
+    wlc::cost(&servers[a]).cmp(&wlc::cost(&servers[b]))
 }
 
 /// Servers that are unavailable go first: they hold nothing of use.

@@ -15,7 +15,6 @@
 mod changes;
 mod tree;
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 
 pub use changes::{Changes, Mark};
@@ -29,47 +28,41 @@ const SCANNED: usize = 12;
 /// Servers that do not take the request, though they are available, before all are looked at one by one.
 const PASSED: usize = 8;
 
-/// What a new flow costs at a server: of two, the lower class is cheaper, and in one class the lower quotient of `load` and
-/// `weight`. Quotients are compared by cross multiplication, as in Linux, but with 128 bits.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Cost {
-    class: u32,
-    weight: u32,
-    load: u64,
-}
+/// What a new flow costs at a server: of two, the lower class is cheaper, and in one class the lower quotient of load and
+/// weight.
+///
+/// The quotient is kept with [`FRACTION`] binary places. Weights have 16 bits at most: two different quotients differ by at least
+/// 2^-32, so they compare exactly as by the cross multiplication of Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Cost(u128);
+
+/// Binary places of a quotient.
+const FRACTION: u32 = 32;
+/// Where the class begins.
+const CLASS: u32 = 120;
 
 impl Cost {
     /// Of a server that takes no flow.
-    const NEVER: Cost = Cost { class: u32::MAX, weight: 1, load: 0 };
+    const NEVER: Cost = Cost(u128::MAX);
 
-    fn is_never(&self) -> bool {
-        self.class == u32::MAX
-    }
-
-    /// `load / weight`; a weight of 0 is taken for 1.
+    /// `load / weight`; a weight of 0 is taken for 1, one of more than 65535 for that, and a load has 64 bits at most.
     pub(super) fn quotient(load: u64, weight: u32) -> Cost {
-        Cost { class: 0, weight: weight.max(1), load }
+        let weight = weight.clamp(1, u32::from(u16::MAX));
+        // The division of 128 bits is slow.
+        match load.leading_zeros() {
+            FRACTION.. => Cost(u128::from((load << FRACTION) / u64::from(weight))),
+            _ => Cost((u128::from(load) << FRACTION) / u128::from(weight)),
+        }
     }
 
-    /// Dearer than everything that is not of a later class; not the last one, [`u32::MAX`].
-    pub(super) fn of_class(self, class: u32) -> Cost {
-        Cost { class, ..self }
+    /// Dearer than everything of a lower class; 254 classes.
+    pub(super) fn of_class(self, class: u8) -> Cost {
+        Cost(self.0 | u128::from(class.min(254)) << CLASS)
     }
 
     /// The heavier the cheaper.
     pub(super) fn by_weight(weight: u32) -> Cost {
         Cost::quotient(u64::from(u32::MAX - weight), 1)
-    }
-
-    pub(super) fn is_less(&self, other: &Cost) -> bool {
-        self.compare(other) == Ordering::Less
-    }
-
-    pub(super) fn compare(&self, other: &Cost) -> Ordering {
-        let product = |load: u64, weight: u32| u128::from(load) * u128::from(weight);
-        self.class
-            .cmp(&other.class)
-            .then_with(|| product(self.load, other.weight).cmp(&product(other.load, self.weight)))
     }
 }
 
@@ -144,7 +137,7 @@ impl Ranking {
         let takers = servers.iter().enumerate().filter(|(_, server)| server.takes(request));
         // Each cost is read once: loads change under our hands, and a comparison must not change its mind.
         let costs = takers.map(|(index, server)| (index, (self.cost)(server)));
-        costs.min_by(|(_, a), (_, b)| a.compare(b)).map(|(index, _)| index)
+        costs.min_by_key(|(_, cost)| *cost).map(|(index, _)| index)
     }
 }
 
@@ -155,20 +148,32 @@ fn cost_of(server: &Server, cost: fn(&Server) -> Cost) -> Cost {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    #[test]
-    fn quotients_too_large_for_64_bits_are_compared_rightly() {
-        let compare = |a, a_weight, b, b_weight| Cost::quotient(a, a_weight).compare(&Cost::quotient(b, b_weight));
-        assert_eq!(compare(u64::MAX, 65535, u64::MAX - 1, 65535), Ordering::Greater);
-        assert_eq!(compare(u64::MAX, 65535, u64::MAX, 65534), Ordering::Less);
-        assert_eq!(compare(2, 4, 1, 2), Ordering::Equal);
+    proptest! {
+        /// Of all loads, in particular those of which quotients are hardly apart.
+        #[test]
+        fn quotients_compare_as_by_cross_multiplication(
+            load in prop_oneof![any::<u64>(), 0..1_u64 << 20, Just(u64::MAX)],
+            weight in 1..=65535_u32,
+            other in prop_oneof![1 => any::<u64>(), 3 => Just(u64::MAX)],
+            other_weight in 1..=65535_u32,
+            off in 0..3_u64,
+        ) {
+            // Mostly the load that is nearest to equal.
+            let near = (u128::from(load) * u128::from(other_weight) / u128::from(weight)) as u64;
+            let other = if other == u64::MAX { near.wrapping_add(off).wrapping_sub(1) } else { other };
+            let crossed = (u128::from(load) * u128::from(other_weight)).cmp(&(u128::from(other) * u128::from(weight)));
+            prop_assert_eq!(Cost::quotient(load, weight).cmp(&Cost::quotient(other, other_weight)), crossed);
+        }
     }
 
     #[test]
     fn a_class_outweighs_every_load() {
-        let (dear, cheap) = (Cost::quotient(0, 1).of_class(1), Cost::quotient(u64::MAX, 1));
-        assert_eq!(dear.compare(&cheap), Ordering::Greater);
-        assert_eq!(Cost::by_weight(9).compare(&Cost::by_weight(8)), Ordering::Less);
+        assert!(Cost::quotient(0, 1).of_class(1) > Cost::quotient(u64::MAX, 1));
+        assert!(Cost::NEVER > Cost::quotient(u64::MAX, 1).of_class(u8::MAX));
+        assert!(Cost::by_weight(9) < Cost::by_weight(8));
     }
 }

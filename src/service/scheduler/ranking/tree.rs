@@ -52,7 +52,7 @@ impl Tree {
     /// The cheapest server, or of equals the first; `None` when all cost [`Cost::NEVER`].
     pub(super) fn cheapest(&self) -> Option<usize> {
         let winner = self.winners[1] as usize;
-        (!self.costs[winner].is_never()).then_some(winner)
+        (self.costs[winner] != Cost::NEVER).then_some(winner)
     }
 
     /// Looks anew at the servers of a place.
@@ -80,6 +80,6 @@ impl Tree {
 
     fn winner(&self, node: usize) -> u32 {
         let (left, right) = (self.winners[2 * node], self.winners[2 * node + 1]);
-        if self.costs[right as usize].is_less(&self.costs[left as usize]) { right } else { left }
+        if self.costs[right as usize] < self.costs[left as usize] { right } else { left }
     }
 }
