@@ -12,7 +12,7 @@ use crate::process::Running;
 use crate::servers::{THREE, VIPS, dual_service, three_nginx};
 
 /// wrk's count of requests; it must not have met a single error.
-fn requests_without_error(output: &str) -> Result<u64> {
+pub fn requests_without_error(output: &str) -> Result<u64> {
     ensure!(!output.contains("Socket errors") && !output.contains("Non-2xx"), "{output}");
     let line = output.lines().find(|line| line.contains("requests in")).with_context(|| output.to_string())?;
     line.split_whitespace().next().and_then(|n| n.parse().ok()).with_context(|| output.to_string())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::flow::TcpState;
+use crate::flow::{Marks, TcpState};
 use crate::service::{Method, ServerId, ServiceId, Snapshot};
 use crate::wire::{Addr, Protocol, Tuple};
 
@@ -16,6 +16,11 @@ pub enum Command {
     /// flow table at most, from place `cursor` on (0 to start), so that packets never wait for a million deletions.
     /// Flows that come between two calls may be missed.
     Delete { filter: FlowFilter, cursor: usize },
+    /// Admit the flow of a probe: from the gateway's own address to a VIP, and to this very server, whatever its state.
+    /// Its packets come by [`crate::engine::Engine::handle_probe`].
+    Probe { original: Tuple, server: ServerId },
+    /// The probe with this original tuple is over; nothing happens if there is none.
+    EndProbe(Tuple),
     /// Record events for [`crate::engine::Engine::poll_event`], or stop doing so.
     Watch(bool),
 }
@@ -29,6 +34,19 @@ pub enum Outcome {
         count: u64,
         next: Option<usize>,
     },
+    /// The probe cannot begin.
+    NotProbed(ProbeFault),
+}
+
+/// Why there is no flow for a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeFault {
+    /// There is no such server any more.
+    NoServer,
+    /// Another flow has one of the tuples: try another source port.
+    Taken,
+    /// There are as many probes as there may be.
+    Full,
 }
 
 /// Places of the flow table that one [`Command::Delete`] looks at.
@@ -68,6 +86,7 @@ pub struct FlowRecord {
     pub service: ServiceId,
     pub server: ServerId,
     pub method: Method,
+    pub marks: Marks,
     pub to_server: Volume,
     pub to_client: Volume,
 }

@@ -3,7 +3,7 @@
 //! An [`Engine`] is one shard: it knows no device, no clock, no thread. Its caller gives it packets and the time, and does
 //! what it answers. The methods come in four families:
 //!
-//! * `handle_*` takes a packet or the passing of time;
+//! * `handle_*` takes a packet, one of the gateway's own probes, or the passing of time;
 //! * `poll_*` asks for what came of it: packets that were held back, events, the time of the next deadline;
 //! * `apply` carries out a [`Command`];
 //! * the others read.
@@ -11,6 +11,8 @@
 //! Read [`Engine::handle_packet`] and the four functions below it, and you know the data path.
 
 mod fragments;
+mod helper;
+mod probe;
 mod shard;
 
 use std::collections::VecDeque;
@@ -59,6 +61,7 @@ pub struct Engine {
     refusals: RateLimit,
     random: u64,
     released: VecDeque<PacketBuf>,
+    helpers: helper::Helpers,
     watched: bool,
     events: VecDeque<Event>,
     stats: Stats,
@@ -73,6 +76,7 @@ impl Engine {
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
+            helpers: helper::Helpers::new(config.seed),
             watched: false,
             events: VecDeque::new(),
             stats: Stats::default(),
@@ -132,11 +136,17 @@ impl Engine {
 
     /// A TCP or UDP packet: the flow's translation is replayed; without a flow, one is admitted first.
     fn forward(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Verdict {
-        let known = self.table.lookup(tuple).filter(|&(id, sender)| !self.starts_anew(now, id, sender, view));
+        let found = self.table.lookup(tuple);
+        if let Some((id, sender)) = found
+            && self.table.flow(id).is_probe()
+        {
+            return self.answer_probe(now, buf, view, id, sender);
+        }
+        let known = found.filter(|&(id, sender)| !self.starts_anew(now, id, sender, view));
         let (id, sender, change) = match known {
             Some((id, sender)) => (id, sender, FlowChange::Update),
-            None => match self.admit(now, buf, view, tuple) {
-                Ok(id) => (id, Sender::Client, FlowChange::New),
+            None => match self.expected(now, view, tuple).unwrap_or_else(|| self.admit(now, buf, view, tuple)) {
+                Ok((id, sender)) => (id, sender, FlowChange::New),
                 Err(verdict) => return verdict,
             },
         };
@@ -144,6 +154,23 @@ impl Engine {
             let vip = self.table.flow(id).original().dst;
             return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
         }
+        if self.table.flow(id).owner.marks.has(Marks::HELPED) {
+            return self.forward_helped(now, buf, view, id, sender, change);
+        }
+        self.carry(now, buf, view, id, sender, change)
+    }
+
+    /// A packet of a flow that goes on: what it means is noted, and the flow's action replayed.
+    #[inline]
+    fn carry(
+        &mut self,
+        now: Instant,
+        buf: &mut PacketBuf,
+        view: &View,
+        id: FlowId,
+        sender: Sender,
+        change: FlowChange,
+    ) -> Verdict {
         self.track(now, id, sender, view, change);
         let flow = self.table.flow(id);
         let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
@@ -151,7 +178,13 @@ impl Engine {
     }
 
     /// A packet without a flow: a service takes it, its scheduler picks a server, its method plans the translation.
-    fn admit(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Result<FlowId, Verdict> {
+    fn admit(
+        &mut self,
+        now: Instant,
+        buf: &mut PacketBuf,
+        view: &View,
+        tuple: &Tuple,
+    ) -> Result<(FlowId, Sender), Verdict> {
         let snapshot = self.snapshot.clone();
         let Some(service) = snapshot.service_for(tuple.dst, tuple.protocol, tuple.dport) else {
             if !self.is_ours(tuple.dst) {
@@ -174,7 +207,7 @@ impl Engine {
         let id = self.insert(now, service, server, tuple).map_err(Verdict::Drop)?;
         server.start(self.table.flow(id).is_active());
         self.stats.flows_created += 1;
-        Ok(id)
+        Ok((id, Sender::Client))
     }
 
     /// Lets time pass: ends flows and fragments whose time is over, a bounded number at a time.
@@ -188,15 +221,18 @@ impl Engine {
             }
         }
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
+        self.helpers.expectations.expire(now);
     }
 
     /// When [`Engine::handle_timeout`] has something to do, at the earliest; `None` while there is nothing to wait for.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let flows = self.table.next_deadline(&self.snapshot.spec.timeouts);
-        flows.into_iter().chain(self.fragments.next_deadline()).min()
+        let expected = self.helpers.expectations.next_deadline();
+        flows.into_iter().chain(self.fragments.next_deadline()).chain(expected).min()
     }
 
-    /// The next packet to send besides the one just handled: a fragment that was held until its first one came.
+    /// The next packet to send besides the one just handled: a fragment that was held until its first one came, or the rest of
+    /// a packet that a helper made longer.
     pub fn poll_transmit(&mut self) -> Option<PacketBuf> {
         self.released.pop_front()
     }
@@ -209,12 +245,14 @@ impl Engine {
     pub fn apply(&mut self, now: Instant, command: Command) -> Outcome {
         match command {
             Command::Swap(snapshot) => {
+                self.end_probes_of_others(now, &snapshot);
                 self.traffic.resize(self.traffic.len().max(snapshot.server_ids()), Traffic::default());
                 self.forget_reused_ids(&snapshot);
                 self.snapshot = snapshot;
                 let bounds = self.fragment_bounds();
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
+                self.helpers.expectations.trim(self.snapshot.spec.limits.expectations);
                 Outcome::Done
             }
             Command::Watch(on) => {
@@ -223,6 +261,8 @@ impl Engine {
                 Outcome::Done
             }
             Command::Delete { filter, cursor } => self.delete(now, &filter, cursor),
+            Command::Probe { original, server } => self.admit_probe(now, &original, server),
+            Command::EndProbe(original) => self.end_probe(now, &original),
         }
     }
 
@@ -239,9 +279,9 @@ impl Engine {
         self.stats.drops[reason as usize] += 1;
     }
 
-    /// Flows in the table, and how many it may hold.
+    /// Flows of clients in the table, and how many it may hold. Probes have room of their own.
     pub fn occupancy(&self) -> (usize, usize) {
-        (self.table.len(), self.table.max())
+        (self.table.len() - self.table.probes().len(), self.table.max())
     }
 
     /// What a server has moved in this shard since it was configured.
@@ -283,6 +323,8 @@ impl Engine {
     /// Panics when the engine contradicts itself; for tests.
     pub fn check_invariants(&mut self) {
         self.table.check_invariants();
+        self.helpers.expectations.check_invariants();
+        assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }
@@ -294,7 +336,8 @@ impl Engine {
     /// Ends a flow over whose ports a new connection starts.
     fn starts_anew(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View) -> bool {
         let Transport::Tcp(segment) = &view.transport else { return false };
-        let anew = track::starts_anew(self.table.flow(id), sender, segment);
+        let anew =
+            track::starts_anew(self.table.flow(id), sender, segment) || self.is_expected_anew(now, id, sender, segment);
         if anew {
             self.end(now, id);
             self.stats.flows_reused += 1;
@@ -345,7 +388,7 @@ impl Engine {
     #[inline]
     fn act(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, action: &Action, server: ServerId) -> Verdict {
         let server = self.snapshot.server(server).map(Arc::as_ref);
-        let context = Context { now, spec: &self.snapshot.spec, server };
+        let context = Context { now, spec: &self.snapshot.spec, server, is_probe: false };
         match forward::act(action, buf, view, context) {
             Ok(()) => Verdict::Forward,
             Err(Obstacle { reason, refusal: None }) => Verdict::Drop(reason),
@@ -381,18 +424,22 @@ impl Engine {
         // It neither refreshes nor ends the flow (RFC 5382 REQ-10, RFC 4787 REQ-12).
         self.stats.icmp_errors += 1;
         let flow = self.table.flow(id);
+        let forward = if flow.is_probe() && sender == Sender::Server { Verdict::Deliver } else { Verdict::Forward };
         if flow.owner.one_way {
             let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
             if let (Sender::Server, Some(server)) = (sender, self.snapshot.server(server)) {
                 tunnel_error::learn_from_inside(now, server, buf.packet(), view);
             }
-            return self.act(now, buf, view, &action, server);
+            return match self.act(now, buf, view, &action, server) {
+                Verdict::Forward => forward,
+                verdict => verdict,
+            };
         }
         icmp_error::translate(buf, view, flow, sender, &quoted);
         if self.snapshot.spec.is_hop {
             decrement_ttl(buf.packet_mut());
         }
-        Verdict::Forward
+        forward
     }
 
     /// An ICMP error about one of the gateway's own outer packets: what it says of the way to the server is noted, and the
@@ -412,6 +459,7 @@ impl Engine {
         };
         let Some((id, Sender::Client)) = self.table.lookup(&inner) else { return drop(DropReason::IcmpNoFlow) };
         let flow = self.table.flow(id);
+        let relayed = if flow.is_probe() { Verdict::Deliver } else { Verdict::Forward };
         let can_be = sequence.is_none_or(|sequence| track::client_sent(flow, sequence));
         let server = snapshot.server(ServerId(flow.owner.server)).filter(about_it);
         let Some(server) = server.filter(|_| can_be) else { return drop(DropReason::IcmpNoFlow) };
@@ -422,7 +470,7 @@ impl Engine {
         // What follows the quoted packet (RFC 4884) is about the outer one.
         buf.truncate(inner.len);
         Some(match self.refuse(now, buf, &inner, DropReason::IcmpNoFlow, refusal, inner.dst) {
-            Verdict::Refuse(_) => Verdict::Forward,
+            Verdict::Refuse(_) => relayed,
             verdict => verdict,
         })
     }
@@ -470,7 +518,7 @@ impl Engine {
             server: server.id.0,
             method: server.method as u8,
             one_way: server.method.is_one_way(),
-            marks: Marks::NONE,
+            marks: forward::helper::marks(service, server),
         };
         let planned = forward::plan(service, server, original);
         let mut reply = planned;
@@ -494,7 +542,13 @@ impl Engine {
     fn end(&mut self, now: Instant, id: FlowId) {
         self.tell(now, FlowChange::Destroy, id);
         let flow = self.table.remove(id);
-        if let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) {
+        if flow.owner.marks.has(Marks::HELPED) {
+            self.helpers.forget(id);
+        }
+        // A probe is no load.
+        if !flow.is_probe()
+            && let Some(server) = self.snapshot.server(ServerId(flow.owner.server))
+        {
             server.end(flow.is_active());
         }
     }
@@ -534,7 +588,8 @@ impl Engine {
     }
 
     fn tell(&mut self, now: Instant, change: FlowChange, id: FlowId) {
-        if !self.watched {
+        // Probes come and go every moment, and are nobody's connections.
+        if !self.watched || self.table.flow(id).is_probe() {
             return;
         }
         if self.events.len() == MAX_EVENTS {
@@ -561,6 +616,7 @@ impl Engine {
             service: ServiceId(flow.owner.service),
             server: ServerId(flow.owner.server),
             method: Method::numbered(flow.owner.method),
+            marks: flow.owner.marks,
             to_server: volume(Sender::Client),
             to_client: volume(Sender::Server),
         }

@@ -10,6 +10,8 @@ pub struct Stats {
     pub forwarded: u64,
     pub passed: u64,
     pub replied: u64,
+    /// Answers to the gateway's own probes.
+    pub delivered: u64,
     /// By [`DropReason`], in the order of [`DropReason::ALL`]; refusals are counted here as well.
     pub drops: [u64; DropReason::COUNT],
     /// Dropped packets that were answered with a RST or an ICMP error.
@@ -39,6 +41,7 @@ impl Default for Stats {
             forwarded: 0,
             passed: 0,
             replied: 0,
+            delivered: 0,
             drops: [0; DropReason::COUNT],
             refused: 0,
             refusals_limited: 0,
@@ -62,6 +65,7 @@ impl Stats {
             Verdict::Forward => self.forwarded += 1,
             Verdict::Pass => self.passed += 1,
             Verdict::Reply => self.replied += 1,
+            Verdict::Deliver => self.delivered += 1,
             Verdict::Held => self.fragments_held += 1,
             Verdict::Drop(reason) => self.drops[reason as usize] += 1,
             Verdict::Refuse(reason) => {
@@ -86,11 +90,12 @@ impl Stats {
     }
 
     /// The counters besides drops, by name.
-    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 14] {
+    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 15] {
         [
             ("forwarded", &mut self.forwarded),
             ("passed", &mut self.passed),
             ("replied", &mut self.replied),
+            ("delivered", &mut self.delivered),
             ("refused", &mut self.refused),
             ("refusals_limited", &mut self.refusals_limited),
             ("flows_created", &mut self.flows_created),

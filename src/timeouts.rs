@@ -27,6 +27,9 @@ const fn secs(n: u64) -> Duration {
 }
 
 impl Timeouts {
+    /// Of the gateway's own probes, whatever their protocol and state. The control plane ends them itself, long before.
+    pub const PROBE: Duration = secs(120);
+
     /// What the NAT RFCs require at least: RFC 5382 REQ-5 (TCP established 2 h 4 min, transitory 4 min), RFC 4787 REQ-5
     /// (UDP 5 min by default), RFC 5508 REQ-2 (ICMP query 60 s), RFC 7857 section 2 (4 min after a RST).
     pub const RFC: Timeouts = Timeouts {

@@ -11,6 +11,8 @@ pub enum Verdict {
     Reply,
     /// The packet was refused for this reason, and the buffer now holds the RST or ICMP error for its sender: send it.
     Refuse(DropReason),
+    /// An answer to one of the gateway's own probes, as a client would get it: it goes to the probe, and to no device.
+    Deliver,
     /// The engine keeps a copy (a fragment that waits for its first one); the buffer is free again.
     Held,
     /// Nothing is to be sent.
@@ -20,7 +22,7 @@ pub enum Verdict {
 impl Verdict {
     /// Whether the buffer is to be written to the device.
     pub const fn sends(self) -> bool {
-        !matches!(self, Verdict::Held | Verdict::Drop(_))
+        !matches!(self, Verdict::Deliver | Verdict::Held | Verdict::Drop(_))
     }
 }
 
@@ -146,6 +148,17 @@ drop_reasons! {
     TunnelNotAllowed = "tunnel_not_allowed",
     /// The packet inside the tunnel is addressed to none of the real server's VIPs.
     NotOurVip = "not_our_vip",
+    /// A packet from outside that claims to be one of the gateway's own probes.
+    ProbeForged = "probe_forged",
+    /// An answer to a probe that could not be handed to it: too much waits for it already, or it is in fragments.
+    ProbeLost = "probe_lost",
+    /// A packet of a probe whose flow has ended.
+    ProbeEnded = "probe_ended",
+    /// A segment of a connection that a helper reads came before the one in front of it; its sender sends it again.
+    TooEarly = "too_early",
+    /// A segment that a helper has to read or rewrite cannot be: its checksum is wrong, it is a fragment, or it would become too
+    /// long.
+    Unreadable = "unreadable",
 }
 
 impl DropReason {

@@ -148,6 +148,14 @@ const COMMANDS: &[&[&str]] = &[
     &["explain", "tcp", "192.0.2.1:1", "203.0.113.10:80"],
     &["reload"],
     &["diff"],
+    &["save"],
+    &["service", "add", "mail", "--listen", "203.0.113.10:25"],
+    &["service", "set", "web", "--scheduler", "rr"],
+    &["service", "remove", "web"],
+    &["server", "add", "web", "10.20.0.14:8080"],
+    &["server", "set", "web/10.20.0.11:8080", "--weight", "2"],
+    &["server", "drain", "10.20.0.11:8080"],
+    &["server", "remove", "web", "10.20.0.11:8080"],
 ];
 
 #[test]
@@ -182,6 +190,14 @@ fn wrong_usage_is_exit_code_2() {
         &["run", "--no-routes", "--print-routes"],
         &["completions", "cobol"],
         &["status", "--shiny"],
+        &["service", "add", "web"],
+        &["service", "set", "web", "--netmask", "24"],
+        &["server", "add", "web"],
+        &["server", "set"],
+        &["server", "drain", "one", "two", "three"],
+        &["server", "drain", "one", "--then", "rst"],
+        &["server", "drain", "one", "--deadline", "5m", "--then", "explode"],
+        &["server", "drain", "one", "--cancel", "--wait"],
     ];
     for args in rows {
         let (code, stdout, stderr) = outcome(gatun(args).output().unwrap());
@@ -278,6 +294,15 @@ fn the_other_commands_answer() {
     assert!(!status.contains('\x1b'), "no colours in a pipe");
     let servers = fixture.ok(&["server", "list", "--service", "web"]);
     assert_eq!(servers.lines().count(), 3, "{servers}");
+    let drained = fixture.ok(&["server", "drain", "web/10.20.0.12:8080", "--deadline", "5m"]);
+    assert_eq!(drained, "web/10.20.0.12:8080: draining, 3 flows left, 5m00s until rst\n");
+    let servers = fixture.ok(&["server", "list"]);
+    assert!(servers.contains("draining, "), "{servers}");
+    let cancelled = fixture.ok(&["server", "drain", "web", "10.20.0.12:8080", "--cancel"]);
+    assert_eq!(cancelled, "web/10.20.0.12:8080: not drained, 3 flows\n");
+    let (code, _, stderr) = fixture.run(&["server", "drain", "10.20.0.19"]);
+    let expected = "gatun: no server is named \"10.20.0.19\"; `gatun server list` shows them\n";
+    assert_eq!((code, stderr.as_str()), (Some(1), expected));
     let stats = fixture.ok(&["conntrack", "stats"]);
     assert!(stats.lines().any(|line| line.split_whitespace().eq(["flows_created", "6"])), "{stats}");
     assert!(stats.lines().any(|line| line.split_whitespace().eq(["drop", "no_service", "0"])), "{stats}");

@@ -15,7 +15,7 @@ use support::traffic::established;
 fn delete(engine: &mut Engine, filter: &FlowFilter, cursor: usize) -> (u64, Option<usize>) {
     match engine.apply(Instant::from_millis(1), Command::Delete { filter: filter.clone(), cursor }) {
         Outcome::Deleted { count, next } => (count, next),
-        Outcome::Done => panic!("a deletion says how many"),
+        other => panic!("a deletion says how many, not {other:?}"),
     }
 }
 

@@ -228,7 +228,7 @@ async fn rubbish_gets_an_error_and_the_conversation_goes_on() {
         (b"{\"v\":1,\"op\":\"conntrack.list\",\"filter\":{\"server\":\"x\"}}", "not_found"),
         (b"{\"v\":2,\"op\":\"status\"}", "unsupported_version"),
         (b"{\"v\":1,\"op\":\"dance\"}", "unknown_op"),
-        (b"{\"v\":1,\"op\":\"server.drain\"}", "not_supported"),
+        (b"{\"v\":1,\"op\":\"server.add\"}", "not_supported"),
         (b"{\"v\":1,\"op\":\"reload\"}", "not_supported"),
     ];
     for (line, expected) in rows {

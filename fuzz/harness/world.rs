@@ -129,6 +129,7 @@ impl World {
                 self.dropped(input, tuple, reason);
             }
             (Some(input), Verdict::Drop(reason)) => self.dropped(input, tuple, reason),
+            (Some(_), Verdict::Deliver) => panic!("delivered, but nobody probes here"),
             (Some(input), Verdict::Held) => {
                 assert!(input.fragment.is_some_and(|(_, offset, _)| offset != 0), "held, but no later fragment");
             }

@@ -6,8 +6,10 @@ mod check;
 mod client;
 mod completions;
 mod conntrack;
+mod edit;
 mod explain;
 pub mod format;
+mod ipvsadm;
 mod man;
 mod neighbour;
 mod output;
@@ -63,7 +65,9 @@ enum Command {
     Replay(replay::Args),
     Reload(reload::ReloadArgs),
     Diff(reload::DiffArgs),
+    Save(reload::SaveArgs),
     Ping(ping::Args),
+    Ipvsadm(ipvsadm::Args),
     RealServer(real_server::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -84,6 +88,10 @@ impl Context {
 
 /// Parses the arguments and does what they say.
 pub fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().collect();
+    if let Some(code) = ipvsadm::called(&words) {
+        return code;
+    }
     let parsed = command().get_matches();
     let Cli { control, command } = Cli::from_arg_matches(&parsed).unwrap_or_else(|error| error.exit());
     let mut context = Context { control, output: Output::stdout() };
@@ -130,15 +138,17 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args, context),
         Command::Check(args) => return check::run(&args, context),
+        Command::Ipvsadm(args) => return Ok(ipvsadm::run(&args, context.control.take())),
         Command::Status(args) => status::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),
-        Command::Service(command) => service::run(&command, context),
-        Command::Server(command) => server::run(&command, context),
+        Command::Service(command) => service::run(command, context),
+        Command::Server(command) => server::run(command, context),
         Command::Neighbour(command) => neighbour::run(&command, context),
         Command::Explain(args) => explain::run(&args, context),
         Command::Replay(args) => replay::run(&args, context),
         Command::Reload(args) => reload::reload(&args, context),
         Command::Diff(args) => reload::diff(&args, context),
+        Command::Save(args) => reload::save(&args, context),
         Command::Ping(args) => ping::run(&args, context),
         Command::RealServer(args) => real_server::run(args, context),
         Command::Completions(args) => completions::run(&args, context),

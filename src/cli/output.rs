@@ -10,6 +10,15 @@ pub struct Output {
     terminal: bool,
 }
 
+/// What a line says at a glance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Colour {
+    /// Something does not work.
+    Red,
+    /// Something is not as usual.
+    Yellow,
+}
+
 impl Output {
     pub fn stdout() -> Output {
         let out = io::stdout();
@@ -27,6 +36,15 @@ impl Output {
     /// A line that stands out.
     pub fn heading(&mut self, line: &str) -> io::Result<()> {
         if self.terminal { self.line(&format!("\x1b[1m{line}\x1b[0m")) } else { self.line(line) }
+    }
+
+    /// A line in a colour.
+    pub fn coloured(&mut self, colour: Colour, line: &str) -> io::Result<()> {
+        let code = match colour {
+            Colour::Red => 31,
+            Colour::Yellow => 33,
+        };
+        if self.terminal { self.line(&format!("\x1b[{code}m{line}\x1b[0m")) } else { self.line(line) }
     }
 
     /// One JSON value on a line of its own.

@@ -1,10 +1,11 @@
-//! `gatun reload` and `gatun diff`: another configuration for the running gateway.
+//! `gatun reload`, `gatun diff` and `gatun save`: the file, and what the running gateway does.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
 use super::Context;
+use super::output::complain;
 use crate::control::api::{self, Request};
 
 /// Make the running gateway read its configuration again; no flow is lost, and a bad file changes nothing
@@ -39,7 +40,8 @@ pub(super) fn diff(args: &DiffArgs, context: &mut Context) -> Result<()> {
     show(&request, args.json, context)
 }
 
-fn show(request: &Request, json: bool, context: &mut Context) -> Result<()> {
+/// Asks for a change, and shows what it is.
+pub(super) fn show(request: &Request, json: bool, context: &mut Context) -> Result<()> {
     let difference: api::Difference = context.connect()?.call(request)?;
     let output = &mut context.output;
     if json {
@@ -48,10 +50,30 @@ fn show(request: &Request, json: bool, context: &mut Context) -> Result<()> {
     for line in &difference.changes {
         output.line(line)?;
     }
-    if difference.changes.is_empty() {
-        output.line("nothing changes")?;
+    match &difference.saved {
+        Some(file) => output.line(&format!("saved to {file}"))?,
+        None if difference.changes.is_empty() => output.line("nothing changes")?,
+        None => {}
+    }
+    for note in &difference.notes {
+        complain(&format!("gatun: {note}"));
     }
     Ok(())
+}
+
+/// Write what the running gateway does into its configuration file
+#[derive(Debug, clap::Args)]
+pub struct SaveArgs {
+    /// Also over what somebody has changed in the file since it was loaded
+    #[arg(long)]
+    force: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn save(args: &SaveArgs, context: &mut Context) -> Result<()> {
+    show(&Request::Save { force: args.force }, args.json, context)
 }
 
 /// The daemon has another working directory.

@@ -137,6 +137,7 @@ fn word(verdict: Verdict) -> String {
         Verdict::Forward => "forward".to_owned(),
         Verdict::Pass => "pass".to_owned(),
         Verdict::Reply => "reply".to_owned(),
+        Verdict::Deliver => "deliver".to_owned(),
         Verdict::Held => "held".to_owned(),
         Verdict::Refuse(reason) => format!("refuse {}", reason.word()),
         Verdict::Drop(reason) => format!("drop {}", reason.word()),

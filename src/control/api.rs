@@ -4,6 +4,7 @@
 //! A request is `{"v":1,"op":"…", …}`. An answer is a line with `ok` (the result), or with `error`; an operation that
 //! streams sends lines with `item` (and `lost`, when a watcher was too slow) before.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -30,6 +31,13 @@ pub enum Request {
     ServiceList {},
     #[serde(rename = "server.list")]
     ServerList {
+        /// Only this service's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
+    },
+    /// Servers that go up and down, as they do.
+    #[serde(rename = "server.watch")]
+    ServerWatch {
         /// Only this service's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         service: Option<String>,
@@ -63,6 +71,27 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tcp_flags: Option<String>,
     },
+    /// Give a server no new flow any more.
+    #[serde(rename = "server.drain")]
+    ServerDrain {
+        service: String,
+        server: String,
+        /// A duration as in the file, from now on; what is left then is dealt with by `then`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline: Option<String>,
+        /// `rst` (by default) or `keep`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        then: Option<String>,
+        /// Let it have new flows again.
+        #[serde(default)]
+        cancel: bool,
+    },
+    /// Let what is shown of a service's servers, or of all servers, count from zero again.
+    #[serde(rename = "counters.zero")]
+    CountersZero {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
+    },
     /// Changes to the running configuration: all of them or none, as one reload.
     #[serde(rename = "edit")]
     Edit {
@@ -70,6 +99,13 @@ pub enum Request {
         /// Also in the file.
         #[serde(default)]
         save: bool,
+    },
+    /// Write what runs into the file.
+    #[serde(rename = "save")]
+    Save {
+        /// Also over what somebody has changed in the file.
+        #[serde(default)]
+        force: bool,
     },
     #[serde(rename = "reload")]
     Reload {
@@ -84,7 +120,8 @@ pub enum Request {
     },
 }
 
-/// One change to the configuration. `keys` are those of the file's tables, with JSON values; `null` takes a key away.
+/// One change to the configuration. `keys` are those of the file's tables, with JSON values; `null` takes a key away. A
+/// server's name is, as everywhere, the one that it has or else its address.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "edit", deny_unknown_fields)]
 pub enum Edit {
@@ -118,6 +155,9 @@ pub const OPS: &[&str] = &[
     "neighbours",
     "service.list",
     "server.list",
+    "server.watch",
+    "server.drain",
+    "counters.zero",
     "conntrack.list",
     "conntrack.watch",
     "conntrack.count",
@@ -125,13 +165,14 @@ pub const OPS: &[&str] = &[
     "conntrack.flush",
     "explain",
     "edit",
+    "save",
     "reload",
     "diff",
 ];
 
 /// Operations whose names are taken, for changes to a running gateway.
 pub const RESERVED_OPS: &[&str] =
-    &["service.add", "service.set", "service.remove", "server.add", "server.set", "server.drain", "server.remove"];
+    &["service.add", "service.set", "service.remove", "server.add", "server.set", "server.remove"];
 
 /// What a line from the daemon holds.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -244,6 +285,9 @@ pub struct Flow {
     pub shard: u16,
     /// Seconds since it was admitted.
     pub age: u64,
+    /// What else there is to it: `probe` (the gateway's own, and no client's), `persistent`, `helped`, `expected`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub marks: Vec<String>,
 }
 
 /// One direction of a flow. For ICMP both ports hold the identifier.
@@ -320,6 +364,16 @@ pub struct Server {
     /// `false` when nobody answers for its address on the segment (method direct; in mode "tap" any method): then it gets no
     /// new flows.
     pub reachable: bool,
+    /// Why it gets no new flows, or that it does: `up`, `down` (its check, or clients, say so), `full`, `draining`, `off`
+    /// (weight 0), `unreachable`.
+    #[serde(default = "up")]
+    pub state: String,
+    /// What the operator said about draining it; `null` while it is not being drained.
+    #[serde(default)]
+    pub drain: Option<Drain>,
+    /// `null` in a gateway that checks nothing.
+    #[serde(default)]
+    pub health: Option<Health>,
     pub active: u64,
     pub inactive: u64,
     /// Flows admitted since the server was configured.
@@ -327,6 +381,26 @@ pub struct Server {
     pub to_server: Volume,
     pub to_client: Volume,
     pub rates: Rates,
+    /// Flows at which it takes no more, and below which it takes new ones again; `null` where not configured.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
+    #[serde(default)]
+    pub min_connections: Option<u32>,
+}
+
+fn up() -> String {
+    "up".to_owned()
+}
+
+/// A drain that goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Drain {
+    /// Seconds ago that it began.
+    pub since: u64,
+    /// Seconds until its deadline; `null` without one, or once it is past.
+    pub left: Option<u64>,
+    /// What becomes of the flows that are left then: `rst`, `keep`.
+    pub then: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -334,10 +408,111 @@ pub struct Service {
     pub name: String,
     /// `203.0.113.10:80`, `[2001:db8::1]:8000-8099`, `203.0.113.10:*`.
     pub listen: String,
+    /// Services of one group share their persistence.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// Serves while no other server can.
+    #[serde(default)]
+    pub sorry: Option<Server>,
+    /// `false` when fewer servers are up than it needs: then the sorry server has its clients.
+    #[serde(default = "yes")]
+    pub has_quorum: bool,
     pub protocol: String,
     pub method: String,
     pub scheduler: String,
+    /// `null` in a gateway that checks nothing.
+    #[serde(default)]
+    pub quorum: Option<Quorum>,
     pub servers: Vec<Server>,
+    /// `port`, `fallback`.
+    #[serde(default)]
+    pub scheduler_flags: Vec<String>,
+    #[serde(default)]
+    pub persistence: Option<Persistence>,
+    #[serde(default)]
+    pub one_packet: bool,
+}
+
+/// How clients are kept with their servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Persistence {
+    /// Seconds.
+    pub timeout: u64,
+    /// Bits of an IPv4 address that name a client.
+    pub netmask: u8,
+    /// Bits of an IPv6 address that name a client.
+    pub prefix: u8,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How a server has been.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Health {
+    /// Seconds since it last went up or down; without that, since it was configured.
+    pub since: u64,
+    /// How often it went up or down.
+    pub transitions: u64,
+    /// `null`: it has no check.
+    pub check: Option<Check>,
+}
+
+/// A server's check and what it last said.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Check {
+    /// `tcp`, `http`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `host` or `path`.
+    pub via: String,
+    /// Whether the last answer was right; this and the next three are `null` before there is one.
+    pub ok: Option<bool>,
+    /// In words.
+    pub said: Option<String>,
+    /// Microseconds.
+    pub latency: Option<u64>,
+    /// Seconds since then.
+    pub age: Option<u64>,
+    /// The weight that it sets, if it does.
+    pub sets_weight: Option<u32>,
+    /// Answers, and those of them that were wrong, since the server was configured.
+    pub done: u64,
+    pub failed: u64,
+}
+
+/// How many servers a service needs, and has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Quorum {
+    pub weight: u32,
+    pub hysteresis: u32,
+    /// The weight of the servers that may serve.
+    pub live: u64,
+}
+
+/// What `server.watch` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ServerEvent {
+    /// Microseconds since 1970.
+    pub time: u64,
+    pub change: ServerChange,
+    pub service: String,
+    /// `null`: it concerns the service.
+    pub server: Option<String>,
+    pub address: Option<IpAddr>,
+    pub port: Option<u16>,
+    /// For a human.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerChange {
+    Up,
+    Down,
+    QuorumGained,
+    QuorumLost,
 }
 
 /// A drop reason and its count.
@@ -364,6 +539,9 @@ pub struct Status {
     pub generation: u64,
     pub reloads_ok: u64,
     pub reloads_failed: u64,
+    /// What runs has changes that the file does not have.
+    #[serde(default)]
+    pub unsaved: bool,
     pub shards: usize,
     pub flows: usize,
     pub flows_limit: usize,
@@ -371,6 +549,9 @@ pub struct Status {
     pub services: Vec<Service>,
     /// Only reasons that occurred, most frequent first.
     pub drops: Vec<Drops>,
+    /// The timeouts of flows, in seconds, by the names that they have in the file.
+    #[serde(default)]
+    pub timeouts: BTreeMap<String, u64>,
 }
 
 /// Who the gateway is on its segment, in mode `tap`.
@@ -457,6 +638,22 @@ pub struct Deleted {
     pub deleted: u64,
 }
 
+/// The result of `counters.zero`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Zeroed {
+    /// Servers.
+    pub zeroed: u64,
+}
+
+/// The result of `server.drain`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Draining {
+    /// Flows that the server has now.
+    pub flows: u64,
+    /// `null` when it is not being drained any more.
+    pub drain: Option<Drain>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Pong {
     pub version: String,
@@ -471,13 +668,19 @@ impl Pong {
     }
 }
 
-/// The result of `reload` and `diff`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+/// The result of `reload`, `diff`, `edit` and `save`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Difference {
     /// One line each, as `gatun diff` prints them; empty when nothing changes.
     pub changes: Vec<String>,
     /// Of the configuration in use afterwards.
     pub generation: u64,
+    /// The file that was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<String>,
+    /// What the operator should know besides; a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// The answer to `explain`.

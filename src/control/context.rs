@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -10,7 +10,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::api::{self, Fault, FaultCode};
 use super::device::Device;
+use super::drain::{self, Drains, Then};
+use super::health::Health;
 use super::view::{self, Counted};
+use super::zero::Baselines;
 use crate::command::{Command, Event};
 use crate::io::Gateway;
 use crate::io::tap::Segment;
@@ -31,6 +34,10 @@ pub struct Control {
     about: About,
     started: Instant,
     pub reloads: Reloads,
+    /// What runs has changes that the file does not have.
+    pub unsaved: AtomicBool,
+    drains: Drains,
+    baselines: Baselines,
     rates: Mutex<Sampled>,
     events: broadcast::Sender<Arc<Told>>,
     /// Locked while the engines are told, so that a watcher that comes and one that goes cannot overtake each other.
@@ -40,13 +47,15 @@ pub struct Control {
 }
 
 /// What this gateway is.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct About {
     pub device: Option<Device>,
     /// In mode "tap".
     pub segment: Option<Arc<Segment>>,
     /// That the device is a port of.
     pub bridge: Option<String>,
+    /// Its checks; `None` where nothing is checked.
+    pub health: Option<Arc<Health>>,
     /// The file it runs by; a reload may name another.
     pub config: Mutex<Option<PathBuf>>,
 }
@@ -74,6 +83,8 @@ pub enum What {
     Diff { config: Option<PathBuf> },
     /// To what runs; with `save` also in the file.
     Edit { edits: Vec<api::Edit>, save: bool },
+    /// Write what runs into the file; with `force` over what somebody has changed there.
+    Save { force: bool },
 }
 
 /// What watchers are told.
@@ -104,6 +115,9 @@ impl Control {
             about,
             started: Instant::now(),
             reloads: Reloads::default(),
+            unsaved: AtomicBool::new(false),
+            drains: Drains::default(),
+            baselines: Baselines::default(),
             rates: Mutex::default(),
             events: broadcast::channel(EVENTS_KEPT).0,
             watchers: Mutex::new(0),
@@ -154,12 +168,30 @@ impl Control {
         total
     }
 
+    /// For people: counters that were set to zero start there.
     pub fn status(&self) -> api::Status {
+        self.status_from(Some(&self.baselines))
+    }
+
+    /// For metrics, whose counters never fall.
+    pub fn status_since_start(&self) -> api::Status {
+        self.status_from(None)
+    }
+
+    fn status_from(&self, baselines: Option<&Baselines>) -> api::Status {
         let snapshot = self.gateway.snapshot();
         let (shards, traffic) = view::count(&self.gateway, &snapshot);
         let total = self.total(&shards);
         let sampled = self.rates.lock();
-        let services = view::services(&snapshot, self.gateway.now(), &traffic, &sampled.rates);
+        let shown = view::Shown {
+            now: self.gateway.now(),
+            traffic: &traffic,
+            rates: &sampled.rates,
+            baselines,
+            drains: &self.drains,
+            health: self.about.health.as_deref(),
+        };
+        let services = shown.services(&snapshot);
         let mut rates = api::Rates::default();
         for server in services.iter().flat_map(|service| &service.servers) {
             rates.add(&server.rates);
@@ -174,12 +206,14 @@ impl Control {
             generation: snapshot.generation,
             reloads_ok: self.reloads.ok.load(Ordering::Relaxed),
             reloads_failed: self.reloads.failed.load(Ordering::Relaxed),
+            unsaved: self.unsaved.load(Ordering::Relaxed),
             shards: shards.len(),
             flows: total.flows,
             flows_limit: total.limit,
             rates,
             services,
             drops: view::top_drops(&total.stats),
+            timeouts: view::timeouts(snapshot.spec.timeouts),
         }
     }
 
@@ -202,6 +236,48 @@ impl Control {
         api::Count { count: flows as u64, limit: limit as u64 }
     }
 
+    /// Begins to drain a server, or ends that.
+    pub fn drain(
+        &self,
+        service: &str,
+        server: &str,
+        deadline: Option<(Duration, Then)>,
+        cancel: bool,
+    ) -> Result<api::Draining, Fault> {
+        let snapshot = self.gateway.snapshot();
+        let server = view::server_of(view::live_service(&snapshot, service)?, server)?;
+        let now = Instant::now();
+        if cancel {
+            if self.drains.cancel(server) {
+                tracing::info!(service, server = server.name, "not drained any more");
+            }
+        } else {
+            self.drains.begin(server, now, deadline);
+            let flows = server.load.flows();
+            match deadline {
+                None => tracing::info!(service, server = server.name, flows, "draining"),
+                Some((after, then)) => {
+                    tracing::info!(service, server = server.name, flows, ?after, then = then.word(), "draining");
+                }
+            }
+        }
+        Ok(api::Draining { flows: server.load.flows(), drain: self.drains.told(server, now) })
+    }
+
+    /// What drains have come to since the last call.
+    pub fn drain_steps(&self) -> Vec<drain::Step> {
+        self.drains.steps(&self.gateway.snapshot(), Instant::now())
+    }
+
+    /// Lets what is shown of servers count from zero again; says of how many.
+    pub fn zero(&self, service: Option<&str>) -> Result<u64, Fault> {
+        let snapshot = self.gateway.snapshot();
+        let only = service.map(|name| view::live_service(&snapshot, name)).transpose()?;
+        let (_, traffic) = view::count(&self.gateway, &snapshot);
+        let services = snapshot.live.iter().filter(|service| only.is_none_or(|only| only.id == service.id));
+        Ok(self.baselines.set(services.flat_map(|service| service.all_servers()), &traffic))
+    }
+
     /// Measures the rates since the last call. To be called every two seconds or so.
     pub fn sample(&self) {
         let snapshot = self.gateway.snapshot();
@@ -212,6 +288,7 @@ impl Control {
         };
         let now: Vec<(u64, Traffic)> =
             traffic.into_iter().enumerate().map(|(id, traffic)| (admitted(id).unwrap_or(0), traffic)).collect();
+        self.baselines.tidy(&snapshot);
         let mut sampled = self.rates.lock();
         let at = Instant::now();
         if let Some(before) = sampled.at {

@@ -1,17 +1,23 @@
 //! The gateway as the control API tells it: from the engine's types to those of [`api`], and filters the other way.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::api::{self, Fault, FaultCode};
+use super::drain::Drains;
+use super::health::Health;
+use super::zero::Baselines;
 use crate::command::{Event, FlowChange, FlowFilter, FlowRecord, Volume};
 use crate::flow::TcpState;
 use crate::io::Gateway;
 use crate::link::{Neighbour, Settings};
-use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
+use crate::service::{Method, Persistence, SchedulerFlags, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
+use crate::timeouts::Timeouts;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Protocol};
 
@@ -39,6 +45,7 @@ pub fn flow(snapshot: &Snapshot, flow: &FlowRecord) -> api::Flow {
         method: flow.method.word().to_owned(),
         shard: flow.shard,
         age: flow.age.as_secs(),
+        marks: flow.marks.words().map(str::to_owned).collect(),
     }
 }
 
@@ -51,43 +58,118 @@ pub fn event(snapshot: &Snapshot, event: &Event, time: u64) -> api::FlowEvent {
     api::FlowEvent { change, time, flow: flow(snapshot, &event.flow) }
 }
 
-/// `rates` by [`ServerId`]; where it is too short, nothing is known yet.
-pub fn services(snapshot: &Snapshot, now: Instant, traffic: &[Traffic], rates: &[api::Rates]) -> Vec<api::Service> {
-    snapshot.live.iter().map(|service| one_service(service, now, traffic, rates)).collect()
+/// What servers are shown by, besides themselves.
+pub struct Shown<'a> {
+    pub now: Instant,
+    /// By [`ServerId`]; where it is too short, nothing is known yet.
+    pub traffic: &'a [Traffic],
+    /// The same.
+    pub rates: &'a [api::Rates],
+    /// From where counters count; `None`: from the start.
+    pub baselines: Option<&'a Baselines>,
+    pub drains: &'a Drains,
+    /// `None`: nothing is checked.
+    pub health: Option<&'a Health>,
 }
 
-fn one_service(service: &Service, now: Instant, traffic: &[Traffic], rates: &[api::Rates]) -> api::Service {
-    let spec = &service.spec;
-    api::Service {
-        name: spec.name.clone(),
-        listen: listen(spec.vip.ip(), &spec.ports.to_string()),
-        protocol: spec.protocols.word().to_owned(),
-        method: spec.method.word().to_owned(),
-        scheduler: spec.scheduler.word().to_owned(),
-        servers: service.servers.iter().map(|server| one_server(&spec.name, server, now, traffic, rates)).collect(),
+impl Shown<'_> {
+    pub fn services(&self, snapshot: &Snapshot) -> Vec<api::Service> {
+        snapshot.live.iter().map(|service| self.service(service)).collect()
+    }
+
+    fn service(&self, service: &Service) -> api::Service {
+        let spec = &service.spec;
+        api::Service {
+            name: spec.name.clone(),
+            listen: listen(spec.vip.ip(), &spec.ports.to_string()),
+            group: spec.group.clone(),
+            sorry: service.sorry.as_ref().map(|server| self.server(&spec.name, server)),
+            has_quorum: service.state.has_quorum(),
+            quorum: self.health.and_then(|health| health.of_service(service)),
+            protocol: spec.protocols.word().to_owned(),
+            method: spec.method.word().to_owned(),
+            scheduler: spec.scheduler.word().to_owned(),
+            servers: service.servers.iter().map(|server| self.server(&spec.name, server)).collect(),
+            scheduler_flags: scheduler_flags(spec.scheduler_flags),
+            persistence: spec.persistence.as_ref().map(persistence),
+            one_packet: spec.one_packet,
+        }
+    }
+
+    fn server(&self, service: &str, server: &Server) -> api::Server {
+        let index = server.id.0 as usize;
+        let traffic = self.traffic.get(index).copied().unwrap_or_default();
+        let (admitted, traffic) = match self.baselines {
+            Some(baselines) => baselines.since(server, traffic),
+            None => (server.load.admitted(), traffic),
+        };
+        api::Server {
+            service: service.to_owned(),
+            name: server.name.clone(),
+            address: server.address.ip(),
+            port: server.port,
+            weight: server.weight,
+            method: server.method.word().to_owned(),
+            tunnel: (server.method == Method::Tunnel).then(|| server.encapsulation.to_string()),
+            path_mtu: Some(server.path.mtu(self.now, u16::MAX)).filter(|mtu| *mtu < u16::MAX),
+            reachable: !server.path.is_unreachable(),
+            state: state_word(server).to_owned(),
+            health: self.health.and_then(|health| health.of_server(server)),
+            drain: self.drains.told(server, std::time::Instant::now()),
+            active: server.load.active(),
+            inactive: server.load.inactive(),
+            admitted,
+            to_server: volume(traffic.to_server),
+            to_client: volume(traffic.to_client),
+            rates: self.rates.get(index).copied().unwrap_or_default(),
+            max_connections: server.thresholds.0,
+            min_connections: server.thresholds.1,
+        }
     }
 }
 
-fn one_server(service: &str, server: &Server, now: Instant, traffic: &[Traffic], rates: &[api::Rates]) -> api::Server {
-    let index = server.id.0 as usize;
-    let traffic = traffic.get(index).copied().unwrap_or_default();
-    api::Server {
-        service: service.to_owned(),
-        name: server.name.clone(),
-        address: server.address.ip(),
-        port: server.port,
-        weight: server.weight,
-        method: server.method.word().to_owned(),
-        tunnel: (server.method == Method::Tunnel).then(|| server.encapsulation.to_string()),
-        path_mtu: Some(server.path.mtu(now, u16::MAX)).filter(|mtu| *mtu < u16::MAX),
-        reachable: !server.path.is_unreachable(),
-        active: server.load.active(),
-        inactive: server.load.inactive(),
-        admitted: server.load.admitted(),
-        to_server: volume(traffic.to_server),
-        to_client: volume(traffic.to_client),
-        rates: rates.get(index).copied().unwrap_or_default(),
+fn scheduler_flags(flags: SchedulerFlags) -> Vec<String> {
+    let words = [(flags.port, "port"), (flags.fallback, "fallback")];
+    words.iter().filter(|(set, _)| *set).map(|(_, word)| (*word).to_owned()).collect()
+}
+
+fn persistence(persistence: &Persistence) -> api::Persistence {
+    api::Persistence {
+        timeout: persistence.timeout.as_secs(),
+        netmask: persistence.prefix_v4,
+        prefix: persistence.prefix_v6,
     }
+}
+
+/// Every timeout of flows by its name in the file, in seconds.
+pub fn timeouts(mut timeouts: Timeouts) -> BTreeMap<String, u64> {
+    timeouts.entries().into_iter().map(|(name, timeout)| (name.to_owned(), timeout.as_secs())).collect()
+}
+
+/// Of several reasons not to get new flows, the one that lasts longest.
+fn state_word(server: &Server) -> &'static str {
+    let reasons = [
+        (!server.state.is_up(), "down"),
+        (server.path.is_unreachable(), "unreachable"),
+        (server.state.is_draining(), "draining"),
+        (server.weight == 0, "off"),
+        (server.state.is_full(), "full"),
+    ];
+    reasons.into_iter().find(|(is_so, _)| *is_so).map_or("up", |(_, word)| word)
+}
+
+/// A service of the configuration.
+pub fn live_service<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a Arc<Service>, Fault> {
+    let found = snapshot.live.iter().find(|service| service.spec.name == name);
+    found.ok_or_else(|| Fault::new(FaultCode::NotFound, format!("no service is named {name:?}")))
+}
+
+/// Its sorry server is one of its servers.
+pub fn server_of<'a>(service: &'a Service, name: &str) -> Result<&'a Arc<Server>, Fault> {
+    service.all_servers().find(|server| server.name == name).ok_or_else(|| {
+        let message = format!("service {:?} has no server named {name:?}", service.spec.name);
+        Fault::new(FaultCode::NotFound, message)
+    })
 }
 
 fn volume(volume: Volume) -> api::Volume {
@@ -255,7 +337,7 @@ fn method(word: &str) -> Result<Method, Fault> {
 fn service_id(snapshot: &Snapshot, name: &str) -> Result<ServiceId, Fault> {
     let live = snapshot.live.iter().find(|service| service.spec.name == name).map(|service| service.id);
     let retired = || {
-        let of = |server: &std::sync::Arc<Server>| snapshot.service(server.service).cloned();
+        let of = |server: &Arc<Server>| snapshot.service(server.service).cloned();
         all_servers(snapshot).filter_map(of).find(|service| service.spec.name == name).map(|service| service.id)
     };
     live.or_else(retired).ok_or_else(|| {
@@ -266,7 +348,7 @@ fn service_id(snapshot: &Snapshot, name: &str) -> Result<ServiceId, Fault> {
 
 fn server_ids(snapshot: &Snapshot, name: &str) -> Result<Vec<ServerId>, Fault> {
     let ip = name.parse::<IpAddr>().ok().map(Addr::from);
-    let is = |server: &&std::sync::Arc<Server>| {
+    let is = |server: &&Arc<Server>| {
         server.name == name
             || Some(server.address) == ip
             || server.port.is_some_and(|port| std::net::SocketAddr::new(server.address.ip(), port).to_string() == name)
@@ -279,6 +361,6 @@ fn server_ids(snapshot: &Snapshot, name: &str) -> Result<Vec<ServerId>, Fault> {
 }
 
 /// Live ones and retired ones.
-fn all_servers(snapshot: &Snapshot) -> impl Iterator<Item = &std::sync::Arc<Server>> {
+fn all_servers(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Server>> {
     (0..snapshot.server_ids()).filter_map(|id| snapshot.server(ServerId(u32::try_from(id).ok()?)))
 }

@@ -31,7 +31,8 @@ impl Engine {
             Verdict::Pass => Fate::Pass,
             Verdict::Reply => Fate::Echo,
             Verdict::Refuse(reason) | Verdict::Drop(reason) => Fate::Drop(reason),
-            Verdict::Held => return,
+            // Fragments of probes' answers are dropped.
+            Verdict::Held | Verdict::Deliver => return,
         };
         if let Fate::Forward { id: Some(id), .. } = fate {
             ipv4_id(buf.packet_mut(), id);

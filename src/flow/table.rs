@@ -27,7 +27,7 @@ use crate::wire::checksum::Delta;
 use crate::wire::{Addr, Protocol, Rewrite, Tuple};
 
 /// The number of a flow that is in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId(u32);
 
 /// One tracked connection or exchange. Three cache lines: addresses; what every packet reads and writes; the rest.
@@ -92,6 +92,17 @@ impl Marks {
         self.0 & mark.0 != 0
     }
 
+    /// The words of those that are set, for outputs.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            (Marks::PERSISTENT, "persistent"),
+            (Marks::PROBE, "probe"),
+            (Marks::HELPED, "helped"),
+            (Marks::EXPECTED, "expected"),
+        ];
+        all.into_iter().filter(move |(mark, _)| self.has(*mark)).map(|(_, word)| word)
+    }
+
     #[must_use]
     pub const fn with(self, mark: Marks) -> Marks {
         Marks(self.0 | mark.0)
@@ -148,6 +159,7 @@ impl Flow {
     /// How long the flow lives without a packet.
     pub fn timeout(&self, timeouts: &Timeouts) -> Duration {
         match self.protocol {
+            _ if self.is_probe() => Timeouts::PROBE,
             Protocol::TCP => tcp::timeout(timeouts, self.tcp_state),
             Protocol::UDP => timeouts.udp,
             _ => timeouts.icmp,
@@ -159,6 +171,12 @@ impl Flow {
         self.owner.one_way && !self.replied
     }
 
+    /// Whether it is the gateway's own, and no client's.
+    #[inline]
+    pub fn is_probe(&self) -> bool {
+        self.owner.marks.has(Marks::PROBE)
+    }
+
     /// Only an established TCP connection is active; everything else counts as inactive, as in IPVS.
     pub fn is_active(&self) -> bool {
         self.protocol == Protocol::TCP && self.tcp_state == TcpState::Established
@@ -166,6 +184,8 @@ impl Flow {
 
     fn class(&self) -> Class {
         match self.protocol {
+            // No stranger's flood may decide what is known of a server.
+            _ if self.is_probe() => Class::Open,
             Protocol::TCP if self.is_blind() => match self.tcp_state {
                 state if state.is_half_open() => Class::HalfOpen(state as usize),
                 // That the server answered is not seen, and whoever can forge a SYN can forge what follows it.
@@ -205,6 +225,9 @@ enum Class {
 /// the flows there are; a million flows make for 3,300 looks a second.
 const RECHECK: Duration = Duration::from_secs(300);
 
+/// Flows of the gateway's own probes at a time, beside those of clients.
+pub const MAX_PROBES: usize = 1024;
+
 const BLIND: usize = QUEUES - 3;
 const UNREPLIED: usize = QUEUES - 2;
 const ANSWERED: usize = QUEUES - 1;
@@ -225,19 +248,24 @@ pub struct FlowTable {
     free: Vec<u32>,
     index: Index,
     expiry: Expiry,
+    /// Which of them are probes.
+    probes: Vec<u32>,
     key: [u64; 2],
     max: usize,
 }
 
 impl FlowTable {
-    /// Room for `max` flows; `key` must be a secret, since strangers choose the tuples.
+    /// Room for `max` flows of clients, and for [`MAX_PROBES`] probes; `key` must be a secret, since strangers choose the
+    /// tuples.
     pub fn new(max: usize, key: [u64; 2]) -> FlowTable {
         let max = max.clamp(1, (1 << 30) - 1);
         FlowTable {
-            flows: Vec::with_capacity(max),
+            flows: Vec::with_capacity(max + MAX_PROBES),
             free: Vec::new(),
-            index: Index::new(max * 2),
+            // Two entries a flow, at a load of a half; probes on top of that bring it to three quarters at most.
+            index: Index::new((max * 2).max(MAX_PROBES * 4)),
             expiry: Expiry::new(),
+            probes: Vec::new(),
             key,
             max,
         }
@@ -249,20 +277,28 @@ impl FlowTable {
         [start..start + self.flows.capacity() * size_of::<Flow>(), self.index.memory()]
     }
 
+    /// All flows there are, probes included.
     pub fn len(&self) -> usize {
         self.flows.len() - self.free.len()
+    }
+
+    /// The flows of probes.
+    pub fn probes(&self) -> impl ExactSizeIterator<Item = FlowId> + '_ {
+        self.probes.iter().map(|number| FlowId(*number))
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// Flows of clients that it may hold.
     pub fn max(&self) -> usize {
         self.max
     }
 
+    /// Whether there is no room for another client's flow.
     pub fn is_full(&self) -> bool {
-        self.len() == self.max
+        self.len() - self.probes.len() == self.max
     }
 
     /// The flow that `tuple` belongs to, and who sent it.
@@ -295,7 +331,8 @@ impl FlowTable {
                 return Err(InsertError::Taken(taken));
             }
         }
-        if self.is_full() {
+        let is_probe = owner.marks.has(Marks::PROBE);
+        if if is_probe { self.probes.len() >= MAX_PROBES } else { self.is_full() } {
             return Err(InsertError::Full);
         }
         let flow = Flow {
@@ -328,6 +365,9 @@ impl FlowTable {
                 self.flows.len() as u32 - 1
             }
         };
+        if is_probe {
+            self.probes.push(number);
+        }
         for (hash, sender) in hashes.into_iter().zip([Sender::Client, Sender::Server]) {
             self.index.insert(hash, number << 1 | sender as u32);
         }
@@ -377,6 +417,9 @@ impl FlowTable {
         let flow = &mut self.flows[number as usize];
         flow.in_use = false;
         let gone = flow.clone();
+        if gone.is_probe() {
+            self.probes.retain(|probe| *probe != number);
+        }
         self.free.push(number);
         self.check_sometimes();
         gone
@@ -491,7 +534,10 @@ impl FlowTable {
 
     /// Panics when the table contradicts itself.
     pub fn check_invariants(&mut self) {
-        assert!(self.len() <= self.max);
+        assert!(self.len() - self.probes.len() <= self.max && self.probes.len() <= MAX_PROBES);
+        assert!(self.probes().all(|id| self.flows[id.0 as usize].in_use && self.flow(id).is_probe()));
+        let probes = self.flows.iter().filter(|flow| flow.in_use && flow.is_probe()).count();
+        assert_eq!(probes, self.probes.len(), "probes");
         assert_eq!(self.index.len(), self.len() * 2, "index entries");
         let used: Vec<u32> = (0..self.flows.len() as u32).filter(|&n| self.flows[n as usize].in_use).collect();
         assert_eq!(used.len(), self.len(), "flows in use");

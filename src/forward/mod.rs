@@ -5,6 +5,7 @@
 
 mod direct;
 pub mod echo;
+pub mod helper;
 pub mod icmp_error;
 mod nat;
 pub mod receive;
@@ -76,6 +77,8 @@ pub struct Context<'a> {
     pub spec: &'a SnapshotSpec,
     /// The flow's server, also when it is retired.
     pub server: Option<&'a Server>,
+    /// The packet is a probe of the gateway's own.
+    pub is_probe: bool,
 }
 
 /// Why a packet of a flow cannot go on, and what its sender is told.

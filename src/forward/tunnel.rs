@@ -15,7 +15,8 @@ pub fn apply(buf: &mut PacketBuf, view: &View, context: Context<'_>) -> Result<(
     let no_way = Obstacle { reason: DropReason::NoTunnelSource, refusal: Some(Refusal::HostUnreachable) };
     let server = context.server.ok_or(no_way)?;
     let source = server.source.ok_or(no_way)?;
-    if view.src == source || view.src == server.address || view.dst == server.address {
+    // A probe begins where the tunnel does; nobody else's packet may.
+    if view.src == source && !context.is_probe || view.src == server.address || view.dst == server.address {
         return Err(Obstacle { reason: DropReason::TunnelLoop, refusal: Some(Refusal::HostUnreachable) });
     }
     let mtu = server.path.mtu(context.now, context.spec.mtu);

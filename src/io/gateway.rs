@@ -1,18 +1,21 @@
 //! The shards of a running gateway, shared by packet workers and the control plane.
 
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use siphasher::sip::SipHasher13;
 
 use super::device::Device;
 use super::huge_pages;
-use crate::command::Command;
+use super::probe::{Inbox, Inboxes};
+use crate::command::{Command, Outcome, ProbeFault};
 use crate::engine::{self, Engine, EngineConfig};
-use crate::service::Snapshot;
+use crate::service::{ServerId, Snapshot};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{Addr, PacketBuf, View};
+use crate::wire::{Addr, PacketBuf, Tuple, View};
 
 /// Every shard's engine, and the clock they share.
 pub struct Gateway {
@@ -22,6 +25,7 @@ pub struct Gateway {
     seed: [u64; 2],
     /// The way out for packets that no worker has in its hands.
     outlet: OnceLock<Mutex<Box<dyn Device>>>,
+    probes: Inboxes,
 }
 
 impl Gateway {
@@ -40,10 +44,11 @@ impl Gateway {
             snapshot: ArcSwap::new(snapshot),
             seed,
             outlet: OnceLock::new(),
+            probes: Inboxes::default(),
         }
     }
 
-    /// Has the packet's shard decide on it. Held fragments that are free to go now are put into `released`; they are to be
+    /// Has the packet's shard decide on it. An answer to a probe is handed to that here. Held fragments that are free to go now are put into `released`; they are to be
     /// sent after the packet.
     pub fn handle_packet(&self, buf: &mut PacketBuf, released: &mut Vec<PacketBuf>) -> Verdict {
         let parsed = View::parse(buf.packet());
@@ -59,6 +64,10 @@ impl Gateway {
         };
         while let Some(packet) = engine.poll_transmit() {
             released.push(packet);
+        }
+        drop(engine);
+        if verdict == Verdict::Deliver {
+            self.deliver(buf);
         }
         verdict
     }
@@ -88,6 +97,49 @@ impl Gateway {
                 self.send(&mut packet);
             }
         }
+    }
+
+    /// Admits the flow of a probe. Returns its shard, which stays the same as long as the flow lives, and where answers come.
+    pub(super) fn begin_probe(&self, original: Tuple, server: ServerId) -> Result<(usize, Arc<Inbox>), ProbeFault> {
+        let client = engine::client_between(&self.snapshot.load(), original.src, original.dst);
+        let shard = self.shard_of_client(client);
+        let now = self.now();
+        let outcome = self.shards[shard].lock().apply(now, Command::Probe { original, server });
+        match outcome {
+            Outcome::NotProbed(fault) => Err(fault),
+            _ => Ok((shard, self.probes.open(original))),
+        }
+    }
+
+    pub(super) fn end_probe(&self, shard: usize, original: Tuple) {
+        self.probes.close(&original);
+        let now = self.now();
+        self.shards[shard].lock().apply(now, Command::EndProbe(original));
+    }
+
+    /// Sends a packet of a probe.
+    pub(super) fn send_probe(&self, shard: usize, buf: &mut PacketBuf) {
+        let now = self.now();
+        let verdict = self.shards[shard].lock().handle_probe(now, buf);
+        match verdict {
+            Verdict::Refuse(_) => self.deliver(buf),
+            verdict if verdict.sends() => self.send(buf),
+            _ => {}
+        }
+    }
+
+    fn deliver(&self, buf: &PacketBuf) {
+        if !self.probes.deliver(buf) {
+            self.count_drop(DropReason::ProbeLost);
+        }
+    }
+
+    /// A number for `key` that nobody else can tell, and another one each time.
+    pub(super) fn secret(&self, key: impl Hash) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(self.seed[0], self.seed[1]);
+        key.hash(&mut hasher);
+        hasher.write_u64(self.now().micros());
+        hasher.finish()
     }
 
     /// Counts a packet that was lost after the engine had decided to send it.

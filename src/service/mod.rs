@@ -30,8 +30,8 @@ pub use path::ServerPath;
 pub use scheduler::{Flags as SchedulerFlags, Kind as SchedulerKind, Request, Scheduler};
 pub use snapshot::{Fault, Snapshot, SnapshotError};
 pub use spec::{
-    FlowPolicy, HelperKind, Limits, Method, Passive, Persistence, PortRange, Protocols, ServerSpec, ServiceSpec,
-    SnapshotSpec,
+    FlowPolicy, HelperKind, Limits, Method, Passive, Persistence, PortRange, ProbeSource, Protocols, ServerSpec,
+    ServiceSpec, SnapshotSpec,
 };
 pub use state::ServerState;
 

@@ -33,6 +33,8 @@ pub struct Snapshot {
     exact: Map<(Addr, Protocol, u16), Arc<Service>>,
     /// The gateway's address towards each server, as the specification has it.
     sources: Map<Addr, Addr>,
+    /// By VIP and server.
+    probe_sources: Map<(Addr, Addr), Addr>,
     /// Where tunnels begin, those to retired servers included, and the ports of those that are GUE.
     tunnel_sources: Map<Addr, ()>,
     gue_ports: Map<u16, ()>,
@@ -97,10 +99,13 @@ impl Snapshot {
             server_addresses: Map::default(),
             exact: Map::default(),
             sources: Map::default(),
+            probe_sources: Map::default(),
             tunnel_sources: Map::default(),
             gue_ports: Map::default(),
         };
         snapshot.sources = snapshot.spec.tunnel_sources.iter().copied().collect();
+        let probes = snapshot.spec.probe_sources.iter();
+        snapshot.probe_sources = probes.map(|probe| ((probe.vip, probe.server), probe.client)).collect();
         if let Some(previous) = previous {
             snapshot.services.clone_from(&previous.services);
             snapshot.servers.clone_from(&previous.servers);
@@ -181,6 +186,11 @@ impl Snapshot {
     /// Whether tunnels begin at `addr`.
     pub fn is_tunnel_source(&self, addr: Addr) -> bool {
         self.tunnel_sources.contains_key(&addr)
+    }
+
+    /// The address that the gateway probes `server` from, as a client of `vip`.
+    pub fn probe_source(&self, vip: Addr, server: Addr) -> Option<Addr> {
+        self.probe_sources.get(&(vip, server)).copied()
     }
 
     /// Whether some server expects GUE at this UDP port.

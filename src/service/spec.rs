@@ -250,6 +250,8 @@ pub struct ServiceSpec {
     pub on_server_removed: FlowPolicy,
     pub passive: Option<Passive>,
     pub helper: Option<HelperKind>,
+    /// Ports of the VIP that announced flows come to; `None`: any.
+    pub data_ports: Option<PortRange>,
     pub servers: Vec<ServerSpec>,
 }
 
@@ -273,6 +275,7 @@ impl Default for ServiceSpec {
             on_server_removed: FlowPolicy::Keep,
             passive: None,
             helper: None,
+            data_ports: None,
             servers: Vec::new(),
         }
     }
@@ -322,8 +325,18 @@ pub struct SnapshotSpec {
     /// Addresses that are the gateway's own and nobody else's, where [`SnapshotSpec::is_hop`] holds: what comes for them is
     /// answered as for a VIP without services.
     pub own_addresses: Vec<Addr>,
+    /// Where the gateway's own probes of servers come from, for those that are probed through the gateway.
+    pub probe_sources: Vec<ProbeSource>,
     /// Seed of the hashing schedulers; equal on gateways that must choose alike.
     pub seed: u64,
+}
+
+/// The address that the gateway asks as when it probes `server` as a client of `vip` would; of the VIP's family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeSource {
+    pub vip: Addr,
+    pub server: Addr,
+    pub client: Addr,
 }
 
 impl Default for SnapshotSpec {
@@ -337,6 +350,7 @@ impl Default for SnapshotSpec {
             tunnel_sources: Vec::new(),
             is_hop: false,
             own_addresses: Vec::new(),
+            probe_sources: Vec::new(),
             seed: 0,
         }
     }

@@ -161,6 +161,7 @@ fn a_record_tells_all() {
             service: service.id,
             server: service.servers[0].id,
             method: gatun::service::Method::Nat,
+            marks: gatun::flow::Marks::NONE,
             to_server: volume(&query, 1),
             to_client: volume(&answer, 2),
         };

@@ -6,10 +6,12 @@
 //! which reads the file, and [`host`], which looks at what the file asks of the machine.
 
 mod address;
+mod check;
 mod cluster;
 mod compile;
 mod difference;
 mod duration;
+pub mod edit;
 pub mod host;
 mod keys;
 mod problem;
@@ -28,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use address::{Listen, ServerAddress, parse_listen, parse_server};
+pub use check::{HealthConfig, ServerCheck};
 pub use cluster::ClusterConfig;
 pub use compile::{Compiled, compile};
 pub use difference::{Change, Kind as ChangeKind, difference};
@@ -139,6 +142,7 @@ pub struct ServiceConfig {
     pub tunnel: Encapsulation,
     pub scheduler: SchedulerKind,
     pub cluster: ClusterConfig,
+    pub health: HealthConfig,
     pub servers: Vec<ServerConfig>,
 }
 
@@ -154,6 +158,7 @@ pub struct ServerConfig {
     pub max_connections: Option<u32>,
     pub min_connections: Option<u32>,
     pub slow_start: Option<Duration>,
+    pub check: ServerCheck,
 }
 
 impl Config {
@@ -184,7 +189,7 @@ fn document<'a>(file: &Path, text: &'a str) -> Result<(Source, toml::Spanned<tom
 }
 
 /// The text of a file that is not too large, and UTF-8.
-fn read_file(path: &Path) -> Result<Source, ConfigErrors> {
+pub(in crate::control) fn read_file(path: &Path) -> Result<Source, ConfigErrors> {
     let unreadable = |error: std::io::Error| ConfigErrors::of_file(path, format!("cannot be read: {error}"));
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;

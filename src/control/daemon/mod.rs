@@ -10,8 +10,12 @@
 //!
 //! What the start has done is undone in reverse, whether the start failed half-way or the gateway is stopped.
 
+mod edit;
 mod host_plan;
+mod lease;
+mod probe_source;
 mod reload;
+mod save;
 mod start;
 
 use std::path::PathBuf;
@@ -29,11 +33,17 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
-use crate::io::Gateway;
+use super::drain::{Step, Then};
+use super::health::Health;
+use super::socket::delete_all;
+use crate::command::FlowFilter;
 use crate::io::tap::Segment;
 use crate::io::worker::Workers;
+use crate::io::{AddressWatch, Gateway};
 
 pub use host_plan::host_plan;
+pub use lease::OnDemand;
+use lease::{Lease, Work};
 use start::Done;
 pub(in crate::control) use start::drop_privileges;
 pub use start::print_routes;
@@ -42,6 +52,8 @@ pub use start::print_routes;
 const TICK: Duration = Duration::from_millis(100);
 const EVENT_PUMP: Duration = Duration::from_millis(50);
 const SAMPLING: Duration = Duration::from_secs(2);
+/// How often drains are looked at: a deadline is kept with so much delay at most.
+const DRAINING: Duration = Duration::from_millis(500);
 /// How often what is kept for old flows is looked at: a removed VIP's route outlives its last flow by so much at most.
 const TIDYING: Duration = Duration::from_secs(3);
 /// Orders of control clients that may wait for the one that is carried out.
@@ -57,6 +69,8 @@ pub struct Options {
     pub no_routes: bool,
     /// Where the record of changes to the host is kept.
     pub state_dir: PathBuf,
+    /// It was started for want of one, and stops when it is needed no more.
+    pub on_demand: Option<OnDemand>,
 }
 
 /// Runs the gateway until it is told to stop.
@@ -70,9 +84,13 @@ pub fn run(options: &Options) -> Result<()> {
         let signals = Signals::new()?;
         let (sender, orders) = mpsc::channel(ORDERS_WAITING);
         let mut daemon = start::start(options, sender).await?;
-        let ended = daemon.run(signals, orders).await;
+        let mut lease = options.on_demand.clone().map(|on_demand| Lease::begin(on_demand, daemon.device()));
+        let ended = daemon.run(signals, orders, lease.as_mut()).await;
         notify(&[NotifyState::Stopping]);
         daemon.stop().await;
+        if let Some(lease) = lease.filter(|_| ended.is_ok()) {
+            lease.end();
+        }
         ended
     })
 }
@@ -82,7 +100,12 @@ pub(super) struct Daemon {
     options: Options,
     /// What runs, in terms of the file.
     compiled: Compiled,
+    /// The same as the text of a file; edits change it.
+    text: Arc<str>,
+    /// What the file had when it was last read or written.
+    in_file: Arc<str>,
     gateway: Arc<Gateway>,
+    health: Arc<Health>,
     control: Arc<Control>,
     tasks: JoinSet<&'static str>,
     done: Done,
@@ -107,7 +130,14 @@ impl Signals {
 }
 
 impl Daemon {
-    async fn run(&mut self, mut signals: Signals, mut orders: mpsc::Receiver<Order>) -> Result<()> {
+    async fn run(
+        &mut self,
+        mut signals: Signals,
+        mut orders: mpsc::Receiver<Order>,
+        mut lease: Option<&mut Lease>,
+    ) -> Result<()> {
+        let mut addresses = self.watch_addresses();
+        let mut look = every(lease::LOOK);
         let mut tick = every(TICK);
         let mut tidy = every(TIDYING);
         loop {
@@ -116,6 +146,13 @@ impl Daemon {
                 _ = tick.tick() => {
                     if self.done.workers.as_ref().is_some_and(Workers::have_failed) {
                         return Err(anyhow!("a packet worker ended; the log says why"));
+                    }
+                }
+                () = changed(addresses.as_mut()) => self.look_again().await,
+                _ = look.tick(), if lease.is_some() => {
+                    if let Some(reason) = lease.as_mut().and_then(|lease| lease.is_over(Instant::now(), self.work())) {
+                        tracing::info!("{reason}: stopping");
+                        return Ok(());
                     }
                 }
                 _ = signals.terminate.recv() => {
@@ -131,6 +168,7 @@ impl Daemon {
                     let _ = self.reload(None).await;
                 }
                 Some(order) = orders.recv() => self.obey(order).await,
+                () = self.health.weights_changed() => self.reweigh(),
                 Some(ended) = self.tasks.join_next() => {
                     return Err(match ended {
                         Ok(task) => anyhow!("the task \"{task}\" ended"),
@@ -141,14 +179,26 @@ impl Daemon {
         }
     }
 
+    fn device(&self) -> &str {
+        &self.compiled.gateway.device
+    }
+
+    fn work(&self) -> Work {
+        let snapshot = self.gateway.snapshot();
+        let flows = self.gateway.shards().iter().map(|shard| shard.lock().occupancy().0).sum();
+        Work { services: snapshot.live.len(), flows, timeouts: snapshot.spec.timeouts }
+    }
+
     async fn obey(&mut self, order: Order) {
+        let failed = |error: anyhow::Error| Fault::new(FaultCode::Failed, format!("{error:#}"));
         let result = match order.what {
-            What::Reload { config } => self.reload(config).await,
-            What::Diff { config } => self.diff(config).await,
-            What::Edit { .. } => Err(anyhow!("edits are not supported by this version yet")),
+            What::Reload { config } => self.reload(config).await.map_err(failed),
+            What::Diff { config } => self.diff(config).await.map_err(failed),
+            What::Edit { edits, save } => self.edit(&edits, save).await,
+            What::Save { force } => self.save(force),
         };
         // The client may have gone.
-        let _ = order.done.send(result.map_err(|error| Fault::new(FaultCode::Failed, format!("{error:#}"))));
+        let _ = order.done.send(result);
     }
 
     /// Reloads, tells systemd and the log, and counts.
@@ -180,6 +230,14 @@ impl Daemon {
     }
 }
 
+/// Never, without a watch.
+async fn changed(addresses: Option<&mut AddressWatch>) {
+    match addresses {
+        Some(addresses) => addresses.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Runs beside the main loop: the clock of the engines and of the link.
 async fn keep_time(gateway: Arc<Gateway>, segment: Option<Arc<Segment>>) -> &'static str {
     let mut tick = every(TICK);
@@ -205,6 +263,33 @@ async fn sample_rates(control: Arc<Control>) -> &'static str {
     loop {
         tick.tick().await;
         control.sample();
+    }
+}
+
+/// Tells what becomes of drains, and does at a deadline what was asked for.
+async fn watch_drains(control: Arc<Control>) -> &'static str {
+    let mut tick = every(DRAINING);
+    loop {
+        tick.tick().await;
+        for step in control.drain_steps() {
+            match step {
+                Step::Empty(server, after) => {
+                    tracing::info!(server = server.name, ?after, "drained: it has no flow any more");
+                }
+                Step::Deadline(server, Then::Keep, flows) => {
+                    tracing::info!(server = server.name, flows, "the drain's deadline: the flows that are left go on");
+                }
+                Step::Deadline(server, Then::Reset, _) => {
+                    let filter = FlowFilter { server: Some(vec![server.id]), ..FlowFilter::default() };
+                    let flows = delete_all(&control, &filter).await;
+                    tracing::info!(
+                        server = server.name,
+                        flows,
+                        "the drain's deadline: the flows that were left were ended"
+                    );
+                }
+            }
+        }
     }
 }
 

@@ -13,6 +13,8 @@ mod client;
 mod line;
 mod ops;
 
+pub(in crate::control) use ops::delete_all;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -31,7 +33,7 @@ use super::context::Control;
 /// Bounds on what clients may do.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of a request, without its end of line.
+    /// Bytes of a request, without its end of line: enough for an edit of every server of a large cluster.
     pub line: usize,
     /// Clients at a time.
     pub clients: usize,
@@ -46,7 +48,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            line: 64 * 1024,
+            line: 4 << 20,
             clients: 64,
             write_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(600),

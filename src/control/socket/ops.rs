@@ -12,6 +12,7 @@ use super::line::Lines;
 use crate::command::{Command, FlowFilter, Outcome};
 use crate::control::api::{self, Fault, FaultCode, Request};
 use crate::control::context::{Control, Told, What};
+use crate::control::drain;
 use crate::control::explain::{Question, ask_gateway};
 use crate::control::view;
 
@@ -42,6 +43,18 @@ pub(super) async fn perform(
             Ok(servers) => out.ok(&servers),
             Err(fault) => return Ok(Err(fault)),
         },
+        Request::ServerWatch { service } => return watch_servers(control, service.as_deref(), lines, out).await,
+        Request::ServerDrain { service, server, deadline, then, cancel } => {
+            let deadline = drain::deadline(deadline.as_deref(), then.as_deref());
+            match deadline.and_then(|deadline| control.drain(&service, &server, deadline, cancel)) {
+                Ok(draining) => out.ok(&draining),
+                Err(fault) => return Ok(Err(fault)),
+            }
+        }
+        Request::CountersZero { service } => match control.zero(service.as_deref()) {
+            Ok(zeroed) => out.ok(&api::Zeroed { zeroed }),
+            Err(fault) => return Ok(Err(fault)),
+        },
         Request::ConntrackList { filter } => match view::filter(&control.gateway().snapshot(), &filter) {
             Ok(filter) => list(control, &filter, out).await?,
             Err(fault) => return Ok(Err(fault)),
@@ -66,6 +79,7 @@ pub(super) async fn perform(
         }
         Request::Reload { config } => return order(control, What::Reload { config }, out).await,
         Request::Diff { config } => return order(control, What::Diff { config }, out).await,
+        Request::Save { force } => return order(control, What::Save { force }, out).await,
         Request::Edit { edits, save } => return order(control, What::Edit { edits, save }, out).await,
     }
     Ok(Ok(()))
@@ -113,6 +127,47 @@ fn servers(control: &Control, service: Option<&str>) -> Result<Vec<api::Server>,
         }
     }
     Ok(services.into_iter().flat_map(|service| service.servers).collect())
+}
+
+/// Tells of servers that go up and down, until the client goes or asks something else.
+async fn watch_servers(
+    control: &Control,
+    service: Option<&str>,
+    lines: &mut Lines,
+    out: &mut Out,
+) -> io::Result<Result<(), Fault>> {
+    let Some(health) = &control.about().health else {
+        return Ok(Err(Fault::new(FaultCode::NotSupported, "this gateway checks nothing")));
+    };
+    if let Err(fault) = servers(control, service) {
+        return Ok(Err(fault));
+    }
+    let mut told = health.watch();
+    let mut shown = 0;
+    out.started();
+    loop {
+        out.flush().await?;
+        let next = tokio::select! {
+            next = told.recv() => next,
+            over = lines.wait() => {
+                over?;
+                out.ok(&api::Shown { shown });
+                return Ok(Ok(()));
+            }
+        };
+        match next {
+            Ok(event) if service.is_none_or(|service| service == event.service) => {
+                out.item(&*event);
+                shown += 1;
+            }
+            Ok(_) => {}
+            Err(RecvError::Lagged(lost)) => out.lost(lost),
+            Err(RecvError::Closed) => {
+                out.ok(&api::Shown { shown });
+                return Ok(Ok(()));
+            }
+        }
+    }
 }
 
 /// Sends the flow table slice by slice; the lock of a shard is held for one slice only.
@@ -189,7 +244,7 @@ async fn delete(control: &Control, filter: &api::Filter) -> Result<u64, Fault> {
 
 /// Ends the flows that match in every shard, and says how many that were. A slice of the table per lock hold, and
 /// other tasks in between: events are pumped while a large table is emptied.
-async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
+pub(in crate::control) async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
     let mut deleted = 0;
     for shard in control.gateway().shards() {
         let mut cursor = Some(0);
@@ -207,7 +262,7 @@ async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
                     deleted += count;
                     next
                 }
-                Outcome::Done => None,
+                Outcome::Done | Outcome::NotProbed(_) => None,
             };
             tokio::task::yield_now().await;
         }
@@ -228,6 +283,11 @@ mod tests {
             let mut fields = serde_json::json!({ "v": 1, "op": op });
             match *op {
                 "conntrack.delete" => fields["filter"] = filter,
+                "server.drain" => {
+                    for (key, value) in [("service", "web"), ("server", "a"), ("deadline", "5m"), ("then", "rst")] {
+                        fields[key] = value.into();
+                    }
+                }
                 "edit" => fields["edits"] = serde_json::json!([{ "edit": "service.remove", "service": "web" }]),
                 "explain" => {
                     for (key, value) in [("proto", "tcp"), ("src", "192.0.2.1"), ("dst", "192.0.2.2")] {

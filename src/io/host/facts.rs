@@ -94,6 +94,7 @@ pub async fn gather(net: &Net, plan: &HostPlan, slot: Option<u8>, done: &[Change
     for server in plan.returns.iter().map(|path| &path.from).chain(&plan.one_way) {
         facts.ways.insert(*server, way(net, server.addr()).await?);
     }
+    strict(plan, done, &mut facts);
     advertisements(net, plan, done, &mut facts).await?;
 
     facts.local_first4 = rules.local(Family::V4).any(|rule| rule.pref < ZONE_B);
@@ -194,6 +195,19 @@ async fn way(net: &Net, address: IpAddr) -> Result<Way, HostError> {
         device: found.device,
         source: found.source,
     }))
+}
+
+/// Which of the links to servers that answer under the VIP take only what they would also send back.
+fn strict(plan: &HostPlan, done: &[Change], facts: &mut Facts) {
+    let links = plan.one_way.iter().filter_map(|net| facts.ways.get(net)?.device.clone());
+    for name in links.filter(|name| *name != plan.device).collect::<BTreeSet<_>>() {
+        let path = format!("net/ipv4/conf/{name}/rp_filter");
+        let value = sysctl::read(&path).ok().and_then(|value| value.parse::<u8>().ok()).unwrap_or(0);
+        let ours = Change::Sysctl { path, value: "2".into() };
+        if value.max(facts.rp_filter_all) == 1 || done.contains(&ours) {
+            facts.strict.insert(name);
+        }
+    }
 }
 
 async fn advertisements(net: &Net, plan: &HostPlan, done: &[Change], facts: &mut Facts) -> Result<(), HostError> {

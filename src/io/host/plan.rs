@@ -26,6 +26,10 @@
 //!
 //! Within one preference all rules match on the same set of attributes: on deletion the kernel takes an absent
 //! attribute for "any" (`rule_find` in net/core/fib_rules.c), and would find the wrong rule otherwise.
+//!
+//! Probes through the gateway come from own addresses and a range of ports. Answers to those would be the host's, which
+//! knows nothing of them; so they are taken for the device before the local table, and there what belongs to no probe is
+//! passed back. What the host sends to itself is not: to the engine it would look forged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,6 +38,8 @@ use ipnet::IpNet;
 
 use super::change::{Action, Change, Family, LinkProperty, PROTOCOL, Ports, Rule, TABLE_LOCAL, TABLE_MAIN};
 use super::returns::Returns;
+use crate::io::probe::PORTS as PROBE_PORTS;
+use crate::wire::Protocol;
 
 /// What the gateway wants of the host. Plain data, comparable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +60,8 @@ pub struct HostPlan {
     pub returns: Vec<ReturnPath>,
     /// Servers whose replies go another way. Errors about those come back to the VIP, by the server's link as likely as not.
     pub one_way: Vec<IpNet>,
+    /// Own addresses that probes through the gateway come from: what comes to their ports there goes to the device.
+    pub probes: Vec<IpAddr>,
 }
 
 /// An address whose packets the gateway takes.
@@ -100,6 +108,9 @@ pub struct Facts {
     pub local_first6: bool,
     /// `net.ipv4.conf.all.rp_filter`.
     pub rp_filter_all: u8,
+    /// Interfaces, of those towards servers that answer under the VIP, that take only what they would also send back
+    /// (`rp_filter` is 1 there or for all).
+    pub strict: BTreeSet<String>,
     /// Linux 6.17 and later forward IPv6 by interface; before that only all interfaces together can be switched.
     pub force_forwarding: bool,
     /// Interfaces that take router advertisements as a host does, and would not as a router.
@@ -193,12 +204,14 @@ pub mod at {
     pub const LINK_LOCAL: u32 = 1;
     pub const OTHERS: u32 = 2;
     // Zone A.
-    pub const VIP_PORTS: u32 = 3;
-    pub const VIP_PROTOCOL: u32 = 4;
-    pub const HOST_PORTS: u32 = 5;
-    pub const HOST_PROTOCOL: u32 = 6;
-    pub const VIP_OTHER_PORTS: u32 = 7;
-    pub const VIP_FRAGMENTS: u32 = 8;
+    pub const PROBES_OF_HOST: u32 = 3;
+    pub const PROBES: u32 = 4;
+    pub const VIP_PORTS: u32 = 5;
+    pub const VIP_PROTOCOL: u32 = 6;
+    pub const HOST_PORTS: u32 = 7;
+    pub const HOST_PROTOCOL: u32 = 8;
+    pub const VIP_OTHER_PORTS: u32 = 9;
+    pub const VIP_FRAGMENTS: u32 = 10;
     // Zone B.
     pub const LOCAL_TABLE: u32 = 3;
     pub const LOCAL_SERVER_PORTS: u32 = 4;
@@ -231,12 +244,15 @@ pub fn changes(plan: &HostPlan, facts: &Facts) -> Vec<Change> {
 
 /// Whether the plan needs a slot at all: only rules do.
 pub fn needs_slot(plan: &HostPlan, facts: &Facts) -> bool {
-    !plan.returns.is_empty() || plan.vips.iter().any(|vip| facts.local_vips.contains_key(&vip.address))
+    !plan.returns.is_empty()
+        || !plan.probes.is_empty()
+        || plan.vips.iter().any(|vip| facts.local_vips.contains_key(&vip.address))
 }
 
 pub fn uses(plan: &HostPlan, family: Family) -> bool {
     plan.vips.iter().any(|vip| Family::of(vip.address) == family)
         || plan.returns.iter().any(|r| Family::of(r.from.addr()) == family)
+        || plan.probes.iter().any(|own| Family::of(*own) == family)
 }
 
 /// VIPs that are routed to the device, so that the host has to answer for them on the uplinks.
@@ -271,9 +287,10 @@ fn device_sysctls(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec
             list.push(set("accept_local", "1"));
             list.push(set("send_redirects", "0"));
             // What the engine passes on to the host itself (ping to a local VIP, errors about the host's own
-            // connections) is delivered here, and even the loose filter drops that from an interface that has no
+            // connections, what comes to a probe's port and is none) is delivered here, and even the loose filter drops that from an interface that has no
             // address at all (`no_addr` in __fib_validate_source, net/ipv4/fib_frontend.c).
-            if facts.rp_filter_all != 0 && facts.local_vips.keys().any(|vip| vip.is_ipv4()) {
+            let mut passed = facts.local_vips.keys().chain(&plan.probes);
+            if facts.rp_filter_all != 0 && passed.any(IpAddr::is_ipv4) {
                 list.push(Change::Anchor { device: plan.device.clone() });
             }
         }
@@ -292,6 +309,10 @@ fn forwarding(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Cha
 
     if family == Family::V4 {
         list.extend(inbound.iter().map(|name| sysctl(family, "conf", name, "forwarding", "1")));
+        // Answers to probes come from the VIP, and by the interface where clients do not: 2 lets them in.
+        if plan.probes.iter().any(IpAddr::is_ipv4) {
+            list.extend(facts.strict.iter().map(|name| sysctl(family, "conf", name, "rp_filter", "2")));
+        }
         return;
     }
     // NDP is answered for others only on an interface that is a router's (ndisc_recv_ns).
@@ -363,10 +384,12 @@ fn rules(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Change>)
     });
     zone_b(plan, facts, family, &local_returns, &returns, list);
 
-    if vips.is_empty() {
+    let probes: Vec<IpAddr> = plan.probes.iter().copied().filter(|own| Family::of(*own) == family).collect();
+    if vips.is_empty() && probes.is_empty() {
         return;
     }
     block(plan, facts, family, Zone::A, list);
+    probe_rules(facts, family, &probes, list);
     zone_a(facts, family, &vips, host, &returns, lookup, list);
     list.push(Change::MoveLocal(family));
     if family == Family::V6 {
@@ -400,6 +423,22 @@ fn block(plan: &HostPlan, facts: &Facts, family: Family, zone: Zone, list: &mut 
         list.push(Change::Rule(
             Rule::new(family, zone.start(lower) + at::OTHERS, Action::Goto(zone.end(lower))).iif(device),
         ));
+    }
+}
+
+/// Zone A: answers to probes.
+fn probe_rules(facts: &Facts, family: Family, probes: &[IpAddr], list: &mut Vec<Change>) {
+    let start = Zone::A.start(facts.slot);
+    let ports = Ports { first: *PROBE_PORTS.start(), last: *PROBE_PORTS.end() };
+    let rule = |offset, action, own: IpAddr, protocol| {
+        Rule::new(family, start + offset, action).to(IpNet::from(own)).protocol(protocol).dport(ports)
+    };
+    for own in probes {
+        for protocol in [Protocol::TCP.0, Protocol::UDP.0] {
+            let out = rule(at::PROBES_OF_HOST, Action::Goto(Zone::A.end(facts.slot)), *own, protocol);
+            list.push(Change::Rule(out.iif("lo")));
+            list.push(Change::Rule(rule(at::PROBES, Action::Lookup(table(facts.slot)), *own, protocol)));
+        }
     }
 }
 

@@ -37,6 +37,7 @@ fn plan() -> HostPlan {
             server("fd20::11", TCP, 8080),
         ],
         one_way: Vec::new(),
+        probes: Vec::new(),
     }
 }
 
@@ -151,13 +152,13 @@ fn local_vip_gives_up_only_its_services() {
         [
             "ip rule add pref 31 nop",
             "ip rule add pref 16 iif gatun0 goto 31",
-            "ip rule add pref 19 to 198.51.100.1/32 ipproto tcp dport 8000-8099 lookup 26368",
-            "ip rule add pref 20 to 198.51.100.1/32 ipproto udp lookup 26368",
-            "ip rule add pref 20 to 198.51.100.1/32 ipproto icmp lookup 26368",
-            "ip rule add pref 23 to 198.51.100.1/32 ipproto tcp dport 1-65534 goto 31",
-            "ip rule add pref 24 to 198.51.100.1/32 ipproto tcp lookup 26368",
-            "ip rule add pref 21 from 10.20.0.11/32 to 198.51.100.1/32 ipproto tcp sport 8080 lookup 26368",
-            "ip rule add pref 21 from 10.20.0.12/31 to 198.51.100.1/32 ipproto tcp sport 8080 lookup 26368",
+            "ip rule add pref 21 to 198.51.100.1/32 ipproto tcp dport 8000-8099 lookup 26368",
+            "ip rule add pref 22 to 198.51.100.1/32 ipproto udp lookup 26368",
+            "ip rule add pref 22 to 198.51.100.1/32 ipproto icmp lookup 26368",
+            "ip rule add pref 25 to 198.51.100.1/32 ipproto tcp dport 1-65534 goto 31",
+            "ip rule add pref 26 to 198.51.100.1/32 ipproto tcp lookup 26368",
+            "ip rule add pref 23 from 10.20.0.11/32 to 198.51.100.1/32 ipproto tcp sport 8080 lookup 26368",
+            "ip rule add pref 23 from 10.20.0.12/31 to 198.51.100.1/32 ipproto tcp sport 8080 lookup 26368",
             "ip rule add pref 272 lookup local",
             "ip rule del pref 0 lookup local",
         ]
@@ -188,8 +189,8 @@ fn ports_that_no_rule_can_name_take_the_way_of_fragments() {
     let list = commands(&changes(&plan, &facts));
     assert!(!list.iter().any(|line| line.contains("65535")), "the kernel refuses it: {list:#?}");
     for line in [
-        "ip rule add pref 19 to 198.51.100.1/32 ipproto udp dport 1024-65534 lookup 26368",
-        "ip rule add pref 24 to 198.51.100.1/32 ipproto tcp lookup 26368",
+        "ip rule add pref 21 to 198.51.100.1/32 ipproto udp dport 1024-65534 lookup 26368",
+        "ip rule add pref 26 to 198.51.100.1/32 ipproto tcp lookup 26368",
         "ip rule add pref 301 from 10.20.0.11/32 ipproto tcp lookup 26368",
     ] {
         assert!(list.contains(&line.to_owned()), "{line}");
@@ -335,4 +336,42 @@ fn a_change_of_value_is_a_change_of_the_same_thing() {
 fn interface_names_with_dots_print_as_sysctl_takes_them() {
     let change = Change::Sysctl { path: "net/ipv4/conf/eth0.7/forwarding".into(), value: "1".into() };
     assert_eq!(change.to_string(), "sysctl -w net/ipv4/conf/eth0.7/forwarding=1");
+}
+
+#[test]
+fn answers_to_probes_go_to_the_device_and_what_the_host_sends_itself_does_not() {
+    let mut plan = plan();
+    let before = commands(&changes(&plan, &facts(&plan)));
+    plan.probes = vec![ip("10.20.0.1"), ip("fd20::1")];
+    plan.one_way = vec![IpNet::from(ip("10.20.0.14"))];
+    let mut facts = facts(&plan);
+    facts.strict = ["lan".to_owned()].into();
+    let list = commands(&changes(&plan, &facts));
+    let added: Vec<&str> = list.iter().filter(|line| !before.contains(line)).map(String::as_str).collect();
+    let expected = [
+        "sysctl -w net.ipv4.conf.lan.rp_filter=2",
+        "ip rule add pref 31 nop",
+        "ip rule add pref 16 iif gatun0 goto 31",
+        "ip rule add pref 19 to 10.20.0.1/32 iif lo ipproto tcp dport 61000-61999 goto 31",
+        "ip rule add pref 20 to 10.20.0.1/32 ipproto tcp dport 61000-61999 lookup 26368",
+        "ip rule add pref 19 to 10.20.0.1/32 iif lo ipproto udp dport 61000-61999 goto 31",
+        "ip rule add pref 20 to 10.20.0.1/32 ipproto udp dport 61000-61999 lookup 26368",
+        "ip rule add pref 272 lookup local",
+        "ip rule del pref 0 lookup local",
+        "ip -6 rule add pref 31 nop",
+        "ip -6 rule add pref 16 iif gatun0 goto 31",
+        "ip -6 rule add pref 17 from fe80::/10 goto 31",
+        "ip -6 rule add pref 19 to fd20::1/128 iif lo ipproto tcp dport 61000-61999 goto 31",
+        "ip -6 rule add pref 20 to fd20::1/128 ipproto tcp dport 61000-61999 lookup 26368",
+        "ip -6 rule add pref 19 to fd20::1/128 iif lo ipproto udp dport 61000-61999 goto 31",
+        "ip -6 rule add pref 20 to fd20::1/128 ipproto udp dport 61000-61999 lookup 26368",
+        "ip -6 rule add pref 272 lookup local",
+        "ip -6 rule del pref 0 lookup local",
+    ];
+    assert_eq!(added, expected);
+    // Nothing else is to come back from servers: the rules are made all the same.
+    plan.returns.clear();
+    plan.vips.clear();
+    let list = commands(&changes(&plan, &facts));
+    assert!(list.iter().any(|line| line.contains("pref 20 to 10.20.0.1/32")), "{list:#?}");
 }

@@ -183,6 +183,7 @@ pub fn plan(device: &str, vips: &[&str]) -> HostPlan {
             })
             .into(),
         one_way: Vec::new(),
+        probes: Vec::new(),
     }
 }
 

@@ -1,0 +1,124 @@
+//! Changes to what runs, without the file or also in it.
+//!
+//! What runs is a text like that of the file. Edits change a copy of it, which then goes the way of a reload. To save means
+//! to make the same edits in the file, as it is then; what was changed before without being saved is not written by that.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Daemon;
+use super::reload::{Cause, compile};
+use super::save::Replacement;
+use crate::control::api::{Difference, Edit, Fault, FaultCode};
+use crate::control::config::edit::{EditError, apply};
+use crate::control::config::{Config, ConfigErrors, read_file};
+
+impl Daemon {
+    /// All edits or none. With `save` a file that cannot be written refuses them as well.
+    pub(super) async fn edit(&mut self, edits: &[Edit], save: bool) -> Result<Difference, Fault> {
+        let file = self.options.config.clone();
+        let text = apply(&self.text, edits).map_err(fault)?;
+        let config = Config::parse(&file, &text).map_err(|errors| failed(without_places(&errors)))?;
+        let new = compile(config, Some(&self.compiled.gateway)).await.map_err(|error| failed(format!("{error:#}")))?;
+        let saving = if save { Some(Saving::prepare(&file, edits)?) } else { None };
+        let (changes, generation) = self.adopt(new, Cause::Edit).await.map_err(|error| failed(format!("{error:#}")))?;
+        self.text = text.into();
+        let mut difference = Difference { changes, generation, ..Difference::default() };
+        if let Some(saving) = saving {
+            if *saving.before != *self.in_file {
+                difference.notes.push(format!(
+                    "{} had been changed since it was loaded: the edit was made in it as it is, and what else it has \
+                     differently waits for a reload",
+                    file.display()
+                ));
+            }
+            match saving.replacement.commit() {
+                Ok(()) => {
+                    self.saved(&file, saving.text);
+                    difference.saved = Some(file.display().to_string());
+                }
+                Err(error) => {
+                    return Err(failed(format!("the change is done, but {} was not saved: {error}", file.display())));
+                }
+            }
+        }
+        self.tell_unsaved();
+        Ok(difference)
+    }
+
+    /// Writes what runs into the file. What somebody has changed there since it was loaded is lost, so it is refused
+    /// then, unless `force` says that this is meant.
+    pub(super) fn save(&mut self, force: bool) -> Result<Difference, Fault> {
+        let file = self.options.config.clone();
+        let before = read_file(&file).map_err(|errors| failed(errors.to_string()))?;
+        if !force && *before.text != *self.in_file {
+            return Err(failed(format!(
+                "{} has been changed since it was loaded: `gatun diff` shows what a reload would change; --force \
+                 overwrites it",
+                file.display()
+            )));
+        }
+        let replacement = Replacement::write(&file, &self.text).map_err(|error| failed(format!("{error:#}")))?;
+        replacement.commit().map_err(|error| failed(format!("{} was not saved: {error}", file.display())))?;
+        self.saved(&file, self.text.clone());
+        self.tell_unsaved();
+        Ok(Difference {
+            generation: self.gateway.snapshot().generation,
+            saved: Some(file.display().to_string()),
+            ..Difference::default()
+        })
+    }
+
+    fn saved(&mut self, file: &Path, text: Arc<str>) {
+        tracing::info!("saved to {}", file.display());
+        self.in_file = text;
+    }
+}
+
+/// The same edits in the file, ready to take its place.
+struct Saving {
+    before: Arc<str>,
+    text: Arc<str>,
+    replacement: Replacement,
+}
+
+impl Saving {
+    fn prepare(file: &Path, edits: &[Edit]) -> Result<Saving, Fault> {
+        let before = Config::load(file).map_err(|errors| failed(errors.to_string()))?.source.text;
+        let text = apply(&before, edits).map_err(|error| {
+            failed(format!(
+                "{} cannot be changed like that: {error}. What was changed without --save is not in it; `gatun save` \
+                 writes all that runs",
+                file.display()
+            ))
+        })?;
+        Config::parse(file, &text).map_err(|errors| failed(without_places(&errors)))?;
+        let replacement = Replacement::write(file, &text).map_err(|error| failed(format!("{error:#}")))?;
+        Ok(Saving { before, text: text.into(), replacement })
+    }
+}
+
+fn fault(error: EditError) -> Fault {
+    let code = match error {
+        EditError::NoService(_) | EditError::NoServer { .. } => FaultCode::NotFound,
+        EditError::OtherName { .. } | EditError::Number { .. } => FaultCode::BadRequest,
+        _ => FaultCode::Failed,
+    };
+    Fault::new(code, error.to_string())
+}
+
+fn failed(message: impl Into<String>) -> Fault {
+    Fault::new(FaultCode::Failed, message)
+}
+
+/// The text is none that the operator has seen, so its lines mean nothing to them.
+fn without_places(errors: &ConfigErrors) -> String {
+    const SHOWN: usize = 20;
+    let problems = errors.problems();
+    let mut lines: Vec<&str> = problems.iter().take(SHOWN).map(|problem| problem.message.as_str()).collect();
+    let more = format!("and {} more", problems.len().saturating_sub(SHOWN));
+    if problems.len() > SHOWN {
+        lines.push(&more);
+    }
+    lines.join("\n")
+}
