@@ -9,6 +9,7 @@ pub mod drain;
 pub mod explain;
 pub mod health;
 pub mod metrics;
+mod names;
 pub mod real_server;
 pub mod socket;
 mod view;

@@ -37,7 +37,7 @@ pub(super) fn report_faults(config: &Config, problems: &Problems) -> SnapshotSpe
     spec
 }
 
-fn translate(config: &Config) -> SnapshotSpec {
+pub(super) fn translate(config: &Config) -> SnapshotSpec {
     SnapshotSpec {
         services: config.services.iter().map(translate_service).collect(),
         timeouts: config.timeouts,
@@ -82,12 +82,22 @@ fn translate_service(service: &ServiceConfig) -> ServiceSpec {
         on_server_removed: cluster.on_server_removed.unwrap_or(FlowPolicy::Keep),
         passive: cluster.passive,
         helper: cluster.helper,
-        servers: service.servers.iter().map(|server| translate_server(service, server)).collect(),
+        servers: service
+            .servers
+            .iter()
+            .filter(|server| is_placed(server))
+            .map(|server| translate_server(service, server))
+            .collect(),
     }
 }
 
 fn sorry(at: ServerAddress) -> ServerSpec {
     ServerSpec { name: "sorry".to_owned(), address: at.address, port: at.port, ..ServerSpec::default() }
+}
+
+/// An entry that stands for others is none itself.
+pub(super) fn is_placed(server: &ServerConfig) -> bool {
+    server.origin.is_none() || server.address.value.address != Addr::UNSPECIFIED
 }
 
 fn translate_server(service: &ServiceConfig, server: &ServerConfig) -> ServerSpec {
@@ -108,7 +118,7 @@ fn translate_server(service: &ServiceConfig, server: &ServerConfig) -> ServerSpe
 /// The value at which an operator would mend it.
 fn place(config: &Config, fault: &Fault) -> Option<Range<usize>> {
     let service = config.services.get(fault.service)?;
-    let server = fault.server.and_then(|server| service.servers.get(server));
+    let server = fault.server.and_then(|at| service.servers.iter().filter(|server| is_placed(server)).nth(at));
     let located = match (&fault.error, server) {
         (SnapshotError::DuplicateService(_), _) => &service.name.span,
         (SnapshotError::DuplicateServer { .. }, Some(server)) => &server.name.span,

@@ -33,6 +33,7 @@ use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
 use super::drain::{Step, Then};
+use super::names::Names;
 use super::socket::delete_all;
 use crate::command::FlowFilter;
 use crate::io::Gateway;
@@ -97,6 +98,9 @@ pub(super) struct Daemon {
     gateway: Arc<Gateway>,
     control: Arc<Control>,
     tasks: JoinSet<&'static str>,
+    /// What stands behind the names of the configuration, and how a change of that is told.
+    names: Arc<Names>,
+    renamed: mpsc::Receiver<()>,
     done: Done,
     /// What the file has otherwise, and only a restart changes.
     pending: Vec<Change>,
@@ -143,6 +147,7 @@ impl Daemon {
                     let _ = self.reload(None).await;
                 }
                 Some(order) = orders.recv() => self.obey(order).await,
+                Some(()) = self.renamed.recv() => self.follow_names().await,
                 Some(ended) = self.tasks.join_next() => {
                     return Err(match ended {
                         Ok(task) => anyhow!("the task \"{task}\" ended"),

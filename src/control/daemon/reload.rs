@@ -11,14 +11,16 @@ use super::start::{automatic_mtu, warn_without_raw_sockets};
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
+use crate::control::names::{Learned, Names};
 use crate::io::{local_addresses, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
-/// A configuration, and the text that it was read from.
+/// A configuration that can run, the text that it was read from, and what the names in it stand for.
 pub(super) struct Loaded {
     pub(super) compiled: Compiled,
     pub(super) text: Arc<str>,
+    pub(super) learned: Learned,
 }
 
 /// What a change of what runs is called in the log.
@@ -26,6 +28,8 @@ pub(super) struct Loaded {
 pub(super) enum Cause {
     Reload,
     Edit,
+    /// Servers come and go behind a name.
+    Names,
 }
 
 impl Cause {
@@ -33,19 +37,24 @@ impl Cause {
         match self {
             Cause::Reload => "reload",
             Cause::Edit => "edit",
+            Cause::Names => "names",
         }
     }
 }
 
 /// Reads the file, and adds what only this host can tell. `running`: the gateway that is to go on by it.
-pub(super) async fn load(path: &Path, running: Option<&GatewayConfig>) -> Result<Loaded> {
-    let config = Config::load(path)?;
-    let text = config.source.text.clone();
-    Ok(Loaded { compiled: compile(config, running).await?, text })
+pub(super) async fn load(path: &Path, running: Option<&GatewayConfig>, names: &Names) -> Result<Loaded> {
+    compile(Config::load(path)?, running, names).await
 }
 
-/// Adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses.
-pub(super) async fn compile(mut config: Config, running: Option<&GatewayConfig>) -> Result<Compiled> {
+/// Adds what only this host can tell: what names stand for, an automatic MTU, and which VIPs are its own addresses.
+pub(super) async fn compile(config: Config, running: Option<&GatewayConfig>, names: &Names) -> Result<Loaded> {
+    let text = config.source.text.clone();
+    let learned = names.learn(config.origins(), &config.gateway.resolvers).await;
+    let (mut config, left_out) = config.expanded(&learned.resolved());
+    for reason in left_out {
+        tracing::warn!("left out: {reason}");
+    }
     let in_file = config.gateway.tap.clone();
     // Who the gateway is on a segment, if it is on one, changes at a restart only.
     if let Some(running) = running {
@@ -53,7 +62,7 @@ pub(super) async fn compile(mut config: Config, running: Option<&GatewayConfig>)
     }
     let mut compiled = look_around(config.compiled()?).await?;
     compiled.gateway.tap = in_file;
-    Ok(compiled)
+    Ok(Loaded { compiled, text, learned })
 }
 
 async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
@@ -100,7 +109,7 @@ impl Daemon {
     /// What a reload would change; changes nothing.
     pub(super) async fn diff(&self, config: Option<PathBuf>) -> Result<Difference> {
         let path = config.as_deref().unwrap_or(&self.options.config);
-        let new = load(path, Some(&self.compiled.gateway)).await?.compiled;
+        let new = load(path, Some(&self.compiled.gateway), &self.names).await?.compiled;
         Ok(Difference {
             changes: lines(&difference(&self.compiled, &new)),
             generation: self.gateway.snapshot().generation,
@@ -111,10 +120,10 @@ impl Daemon {
     /// Does everything or nothing. A file named here is the one that later reloads read.
     pub(super) async fn try_reload(&mut self, config: Option<PathBuf>) -> Result<Difference> {
         let path = config.unwrap_or_else(|| self.options.config.clone());
-        let new = load(&path, Some(&self.compiled.gateway)).await?;
-        let (changes, generation) = self.adopt(new.compiled, Cause::Reload).await?;
-        self.text = new.text.clone();
-        self.in_file = new.text;
+        let new = load(&path, Some(&self.compiled.gateway), &self.names).await?;
+        let in_file = new.text.clone();
+        let (changes, generation) = self.adopt(new, Cause::Reload).await?;
+        self.in_file = in_file;
         *self.control.about().config.lock() = Some(path.clone());
         self.options.config = path;
         self.tell_unsaved();
@@ -122,7 +131,8 @@ impl Daemon {
     }
 
     /// Runs by `new` from now on, or goes on as before and says why. Returns what has changed, and the generation.
-    pub(super) async fn adopt(&mut self, new: Compiled, cause: Cause) -> Result<(Vec<String>, u64)> {
+    pub(super) async fn adopt(&mut self, new: Loaded, cause: Cause) -> Result<(Vec<String>, u64)> {
+        let Loaded { compiled: new, text, learned } = new;
         let changes = difference(&self.compiled, &new);
         // A file of the other mode cannot name uplinks; until the restart that it needs they are what they were.
         let same_mode = new.gateway.tap.is_some() == self.compiled.gateway.tap.is_some();
@@ -154,10 +164,24 @@ impl Daemon {
         self.tell_segment(&snapshot);
         let generation = snapshot.generation;
         self.compiled = Compiled { gateway, snapshot: new.snapshot };
+        self.text = text;
+        self.names.follow(learned);
         self.log(&changes, generation, cause.word());
         // What was removed and has no flow need not wait.
         self.tidy().await;
         Ok((lines(&changes), generation))
+    }
+
+    /// Other servers stand behind the names of the configuration that runs.
+    pub(super) async fn follow_names(&mut self) {
+        let changed = async {
+            let config = Config::parse(&self.options.config, &self.text)?;
+            let new = compile(config, Some(&self.compiled.gateway), &self.names).await?;
+            self.adopt(new, Cause::Names).await
+        };
+        if let Err(error) = changed.await {
+            tracing::error!("names stand for other servers now, but these cannot serve: {error:#}");
+        }
     }
 
     /// Whether what runs is what the file had when it was last read or written.
