@@ -34,6 +34,7 @@ mod icmp_errors;
 mod lab_script;
 mod local_vip;
 mod manage;
+mod manage_names;
 mod metrics;
 mod mixed;
 mod mss;
