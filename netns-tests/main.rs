@@ -29,6 +29,7 @@ mod forged;
 mod fragments;
 mod ftp;
 mod icmp_errors;
+mod ipvsadm;
 mod lab_script;
 mod local_vip;
 mod manage;
