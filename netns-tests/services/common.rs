@@ -77,7 +77,7 @@ pub struct Plan {
     pub needs: &'static [&'static str],
     pub services: Vec<Service>,
     /// How clients ask, each from a connection of its own.
-    pub protocols: fn(&Lab) -> Result<Vec<Protocol>>,
+    pub protocols: fn(&Lab, Method) -> Result<Vec<Protocol>>,
     /// Starts a server's daemons, without waiting for them.
     pub start: fn(&Lab, Method, &str) -> Result<()>,
     /// What else the cluster has to do while all of its servers work.
@@ -118,6 +118,20 @@ pub fn daemon(lab: &Lab, node: &str, name: &str, words: &[&str]) -> Result<()> {
     lab.keep(node, &format!("{name}-{node}"), &[&alone, words].concat())
 }
 
+/// Lets a node's daemons fail to resolve names at once: some look up whoever connects, and would wait for a server that
+/// nobody reaches from the lab.
+pub fn without_dns(lab: &Lab, node: &str) -> Result<()> {
+    let resolvers = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    for resolver in resolvers.lines().filter_map(|line| line.strip_prefix("nameserver ")) {
+        // One on the loopback device refuses by itself.
+        let Ok(resolver) = resolver.trim().parse::<IpAddr>() else { continue };
+        if !resolver.is_loopback() {
+            lab.sh(node, &format!("ip route replace unreachable {resolver}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// A file of a node's daemon, in a directory of its own.
 pub fn write_file(lab: &Lab, node: &str, name: &str, content: &str) -> Result<String> {
     let directory = lab.path(node);
@@ -151,7 +165,7 @@ pub struct Held {
 impl<'a> Cluster<'a> {
     fn up(lab: &'a Lab, plan: &'a Plan, method: Method) -> Result<Cluster<'a>> {
         method.serve(lab)?;
-        let protocols = (plan.protocols)(lab)?;
+        let protocols = (plan.protocols)(lab, method)?;
         for server in method.servers() {
             (plan.start)(lab, method, server)?;
         }

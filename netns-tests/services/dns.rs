@@ -14,7 +14,7 @@ fn plan() -> Plan {
     Plan {
         needs: &["unbound", "dig", "dnsperf"],
         services: vec![Service { name: "dns", port: 53, protocol: "tcp+udp", keys: "" }],
-        protocols: |_| {
+        protocols: |_, _| {
             let tcp = Protocol::tcp("dns over TCP", 53, no_greeting, Wire::whoami);
             Ok(vec![Protocol { name: "dns over UDP", udp: true, ..tcp.clone() }, tcp])
         },

@@ -9,4 +9,6 @@ mod wire;
 
 mod dns;
 mod mail;
+mod news;
+mod proxy;
 mod web;

@@ -21,7 +21,7 @@ fn plan() -> Plan {
             Service { name: "http", port: 80, protocol: "tcp", keys: "" },
             Service { name: "https", port: 443, protocol: "tcp", keys: "" },
         ],
-        protocols: |lab| {
+        protocols: |lab, _| {
             certify(lab)?;
             let http = Protocol::tcp("http", 80, no_greeting, ask);
             let https = Protocol { tls: Some(trust(lab)?), ..Protocol::tcp("https", 443, no_greeting, ask) };

@@ -11,9 +11,10 @@ use super::{Engine, PORT_ATTEMPTS, next_random};
 use crate::command::FlowChange;
 use crate::flow::{FlowId, InsertError, Sender, TcpState};
 use crate::forward::helper::expect::{Expectation, Expectations};
+use crate::forward::helper::sequence::distance;
 use crate::forward::helper::{self, Desk, Session};
 use crate::forward::plan_again;
-use crate::service::{HelperKind, Server, ServerId, ServiceId};
+use crate::service::{Server, ServerId, ServiceId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{PacketBuf, Transport, Tuple, View, segment, tcp};
@@ -85,21 +86,25 @@ impl Engine {
             None => {
                 let service = self.snapshot.service(ServiceId(flow.owner.service));
                 let Some(kind) = service.and_then(|service| service.spec.helper) else { return unread };
-                let is_silent = segment::payload(buf.packet(), view).is_empty();
-                if kind == HelperKind::Ftp && (is_silent || sessions.len() >= MAX_SESSIONS) {
-                    return unread;
+                if let Transport::Tcp(header) = view.transport {
+                    if header.has(tcp::SYN | tcp::RST) || sessions.len() >= MAX_SESSIONS {
+                        return unread;
+                    }
+                    // What either end says begins where the handshake ended: nothing else has been let through so far.
+                    let own = flow.sequence[sender as usize];
+                    if !own.is_known || distance(own.end, header.seq) > 0 {
+                        return Err(DropReason::TooEarly);
+                    }
+                    if segment::payload(buf.packet(), view).is_empty() {
+                        return unread;
+                    }
                 }
-                fresh.insert(Session::new(helper::start(kind)))
+                fresh.insert(Session::new(helper::start(kind), flow.sequence.map(|sequence| sequence.end)))
             }
-        };
-        let start = match view.transport {
-            Transport::Tcp(segment) if segment.has(tcp::SYN) => segment.seq.wrapping_add(1),
-            Transport::Tcp(segment) if !flow.sequence[sender as usize].is_known => segment.seq,
-            _ => flow.sequence[sender as usize].end,
         };
         self.random = next_random(self.random);
         let mut desk = Desk::new(now, id, flow, &self.snapshot, expectations, self.random);
-        let outcome = session.handle(buf, view, sender, start, &mut desk);
+        let outcome = session.handle(buf, view, sender, &mut desk);
         if let Some(session) = fresh
             && matches!(view.transport, Transport::Tcp(_))
         {

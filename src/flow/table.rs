@@ -92,6 +92,17 @@ impl Marks {
         self.0 & mark.0 != 0
     }
 
+    /// The words of those that are set, for outputs.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            (Marks::PERSISTENT, "persistent"),
+            (Marks::PROBE, "probe"),
+            (Marks::HELPED, "helped"),
+            (Marks::EXPECTED, "expected"),
+        ];
+        all.into_iter().filter(move |(mark, _)| self.has(*mark)).map(|(_, word)| word)
+    }
+
     #[must_use]
     pub const fn with(self, mark: Marks) -> Marks {
         Marks(self.0 | mark.0)
@@ -215,7 +226,7 @@ enum Class {
 const RECHECK: Duration = Duration::from_secs(300);
 
 /// Flows of the gateway's own probes at a time, beside those of clients.
-pub const MAX_PROBES: usize = 512;
+pub const MAX_PROBES: usize = 1024;
 
 const BLIND: usize = QUEUES - 3;
 const UNREPLIED: usize = QUEUES - 2;

@@ -34,6 +34,7 @@ use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
 use super::drain::{Step, Then};
+use super::health::Health;
 use super::socket::delete_all;
 use crate::command::FlowFilter;
 use crate::io::tap::Segment;
@@ -104,6 +105,7 @@ pub(super) struct Daemon {
     /// What the file had when it was last read or written.
     in_file: Arc<str>,
     gateway: Arc<Gateway>,
+    health: Arc<Health>,
     control: Arc<Control>,
     tasks: JoinSet<&'static str>,
     done: Done,
@@ -166,6 +168,7 @@ impl Daemon {
                     let _ = self.reload(None).await;
                 }
                 Some(order) = orders.recv() => self.obey(order).await,
+                () = self.health.weights_changed() => self.reweigh(),
                 Some(ended) = self.tasks.join_next() => {
                     return Err(match ended {
                         Ok(task) => anyhow!("the task \"{task}\" ended"),
