@@ -31,6 +31,7 @@ mod ftp;
 mod health;
 mod health_path;
 mod icmp_errors;
+mod ipvsadm;
 mod lab_script;
 mod local_vip;
 mod manage;
