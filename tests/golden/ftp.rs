@@ -339,6 +339,8 @@ fn with_addresses(net: Net) -> Vec<Row> {
     let next_out = next.clone().seq(passive.server + grown, passive.client).with_src(vip);
     let ack = tcp(client, vip).flags(ACK).seq(passive.client, passive.server + grown);
     let sack = |left: u32, right: u32| [&[1, 1, 5, 10][..], &left.to_be_bytes(), &right.to_be_bytes()].concat();
+    // Where the address begins.
+    let given = asked.server + 27;
     let data_syn = tcp(net.client(41000), net.vip(40007)).syn();
     let to_server = data_syn.with_dst(net.rs(1, 40007));
     let forms = [
@@ -388,6 +390,35 @@ fn with_addresses(net: Net) -> Vec<Row> {
             ack.clone().seq(passive.client, passive.server - 4).with_dst(rs),
         )
         .after(&passive.packets),
+        // The text that was given has 19 bytes for 17.
+        Row::forward(
+            "nor does one that ends within the address count for what is behind it",
+            spec(net),
+            ack.clone().seq(passive.client, given + 18),
+            ack.clone().seq(passive.client, given + 16).with_dst(rs),
+        )
+        .after(&passive.packets),
+        Row::forward(
+            "a block that begins there is one of what is whole",
+            spec(net),
+            ack.clone().tcp_options(&sack(given + 18, 6000)),
+            ack.clone().seq(passive.client, passive.server).with_dst(rs).tcp_options(&sack(given + 17, 6000 - grown)),
+        )
+        .after(&passive.packets),
+        Row::forward(
+            "a block that lies there is none",
+            spec(net),
+            ack.clone().tcp_options(&sack(given + 17, given + 18)),
+            ack.clone().seq(passive.client, passive.server).with_dst(rs).tcp_options(&[1; 12]),
+        )
+        .after(&passive.packets),
+        Row::forward("a stranger's acknowledgement counts for nothing", spec(net), asked.reply(&said), {
+            asked.reply(&heard).with_src(vip)
+        })
+        .after(passive.packets.iter().cloned().chain([
+            ack.clone().seq(passive.client, passive.server + 5_000_000),
+            ack.clone().seq(passive.client + 5_000_000, passive.server + grown),
+        ])),
         Row::forward(
             "blocks of a SACK move back",
             spec(net),
