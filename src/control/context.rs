@@ -189,6 +189,7 @@ impl Control {
             rates: &sampled.rates,
             baselines,
             drains: &self.drains,
+            health: self.about.health.as_deref(),
         };
         let services = shown.services(&snapshot);
         let mut rates = api::Rates::default();

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::api::{self, Fault, FaultCode};
 use super::drain::Drains;
+use super::health::Health;
 use super::zero::Baselines;
 use crate::command::{Event, FlowChange, FlowFilter, FlowRecord, Volume};
 use crate::flow::TcpState;
@@ -67,6 +68,8 @@ pub struct Shown<'a> {
     /// From where counters count; `None`: from the start.
     pub baselines: Option<&'a Baselines>,
     pub drains: &'a Drains,
+    /// `None`: nothing is checked.
+    pub health: Option<&'a Health>,
 }
 
 impl Shown<'_> {
@@ -82,6 +85,7 @@ impl Shown<'_> {
             group: spec.group.clone(),
             sorry: service.sorry.as_ref().map(|server| self.server(&spec.name, server)),
             has_quorum: service.state.has_quorum(),
+            quorum: self.health.and_then(|health| health.of_service(service)),
             protocol: spec.protocols.word().to_owned(),
             method: spec.method.word().to_owned(),
             scheduler: spec.scheduler.word().to_owned(),
@@ -110,6 +114,7 @@ impl Shown<'_> {
             path_mtu: Some(server.path.mtu(self.now, u16::MAX)).filter(|mtu| *mtu < u16::MAX),
             reachable: !server.path.is_unreachable(),
             state: state_word(server).to_owned(),
+            health: self.health.and_then(|health| health.of_server(server)),
             drain: self.drains.told(server, std::time::Instant::now()),
             active: server.load.active(),
             inactive: server.load.inactive(),

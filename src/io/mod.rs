@@ -16,6 +16,7 @@ pub mod own_errors;
 mod path_mtu;
 pub mod privilege;
 pub mod probe;
+pub mod program;
 pub mod receiver;
 pub mod tap;
 pub mod tun;

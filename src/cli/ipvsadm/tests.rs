@@ -216,6 +216,7 @@ fn a_flow_is_a_connection() {
         method: "nat".to_owned(),
         shard: 0,
         age: 1,
+        marks: Default::default(),
     };
     let line = |flow: &api::Flow, servers: &[api::Server]| {
         Connection::new(flow, servers).map(|connection| connection.line(&Printer::numeric()))

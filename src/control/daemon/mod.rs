@@ -168,6 +168,7 @@ impl Daemon {
                     let _ = self.reload(None).await;
                 }
                 Some(order) = orders.recv() => self.obey(order).await,
+                () = self.health.weights_changed() => self.reweigh(),
                 Some(ended) = self.tasks.join_next() => {
                     return Err(match ended {
                         Ok(task) => anyhow!("the task \"{task}\" ended"),

@@ -138,9 +138,9 @@ impl Daemon {
         let old = self.gateway.snapshot();
         // The device's MTU and the host's own addresses are part of it, and no line of the difference.
         let same = new.snapshot == self.compiled.snapshot;
-        let snapshot = if same { old.clone() } else { Arc::new(successor(&new.snapshot, &old)?) };
+        let snapshot = if same { old.clone() } else { Arc::new(successor(&self.weighed(&new.snapshot), &old)?) };
         // Before the engine: a new server that is not to serve unasked must not do so for a moment.
-        self.health.configure(&prepared, &snapshot);
+        self.health.configure(prepared, &snapshot);
         // The engine before the host: it must know a VIP before the network is told of it. What was removed stays known for now.
         if !same {
             self.gateway.swap(snapshot.clone());
@@ -153,7 +153,7 @@ impl Daemon {
                 let mut back = successor(&old.spec, &snapshot)?;
                 back.generation = old.generation;
                 let back = Arc::new(back);
-                self.health.configure(&Prepared::new(self.compiled.health.clone()).map_err(Error::msg)?, &back);
+                self.health.configure(Prepared::new(self.compiled.health.clone()).map_err(Error::msg)?, &back);
                 self.gateway.swap(back);
             }
             return Err(error).context("the host could not be set up for it");
@@ -201,6 +201,27 @@ impl Daemon {
     /// Whether what runs is what the file had when it was last read or written.
     pub(super) fn tell_unsaved(&self) {
         self.control.unsaved.store(self.text != self.in_file, Ordering::Relaxed);
+    }
+
+    /// As the file has it, but for the weights that checks set.
+    fn weighed(&self, spec: &SnapshotSpec) -> SnapshotSpec {
+        let mut spec = spec.clone();
+        self.health.weigh(&mut spec);
+        spec
+    }
+
+    /// Gives servers the weights that their checks set. No reload: the configuration is the same.
+    pub(super) fn reweigh(&self) {
+        let old = self.gateway.snapshot();
+        match successor(&self.weighed(&self.compiled.snapshot), &old) {
+            Ok(mut snapshot) if snapshot.spec.services != old.spec.services => {
+                snapshot.generation = old.generation;
+                self.health.follow(&snapshot);
+                self.gateway.swap(Arc::new(snapshot));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!("the weights that checks set cannot be used: {error}"),
+        }
     }
 
     /// What waits for a restart is told once, not at every reload until then.

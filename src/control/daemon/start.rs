@@ -81,7 +81,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     let gateway = Arc::new(Gateway::new(snapshot.clone(), queues, config.max_flows, random_seed()?));
     let health = Arc::new(Health::new(gateway.clone(), room_for_probes()));
     health.set_path(Arc::new(health::path::Path::new(gateway.clone())));
-    health.configure(&prepared, &snapshot);
+    health.configure(prepared, &snapshot);
     let mut done = Done::default();
     let brought = bring_up(&mut done, &options, &compiled, &gateway, &health, orders, metrics).await;
     // The workers have theirs; what follows on this thread is no more urgent than other programs.

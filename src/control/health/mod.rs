@@ -25,30 +25,38 @@
 mod dice;
 pub mod path;
 pub mod probe;
+mod quorum;
 pub mod spec;
 mod standing;
 mod table;
 pub mod transport;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use self::probe::{Bad, Outcome, Probe};
+use self::quorum::{Commands, Job, QuorumChange, Quorums};
 use self::spec::{CheckSpec, HealthSpec, Via};
 use self::table::{Due, Table};
 use self::transport::{Connect, Host};
+use super::api;
 use super::config::format_duration;
 use crate::io::Gateway;
-use crate::service::{Server, Service, Snapshot};
+use crate::service::{Server, ServerId, Service, ServiceId, Snapshot, SnapshotSpec};
 
 /// How often what is not an answer is looked at: clients' failures, the end of a hold.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often every service's servers are counted, besides when one of them changes: weights and drain marks change as well.
+const COUNT: Duration = Duration::from_secs(1);
+/// Changes kept for watchers that are behind; one that is further behind is told how many it lost.
+const CHANGES_KEPT: usize = 4096;
 /// Between two lines of the log about the same want.
 const COMPLAINT: Duration = Duration::from_secs(60);
 
@@ -58,6 +66,13 @@ pub struct Health {
     host: Arc<dyn Connect>,
     path: OnceLock<Arc<dyn Connect>>,
     table: Mutex<Table>,
+    prepared: Mutex<Arc<Prepared>>,
+    quorums: Mutex<Quorums>,
+    /// Commands that are to be run.
+    jobs: Mutex<Vec<Job>>,
+    told: broadcast::Sender<Arc<api::ServerEvent>>,
+    /// The snapshot has other weights than the checks say.
+    reweigh: Notify,
     /// Something is due earlier than it was.
     changed: Notify,
     /// Probes that may run at a time.
@@ -65,6 +80,7 @@ pub struct Health {
 }
 
 /// A configuration's checks with what they need, ready to be used.
+#[derive(Default)]
 pub struct Prepared {
     spec: HealthSpec,
     probes: HashMap<Arc<CheckSpec>, Arc<dyn Probe>>,
@@ -76,8 +92,7 @@ struct Change {
     service: Arc<Service>,
     server: Arc<Server>,
     is_up: bool,
-    /// The type of the check; empty where none said so.
-    by: &'static str,
+    /// For a human: what the check said, and its type.
     why: String,
 }
 
@@ -108,7 +123,19 @@ impl Health {
 
     fn by(gateway: Arc<Gateway>, host: Arc<dyn Connect>, room: usize) -> Health {
         let room = room.max(1);
-        Health { gateway, host, path: OnceLock::new(), table: Mutex::default(), changed: Notify::new(), room }
+        Health {
+            gateway,
+            host,
+            path: OnceLock::new(),
+            table: Mutex::default(),
+            prepared: Mutex::default(),
+            quorums: Mutex::default(),
+            jobs: Mutex::default(),
+            told: broadcast::channel(CHANGES_KEPT).0,
+            reweigh: Notify::new(),
+            changed: Notify::new(),
+            room,
+        }
     }
 
     /// Has checks by "path" carried by `path`. The first one stays.
@@ -117,18 +144,57 @@ impl Health {
     }
 
     /// Goes on with what `snapshot`, which is about to be used, has.
-    pub fn configure(&self, prepared: &Prepared, snapshot: &Snapshot) {
-        let changes = self.table.lock().configure(prepared, snapshot, Instant::now(), self.gateway.now());
+    pub fn configure(&self, prepared: Prepared, snapshot: &Snapshot) {
+        *self.prepared.lock() = Arc::new(prepared);
+        self.follow(snapshot);
+    }
+
+    /// The same checks for another snapshot of the same configuration.
+    pub fn follow(&self, snapshot: &Snapshot) {
+        let prepared = self.prepared.lock().clone();
+        let changes = self.table.lock().configure(&prepared, snapshot, Instant::now(), self.gateway.now());
+        self.quorums.lock().configure(&prepared.spec, snapshot);
         self.tell(changes);
+        self.count_all();
         self.changed.notify_one();
+    }
+
+    /// Every change from now on.
+    pub fn watch(&self) -> broadcast::Receiver<Arc<api::ServerEvent>> {
+        self.told.subscribe()
+    }
+
+    /// Waits until [`Health::weigh`] has something else to say than before.
+    pub async fn weights_changed(&self) {
+        self.reweigh.notified().await;
+    }
+
+    /// Gives servers the weights that their checks say.
+    pub fn weigh(&self, spec: &mut SnapshotSpec) {
+        let table = self.table.lock();
+        let weights: HashMap<(&str, &str), u32> =
+            table.weights().map(|(service, server, weight)| ((service, server), weight)).collect();
+        if weights.is_empty() {
+            return;
+        }
+        for service in &mut spec.services {
+            for server in &mut service.servers {
+                if let Some(weight) = weights.get(&(service.name.as_str(), server.name.as_str())) {
+                    server.weight = *weight;
+                }
+            }
+        }
     }
 
     /// Asks, until it is dropped.
     pub async fn run(self: Arc<Health>) -> &'static str {
         let mut running = Running::default();
         let mut look = super::daemon::every(LOOK);
+        let mut count = super::daemon::every(COUNT);
+        let mut commands = Commands::default();
         let mut complained = Complaints::default();
         loop {
+            self.jobs.lock().drain(..).for_each(|job| commands.run(job));
             let has_room = running.tasks.len() < self.room;
             let due = self.table.lock().next_due();
             tokio::select! {
@@ -142,7 +208,14 @@ impl Health {
                         self.tell(changes);
                     }
                 }
-                _ = look.tick() => complained.about_lateness(due, has_room),
+                _ = look.tick() => {
+                    complained.about_lateness(due, has_room);
+                    if std::mem::take(&mut self.table.lock().weights_changed) {
+                        self.reweigh.notify_one();
+                    }
+                }
+                _ = count.tick() => self.count_all(),
+                Some(()) = commands.ended() => {}
                 () = self.changed.notified() => {}
             }
         }
@@ -165,16 +238,59 @@ impl Health {
         }
     }
 
-    /// Tells the log of changes, and has flows of servers that went down dealt with.
+    /// Tells the log and watchers of changes, has flows of servers that went down dealt with, and counts those that are left.
     fn tell(&self, changes: Vec<Change>) {
-        for Change { service, server, is_up, by, why } in &changes {
-            let check = if by.is_empty() { String::new() } else { format!(" ({by} check)") };
-            let (service, server) = (&service.spec.name, &server.name);
+        let mut touched: Vec<ServiceId> = Vec::new();
+        for change in &changes {
+            let Change { service, server, is_up, why, .. } = change;
+            let (service_name, name) = (&service.spec.name, &server.name);
             match is_up {
-                true => tracing::info!("service {service:?}: server {server:?} is up: {why}{check}"),
-                false => tracing::warn!("service {service:?}: server {server:?} is down: {why}{check}"),
+                true => tracing::info!("service {service_name:?}: server {name:?} is up: {why}"),
+                false => tracing::warn!("service {service_name:?}: server {name:?} is down: {why}"),
+            }
+            let _ = self.told.send(Arc::new(view::server_event(change)));
+            if touched.last() != Some(&service.id) {
+                touched.push(service.id);
             }
         }
+        let down: Vec<ServerId> =
+            changes.iter().filter(|change| !change.is_up).map(|change| change.server.id).collect();
+        if !down.is_empty() {
+            self.evacuate(&down);
+        }
+        let mut quorums = self.quorums.lock();
+        let counted: Vec<QuorumChange> = touched.into_iter().filter_map(|service| quorums.count(service)).collect();
+        drop(quorums);
+        self.tell_quorums(counted);
+    }
+
+    fn count_all(&self) {
+        let counted = self.quorums.lock().count_all();
+        self.tell_quorums(counted);
+    }
+
+    fn tell_quorums(&self, changes: Vec<QuorumChange>) {
+        for change in &changes {
+            let QuorumChange { service, quorum, holds, live, is_first } = change;
+            let name = &service.spec.name;
+            match (holds, is_first) {
+                (true, true) => tracing::debug!("service {name:?} has its quorum: weight {live}"),
+                (true, false) => tracing::info!("service {name:?} gained its quorum: weight {live}"),
+                (false, _) => tracing::warn!("service {name:?} has no quorum: weight {live}, quorum {}", quorum.weight),
+            }
+            if !(*holds && *is_first) {
+                let _ = self.told.send(Arc::new(view::quorum_event(change)));
+            }
+            self.jobs.lock().extend(Job::of(change));
+        }
+        if !changes.is_empty() {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Deals with the flows of servers that went down, as their services say.
+    fn evacuate(&self, servers: &[ServerId]) {
+        tracing::debug!(?servers, "went down");
     }
 }
 
@@ -186,7 +302,10 @@ async fn ask(due: Due, carrier: Option<Arc<dyn Connect>>) -> (Outcome, Duration)
     };
     let limit = due.check.timeout;
     let outcome = timeout(limit, due.probe.ask(&due.asked, &*carrier)).await;
-    let outcome = outcome.unwrap_or_else(|_| Err(Bad::Server(format!("no answer within {}", format_duration(limit)))));
+    let outcome = outcome.unwrap_or_else(|_| {
+        let nothing = || Bad::Server(format!("no answer within {}", format_duration(limit)));
+        due.probe.silence().ok_or_else(nothing)
+    });
     (outcome, began.elapsed())
 }
 

@@ -329,13 +329,8 @@ impl Watched {
         self.was_up = is_up;
         self.transitions += 1;
         self.since = SystemTime::now();
-        Some(Change {
-            service: self.service.clone(),
-            server: self.server.clone(),
-            is_up,
-            by: line.map_or("", |line| line.key.check.probe.word()),
-            why: why.to_owned(),
-        })
+        let check = line.map(|line| format!(" ({} check)", line.key.check.probe.word())).unwrap_or_default();
+        Some(Change { service: self.service.clone(), server: self.server.clone(), is_up, why: format!("{why}{check}") })
     }
 }
 

@@ -120,7 +120,31 @@ impl Seen {
         let weights =
             groups.iter().map(|(labels, server)| (labels.clone(), server.iter().map(|s| u64::from(s.weight)).sum()));
         out.gauge("gatun_server_weight", "Weight of a server; 0 takes no new flow.", weights.collect())?;
+        self.health(&groups, out)?;
         traffic("gatun_server", "a server", &groups, out)
+    }
+
+    fn health(&self, servers: &[(Labels<'_>, Vec<api::Server>)], out: &mut Out<'_>) -> fmt::Result {
+        let of = |value: fn(&api::Server) -> Option<u64>| -> Samples<'_> {
+            let value = |servers: &Vec<api::Server>| servers.first().and_then(value);
+            servers.iter().filter_map(|(labels, servers)| Some((labels.clone(), value(servers)?))).collect()
+        };
+        let help = "Whether its check and its clients' connections let a server serve: 1 or 0.";
+        out.gauge("gatun_server_up", help, of(|server| Some(u64::from(server.state != "down"))))?;
+        fn check(server: &api::Server) -> Option<&api::Check> {
+            server.health.as_ref()?.check.as_ref()
+        }
+        let help = "Answers to the check of a server.";
+        out.counter("gatun_server_checks", help, of(|server| check(server).map(|check| check.done)))?;
+        let help = "Checks of a server that failed.";
+        out.counter("gatun_server_check_failures", help, of(|server| check(server).map(|check| check.failed)))?;
+        let help = "How often a server went up or down.";
+        let transitions = of(|server| server.health.as_ref().map(|health| health.transitions));
+        out.counter("gatun_server_transitions", help, transitions)?;
+        let quorums = self.status.services.iter().map(|service| {
+            (vec![("service", service.name.as_str())], u64::from(service.has_quorum))
+        });
+        out.gauge("gatun_service_quorum", "Whether a service has its quorum: 1 or 0.", quorums.collect())
     }
 }
 
@@ -177,7 +201,6 @@ fn help(counter: &str) -> &'static str {
         "flows_reused" => "Flows that ended because a new connection used the same ports.",
         "rst_ignored" => "RSTs that did not fit their flow and did not end it.",
         "icmp_errors" => "ICMP errors that were translated, both ways.",
-        "delivered" => "Answers to the gateway's own health probes.",
         "fragments_held" => "Fragments that had to wait for their first one.",
         "events_lost" => "Flow events that nobody took in time.",
         _ => "A counter of the engines.",

@@ -4,9 +4,19 @@
 //! (patterns, certificates) is done then. It has no clock: whoever runs it drops it when its time is up. Whatever a server
 //! sends, a probe reads a bounded part of it, and answers with a [`Bad`] at the worst.
 
+mod dns;
+mod exec;
+mod ftp;
 mod http;
+mod line;
+mod nntp;
+mod ping;
+mod smtp;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod tls;
+mod udp;
 
 use std::fmt;
 use std::future::Future;
@@ -23,6 +33,11 @@ const MAX_QUOTE: usize = 80;
 /// One kind of question.
 pub trait Probe: Send + Sync {
     fn ask<'a>(&'a self, asked: &'a Asked, by: &'a dyn Connect) -> Asking<'a>;
+
+    /// What it means that nothing has come by the end of the time; `None`: that the server does not work.
+    fn silence(&self) -> Option<Good> {
+        None
+    }
 }
 
 pub type Asking<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
@@ -100,7 +115,13 @@ pub fn build(spec: &CheckSpec) -> Result<Arc<dyn Probe>, String> {
     Ok(match &spec.probe {
         ProbeSpec::Tcp => Arc::new(tcp::Tcp),
         ProbeSpec::Http(http) => Arc::new(http::Http::new(http)?),
-        _ => return Err(format!("checks of type {:?} are not supported by this version yet", spec.probe.word())),
+        ProbeSpec::Ping => Arc::new(ping::Ping),
+        ProbeSpec::Udp(udp) => Arc::new(udp::Udp::new(udp)?),
+        ProbeSpec::Dns(dns) => Arc::new(dns::Dns::new(dns)?),
+        ProbeSpec::Smtp(smtp) => Arc::new(smtp::Smtp(smtp.clone())),
+        ProbeSpec::Ftp(login) => Arc::new(ftp::Ftp(login.clone())),
+        ProbeSpec::Nntp(login) => Arc::new(nntp::Nntp(login.clone())),
+        ProbeSpec::Exec(exec) => Arc::new(exec::Exec(exec.clone())),
     })
 }
 
