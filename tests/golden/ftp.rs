@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use gatun::command::{Command, FlowFilter};
 use gatun::engine::Engine;
 use gatun::service::{HelperKind, Limits, Method, PortRange, Protocols, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
@@ -609,6 +610,34 @@ fn announcements_are_bounded_and_the_oldest_go() {
         }
     }
     assert_eq!(ports(&engine), (3014..3030).collect::<Vec<_>>());
+}
+
+#[test]
+fn connections_that_are_read_are_bounded() {
+    let net = Net::V6;
+    let mut engine = world::engine(Snapshot::build(spec(net), None).expect("valid").into(), 16);
+    let mut connect = |n: u8| {
+        let announce = Control::new(net).sent(format!("EPRT {}\r\n", eprt(net.other(n, 3000)))).packets;
+        let (client, server) = (net.other(n, 40000), net.rs(1 + n % 2, 2121));
+        for packet in announce {
+            let packet = match packet.src == net.client(40000) {
+                true => packet.with_src(client),
+                false => packet.with_src(server).with_dst(client),
+            };
+            send(&mut engine, Instant::ZERO, packet);
+        }
+        engine.expectations().count()
+    };
+    // A quarter of the flows that there may be. The others go on unread.
+    assert_eq!((0..6).map(&mut connect).collect::<Vec<_>>(), [1, 2, 3, 4, 4, 4]);
+    // One that ends makes room.
+    let by_client = |n: u8| FlowFilter { src: Some((net.other(n, 0).ip().into(), 128)), ..FlowFilter::default() };
+    engine.apply(Instant::ZERO, Command::Delete { filter: by_client(0), cursor: 0 });
+    let next = Control::new(net).sent(format!("EPRT {}\r\n", eprt(net.other(6, 3000)))).packets;
+    for packet in next.into_iter().filter(|packet| packet.src == net.client(40000)) {
+        send(&mut engine, Instant::ZERO, packet.with_src(net.other(6, 40000)));
+    }
+    assert_eq!(engine.expectations().count(), 5);
 }
 
 #[test]
