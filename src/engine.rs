@@ -86,7 +86,7 @@ impl Engine {
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
-            helpers: helper::Helpers::new(config.seed),
+            helpers: helper::Helpers::new(&config),
             alone: None,
             held: Vec::new(),
             watched: false,
