@@ -35,6 +35,13 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         service: Option<String>,
     },
+    /// Servers that go up and down, as they do.
+    #[serde(rename = "server.watch")]
+    ServerWatch {
+        /// Only this service's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
+    },
     #[serde(rename = "conntrack.list")]
     ConntrackList {
         #[serde(default)]
@@ -148,6 +155,7 @@ pub const OPS: &[&str] = &[
     "neighbours",
     "service.list",
     "server.list",
+    "server.watch",
     "server.drain",
     "counters.zero",
     "conntrack.list",
@@ -277,6 +285,9 @@ pub struct Flow {
     pub shard: u16,
     /// Seconds since it was admitted.
     pub age: u64,
+    /// What else there is to it: `probe` (the gateway's own, and no client's), `persistent`, `helped`, `expected`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub marks: Vec<String>,
 }
 
 /// One direction of a flow. For ICMP both ports hold the identifier.
@@ -353,12 +364,16 @@ pub struct Server {
     /// `false` when nobody answers for its address on the segment (method direct; in mode "tap" any method): then it gets no
     /// new flows.
     pub reachable: bool,
-    /// Why it gets no new flows, or that it does: `up`, `down`, `full`, `draining`, `off` (weight 0), `unreachable`.
+    /// Why it gets no new flows, or that it does: `up`, `down` (its check, or clients, say so), `full`, `draining`, `off`
+    /// (weight 0), `unreachable`.
     #[serde(default = "up")]
     pub state: String,
     /// What the operator said about draining it; `null` while it is not being drained.
     #[serde(default)]
     pub drain: Option<Drain>,
+    /// `null` in a gateway that checks nothing.
+    #[serde(default)]
+    pub health: Option<Health>,
     pub active: u64,
     pub inactive: u64,
     /// Flows admitted since the server was configured.
@@ -405,6 +420,9 @@ pub struct Service {
     pub protocol: String,
     pub method: String,
     pub scheduler: String,
+    /// `null` in a gateway that checks nothing.
+    #[serde(default)]
+    pub quorum: Option<Quorum>,
     pub servers: Vec<Server>,
     /// `port`, `fallback`.
     #[serde(default)]
@@ -428,6 +446,73 @@ pub struct Persistence {
 
 fn yes() -> bool {
     true
+}
+
+/// How a server has been.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Health {
+    /// Seconds since it last went up or down; without that, since it was configured.
+    pub since: u64,
+    /// How often it went up or down.
+    pub transitions: u64,
+    /// `null`: it has no check.
+    pub check: Option<Check>,
+}
+
+/// A server's check and what it last said.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Check {
+    /// `tcp`, `http`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `host` or `path`.
+    pub via: String,
+    /// Whether the last answer was right; this and the next three are `null` before there is one.
+    pub ok: Option<bool>,
+    /// In words.
+    pub said: Option<String>,
+    /// Microseconds.
+    pub latency: Option<u64>,
+    /// Seconds since then.
+    pub age: Option<u64>,
+    /// The weight that it sets, if it does.
+    pub sets_weight: Option<u32>,
+    /// Answers, and those of them that were wrong, since the server was configured.
+    pub done: u64,
+    pub failed: u64,
+}
+
+/// How many servers a service needs, and has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Quorum {
+    pub weight: u32,
+    pub hysteresis: u32,
+    /// The weight of the servers that may serve.
+    pub live: u64,
+}
+
+/// What `server.watch` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ServerEvent {
+    /// Microseconds since 1970.
+    pub time: u64,
+    pub change: ServerChange,
+    pub service: String,
+    /// `null`: it concerns the service.
+    pub server: Option<String>,
+    pub address: Option<IpAddr>,
+    pub port: Option<u16>,
+    /// For a human.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerChange {
+    Up,
+    Down,
+    QuorumGained,
+    QuorumLost,
 }
 
 /// A drop reason and its count.

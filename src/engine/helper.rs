@@ -7,13 +7,15 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
-use super::{Engine, PORT_ATTEMPTS, next_random};
+use super::Engine;
+use super::admit::{PORT_ATTEMPTS, next_random};
 use crate::command::FlowChange;
 use crate::flow::{FlowId, InsertError, Sender, TcpState};
 use crate::forward::helper::expect::{Expectation, Expectations};
+use crate::forward::helper::sequence::distance;
 use crate::forward::helper::{self, Desk, Session};
 use crate::forward::plan_again;
-use crate::service::{HelperKind, Server, ServerId, ServiceId};
+use crate::service::{Server, ServerId, ServiceId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{PacketBuf, Transport, Tuple, View, segment, tcp};
@@ -85,21 +87,25 @@ impl Engine {
             None => {
                 let service = self.snapshot.service(ServiceId(flow.owner.service));
                 let Some(kind) = service.and_then(|service| service.spec.helper) else { return unread };
-                let is_silent = segment::payload(buf.packet(), view).is_empty();
-                if kind == HelperKind::Ftp && (is_silent || sessions.len() >= MAX_SESSIONS) {
-                    return unread;
+                if let Transport::Tcp(header) = view.transport {
+                    if header.has(tcp::SYN | tcp::RST) || sessions.len() >= MAX_SESSIONS {
+                        return unread;
+                    }
+                    // What either end says begins where the handshake ended: nothing else has been let through so far.
+                    let own = flow.sequence[sender as usize];
+                    if !own.is_known || distance(own.end, header.seq) > 0 {
+                        return Err(DropReason::TooEarly);
+                    }
+                    if segment::payload(buf.packet(), view).is_empty() {
+                        return unread;
+                    }
                 }
-                fresh.insert(Session::new(helper::start(kind)))
+                fresh.insert(Session::new(helper::start(kind), flow.sequence.map(|sequence| sequence.end)))
             }
-        };
-        let start = match view.transport {
-            Transport::Tcp(segment) if segment.has(tcp::SYN) => segment.seq.wrapping_add(1),
-            Transport::Tcp(segment) if !flow.sequence[sender as usize].is_known => segment.seq,
-            _ => flow.sequence[sender as usize].end,
         };
         self.random = next_random(self.random);
         let mut desk = Desk::new(now, id, flow, &self.snapshot, expectations, self.random);
-        let outcome = session.handle(buf, view, sender, start, &mut desk);
+        let outcome = session.handle(buf, view, sender, &mut desk);
         if let Some(session) = fresh
             && matches!(view.transport, Transport::Tcp(_))
         {
@@ -138,17 +144,17 @@ impl Engine {
         let server = self.snapshot.server(ServerId(expectation.owner.server)).cloned();
         // The number may have become another server's.
         let server = server.filter(|server| server.address == expectation.server)?;
-        Some(self.begin(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
+        Some(self.begin_expected(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
     }
 
-    fn begin(
+    fn begin_expected(
         &mut self,
         now: Instant,
         server: &Arc<Server>,
         expectation: &Expectation,
         first: &Tuple,
     ) -> Result<FlowId, Verdict> {
-        self.make_room(now)?;
+        self.make_room(now).map_err(Verdict::Drop)?;
         let id = self.insert_expected(now, server, expectation, first).map_err(Verdict::Drop)?;
         self.helpers.expectations.take(&expectation.key);
         server.start(self.table.flow(id).is_active());

@@ -86,10 +86,23 @@ impl Marks {
     pub const HELPED: Marks = Marks(4);
     /// A helper expected it.
     pub const EXPECTED: Marks = Marks(8);
+    /// That it failed has been put down to its server.
+    pub const BLAMED: Marks = Marks(16);
 
     #[inline]
     pub const fn has(self, mark: Marks) -> bool {
         self.0 & mark.0 != 0
+    }
+
+    /// The words of those that are set, for outputs.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            (Marks::PERSISTENT, "persistent"),
+            (Marks::PROBE, "probe"),
+            (Marks::HELPED, "helped"),
+            (Marks::EXPECTED, "expected"),
+        ];
+        all.into_iter().filter(move |(mark, _)| self.has(*mark)).map(|(_, word)| word)
     }
 
     #[must_use]
@@ -166,6 +179,12 @@ impl Flow {
         self.owner.marks.has(Marks::PROBE)
     }
 
+    /// Whether nothing came of it yet: a TCP connection that the server has not answered, or that, where answers are not
+    /// seen, the client has not acknowledged; or a packet of another protocol without an answer.
+    pub fn is_unanswered(&self) -> bool {
+        !self.replied && (self.protocol != Protocol::TCP || self.tcp_state.is_half_open())
+    }
+
     /// Only an established TCP connection is active; everything else counts as inactive, as in IPVS.
     pub fn is_active(&self) -> bool {
         self.protocol == Protocol::TCP && self.tcp_state == TcpState::Established
@@ -215,7 +234,7 @@ enum Class {
 const RECHECK: Duration = Duration::from_secs(300);
 
 /// Flows of the gateway's own probes at a time, beside those of clients.
-pub const MAX_PROBES: usize = 512;
+pub const MAX_PROBES: usize = 1024;
 
 const BLIND: usize = QUEUES - 3;
 const UNREPLIED: usize = QUEUES - 2;
@@ -388,6 +407,12 @@ impl FlowTable {
             self.link(now, id.0, timeouts);
         }
         result
+    }
+
+    /// Sets a mark.
+    pub fn mark(&mut self, id: FlowId, mark: Marks) {
+        let owner = &mut self.flows[id.0 as usize].owner;
+        owner.marks = owner.marks.with(mark);
     }
 
     /// Counts a packet that does not keep the flow alive.

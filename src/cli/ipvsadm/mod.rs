@@ -1,7 +1,7 @@
 //! `gatun ipvsadm`, and the binary called as `ipvsadm`: the command line of ipvsadm 1.31 for a gateway.
 //!
 //! Grammar, messages, outputs and exit codes are those of ipvsadm 1.31, so that scripts run unchanged: 0 done, 2 wrong usage,
-//! 1 a service that is not there was to be listed, 255 anything else that was not done. Each room has one matter: what
+//! 255 a change that was not made, 1 nothing to list and no gateway to ask. Each room has one matter: what
 //! words say ([`parse`], with [`popt`] and [`legal`] below it) is a [`command::Command`]; what a command does to the table
 //! is [`apply`]; what is printed of the table is [`list`], [`connections`] and [`save`]; which gateway it is about, and how
 //! one is started, is [`autostart`].
@@ -86,7 +86,7 @@ fn main(called: Called, program: &str, words: &[OsString], mut control: Option<P
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&format!("{error:#}"));
-            ExitCode::from(255)
+            ExitCode::FAILURE
         }
     }
 }

@@ -140,15 +140,20 @@ impl<'a> Session<'a> {
     }
 
     fn zero(&mut self, key: Option<&super::command::Key>) -> Result<u8> {
-        let table = self.table()?;
-        if let Some(key) = key
-            && table.find(key).is_none()
-        {
-            complain("No such service");
-            return Ok(NOT_DONE);
+        let service = match key {
+            None => None,
+            Some(key) => match self.table()?.find(key) {
+                Some(service) => Some(service.name.clone()),
+                None => {
+                    complain("No such service");
+                    return Ok(NOT_DONE);
+                }
+            },
+        };
+        if let Some(mut client) = self.place.client()? {
+            let _: api::Zeroed = client.call(&Request::CountersZero { service })?;
         }
-        complain("gatun cannot set its counters to zero yet");
-        Ok(NOT_DONE)
+        Ok(0)
     }
 
     /// The commands as one change. Starts a gateway where there is none and something is to be added.
@@ -175,7 +180,8 @@ impl<'a> Session<'a> {
                     if self.table()?.services != table.services {
                         continue;
                     }
-                    return Err(error);
+                    complain(&format!("{error:#}"));
+                    return Ok(NOT_DONE);
                 }
             }
             refused.iter().for_each(|message| complain(message));

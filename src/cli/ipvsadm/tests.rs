@@ -216,6 +216,7 @@ fn a_flow_is_a_connection() {
         method: "nat".to_owned(),
         shard: 0,
         age: 1,
+        marks: Default::default(),
     };
     let line = |flow: &api::Flow, servers: &[api::Server]| {
         Connection::new(flow, servers).map(|connection| connection.line(&Printer::numeric()))
@@ -243,6 +244,7 @@ fn server(name: &str, address: &str, port: Option<u16>) -> api::Server {
         reachable: true,
         state: "up".to_owned(),
         drain: None,
+        health: None,
         active: 0,
         inactive: 0,
         admitted: 0,

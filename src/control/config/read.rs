@@ -7,13 +7,15 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeTable;
 
+use super::check;
 use super::cluster;
 use super::keys;
 use super::problem::{Located, Problems, Source};
 use super::section::Section;
 use super::tap;
 use super::{
-    Config, ConfigErrors, GatewayConfig, Queues, ServerConfig, ServiceConfig, compile, parse_listen, parse_server,
+    Config, ConfigErrors, GatewayConfig, HealthConfig, Queues, ServerConfig, ServiceConfig, compile, parse_listen,
+    parse_server,
 };
 use crate::service::{Limits, Method, Protocols, SchedulerKind};
 use crate::timeouts::Timeouts;
@@ -58,6 +60,7 @@ pub(super) fn config(document: &Spanned<DeTable<'_>>, source: Source) -> Result<
     config.services = sections.iter().filter_map(read_service).collect();
     compile::report_faults(&config, &problems);
     tap::report_faults(&config, &problems);
+    check::report_faults(&config, &problems);
     let source = config.source.clone();
     problems.into_result(config, &source)
 }
@@ -137,12 +140,13 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
     let servers = section.tables("server", "[[service.server]]", &keys::SERVER, |table, number| {
         format!("{service}, server {}", label(table, "address", number))
     });
-    let servers = servers.iter().filter_map(read_server).collect();
+    let health = check::read(section);
+    let servers = servers.iter().filter_map(|server| read_server(server, &health)).collect();
     let cluster = cluster::read(section, protocols, scheduler);
-    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, tunnel, scheduler, cluster, servers })
+    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, tunnel, scheduler, cluster, health, servers })
 }
 
-fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
+fn read_server(section: &Section<'_>, of: &HealthConfig) -> Option<ServerConfig> {
     section.require("address", r#"address = "10.20.0.11:8080""#);
     let address = section.parsed("address", parse_server);
     let given = section.parsed("name", name);
@@ -160,6 +164,7 @@ fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
         max_connections: None,
         min_connections: None,
         slow_start: None,
+        check: check::read_override(section, of),
     };
     cluster::read_limits(section, &mut server);
     Some(server)

@@ -203,8 +203,6 @@ const BAD: &[(&str, &[&str])] = &[
         &[
             "4:12: [[service]] \"web\": protocol \"sctp\" is not supported by this version yet; there are tcp, udp, tcp+udp",
             "5:10: [[service]] \"web\": method \"fullnat\" is not supported by this version yet; there are nat, direct, tunnel",
-            "9:1: [[service]] \"web\": \"quorum\" is not supported by this version yet",
-            "11:1: [[service]] \"web\": \"check\" is not supported by this version yet",
         ],
     ),
     // Values.
@@ -407,6 +405,7 @@ fn the_full_example_has_every_key_with_its_default() {
         (&service["server"][0], &keys::SERVER),
         (&service["persistence"], &keys::PERSISTENCE),
         (&service["passive"], &keys::PASSIVE),
+        (&toml::Value::Table(every_check(&text)), &keys::CHECK),
     ];
     assert_eq!(tables.len(), keys::ALL.len());
     for (table, keys) in tables {
@@ -422,7 +421,20 @@ fn the_full_example_has_every_key_with_its_default() {
     let changes: Vec<String> = difference(&least, &full).iter().map(Change::to_string).collect();
     assert_eq!(changes, [""; 0], "full.toml has other values than the defaults");
     full.snapshot.services.clear();
+    full.health.services.clear();
     assert_eq!(full, good("").compiled().unwrap_or_else(|errors| panic!("{errors}")));
+}
+
+/// The keys of every check that stands in the comments, each of which must be right.
+fn every_check(text: &str) -> toml::Table {
+    let mut keys = toml::Table::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("#   ").filter(|rest| rest.starts_with("check = {"))) {
+        let service = "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nserver = []\n";
+        good(&format!("{service}{line}\n"));
+        let table = line.parse::<toml::Table>().expect("it parses");
+        keys.extend(table["check"].as_table().expect("a table").clone());
+    }
+    keys
 }
 
 /// With what stands there as a comment, having no default: the keys of services and servers that do nothing when absent.

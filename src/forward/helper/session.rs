@@ -18,11 +18,10 @@ pub struct Session {
 }
 
 /// What one end sends.
-#[derive(Default)]
 struct Way {
     stream: Stream,
-    /// The number of the first byte that has not been read; `None` before there was any.
-    next: Option<u32>,
+    /// The number of the first byte that has not been read.
+    next: u32,
     /// The last byte that was read.
     last: u8,
 }
@@ -37,22 +36,22 @@ pub struct Outcome {
 }
 
 impl Session {
-    pub fn new(helper: Box<dyn Helper>) -> Session {
-        Session { helper, ways: Default::default(), is_left_alone: false }
+    /// `starts`: the number of the first byte of each end, by [`Sender`].
+    pub fn new(helper: Box<dyn Helper>, starts: [u32; 2]) -> Session {
+        let ways = starts.map(|next| Way { stream: Stream::default(), next, last: 0 });
+        Session { helper, ways, is_left_alone: false }
     }
 
-    /// Lets the helper read a packet of its flow from `sender`, and changes it accordingly. `start`: where the sender's
-    /// bytes begin, if none has been read yet.
+    /// Lets the helper read a packet of its flow from `sender`, and changes it accordingly.
     pub fn handle(
         &mut self,
         buf: &mut PacketBuf,
         view: &View,
         sender: Sender,
-        start: u32,
         desk: &mut Desk<'_>,
     ) -> Result<Outcome, DropReason> {
         match view.transport {
-            Transport::Tcp(header) => self.segment(buf, view, &header, sender, start, desk),
+            Transport::Tcp(header) => self.segment(buf, view, &header, sender, desk),
             Transport::Udp(_) => {
                 let datagram = buf.packet().get(view.l4 + crate::wire::udp::LEN..view.len).unwrap_or_default();
                 if view.fragment.is_none() {
@@ -70,14 +69,11 @@ impl Session {
         view: &View,
         header: &tcp::Header,
         sender: Sender,
-        start: u32,
         desk: &mut Desk<'_>,
     ) -> Result<Outcome, DropReason> {
         let at = header.seq.wrapping_add(u32::from(header.has(tcp::SYN)));
-        let payload = segment::payload(buf.packet(), view);
-        let is_carrier = !payload.is_empty();
-        if is_carrier && !self.is_left_alone {
-            self.read(buf, view, at, sender, start, desk)?;
+        if !self.is_left_alone && (header.has(tcp::FIN) || !segment::payload(buf.packet(), view).is_empty()) {
+            self.read(buf, view, at, sender, desk)?;
         }
         let acked = self.acknowledge(buf, view, header, sender);
         let stream = &self.ways[sender as usize].stream;
@@ -112,19 +108,19 @@ impl Session {
         Ok(Outcome { sent: View { transport: Transport::Tcp(acked), ..*view }, is_changed })
     }
 
-    /// Has the helper read what is new in a segment whose bytes begin at `at`.
+    /// Has the helper read what is new in a segment whose bytes begin at `at`. What ends the connection is not let through
+    /// before the rest, either: where it is to stand is not known yet.
     fn read(
         &mut self,
         buf: &PacketBuf,
         view: &View,
         at: u32,
         sender: Sender,
-        start: u32,
         desk: &mut Desk<'_>,
     ) -> Result<(), DropReason> {
         let way = &mut self.ways[sender as usize];
         let payload = segment::payload(buf.packet(), view);
-        let next = *way.next.get_or_insert(start);
+        let next = way.next;
         let known = distance(at, next);
         if known < 0 {
             return Err(DropReason::TooEarly);
@@ -142,7 +138,7 @@ impl Session {
             let (at, taken) = (next.wrapping_add(range.start as u32), range.len() as u32);
             way.stream.replace(at, taken, text, before);
         }
-        way.next = Some(next.wrapping_add(fresh.len() as u32));
+        way.next = next.wrapping_add(fresh.len() as u32);
         way.last = fresh.last().copied().unwrap_or(way.last);
         self.is_left_alone |= desk.is_left_alone;
         Ok(())
@@ -158,9 +154,8 @@ impl Session {
         segment::map_sacks(buf, view, |left, right| other.stream.block(left, right));
         let ack = other.stream.source(header.ack);
         // Nobody acknowledges what was not sent; what lies far off is a stranger's.
-        let is_near = |here: u32, there: u32| (0..WINDOW).contains(&distance(here, there));
-        let is_own = own_next.is_none_or(|next| distance(header.seq, next).abs() < WINDOW);
-        if is_own && other.next.is_some_and(|next| is_near(header.ack, other.stream.place(next))) {
+        let is_near = |before: u32, at: u32| (0..WINDOW).contains(&distance(before, at));
+        if distance(header.seq, own_next).abs() < WINDOW && is_near(header.ack, other.stream.place(other.next)) {
             other.stream.acknowledged(header.ack);
         }
         tcp::Header { ack, ..*header }
