@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
-use super::{Engine, EngineConfig, PORT_ATTEMPTS, next_random};
+use super::admit::{PORT_ATTEMPTS, next_random};
+use super::{Engine, EngineConfig};
 use crate::command::FlowChange;
 use crate::flow::{FlowId, InsertError, Sender, TcpState};
 use crate::forward::helper::expect::{Expectation, Expectations};
@@ -48,6 +49,13 @@ impl Engine {
     /// Flows that helpers have announced and that have not begun, the oldest first.
     pub fn expectations(&self) -> impl Iterator<Item = &Expectation> {
         self.helpers.expectations.iter()
+    }
+
+    /// Gives a segment that the gateway makes in the name of `sender` the sequence number that the other end knows.
+    pub(super) fn renumber(&self, buf: &mut PacketBuf, view: &View, id: FlowId, sender: Sender) {
+        if let (Transport::Tcp(header), Some(session)) = (view.transport, self.helpers.sessions.get(&id)) {
+            segment::set_numbers(buf, view, session.place(sender, header.seq), header.ack);
+        }
     }
 
     /// A packet of a helped flow: as any other, but for what its helper does to it first.
@@ -146,17 +154,17 @@ impl Engine {
         let server = self.snapshot.server(ServerId(expectation.owner.server)).cloned();
         // The number may have become another server's.
         let server = server.filter(|server| server.address == expectation.server)?;
-        Some(self.begin(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
+        Some(self.begin_expected(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
     }
 
-    fn begin(
+    fn begin_expected(
         &mut self,
         now: Instant,
         server: &Arc<Server>,
         expectation: &Expectation,
         first: &Tuple,
     ) -> Result<FlowId, Verdict> {
-        self.make_room(now)?;
+        self.make_room(now).map_err(Verdict::Drop)?;
         let id = self.insert_expected(now, server, expectation, first).map_err(Verdict::Drop)?;
         self.helpers.expectations.take(&expectation.key);
         server.start(self.table.flow(id).is_active());
