@@ -139,6 +139,7 @@ impl Engine {
             let Some(mut buf) = reset::from(flow, sender) else { continue };
             let Ok(view) = View::parse(buf.packet()) else { continue };
             let context = Context { now, spec: &self.snapshot.spec, server, is_probe: false };
+            self.renumber(&mut buf, &view, id, sender);
             // A server that cannot be reached needs no telling.
             if forward::act(&forward::action(flow, sender), &mut buf, &view, context).is_ok() {
                 self.released.push_back(buf);
