@@ -6,7 +6,7 @@ use crate::command::FlowRecord;
 use crate::engine::{self, Engine};
 use crate::flow::Sender;
 use crate::forward;
-use crate::service::{Method, Server};
+use crate::service::{Method, Server, Way};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Encapsulation, Protocol, Tuple, tcp};
@@ -95,6 +95,10 @@ pub struct Choice {
     /// The scheduler's state in its own words; empty when it keeps none.
     pub scheduler_state: String,
     pub server: String,
+    /// Who or what chose it.
+    pub way: Way,
+    /// Whether the packet starts a flow, or is forwarded by itself.
+    pub keeps_flow: bool,
     pub method: Method,
     /// Servers that could have been chosen, and how many there are.
     pub available: (usize, usize),
@@ -141,12 +145,14 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     }
     let request = engine::request(now, packet);
     let scheduler_state = service.scheduler.state();
-    let picked = service.scheduler.fork().pick(&service.servers, &request);
-    let Some(server) = picked.and_then(|index| service.servers.get(index)) else {
-        return dropped(DropReason::NoServer, Some(&service.spec.name));
+    let picked = match service.foresee(&request) {
+        Ok(picked) => picked,
+        Err(reason) => return dropped(reason, Some(&service.spec.name)),
     };
+    let server = picked.server;
+    let alone = service.spec.one_packet && packet.protocol == Protocol::UDP;
     let (flows, limit) = engine.occupancy();
-    if flows == limit && !engine.can_evict() {
+    if !alone && flows == limit && !engine.can_evict() {
         return dropped(DropReason::TableFull, Some(&service.spec.name));
     }
     let choice = Choice {
@@ -154,6 +160,8 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         scheduler: service.spec.scheduler.word(),
         scheduler_state,
         server: server.name.clone(),
+        way: picked.way,
+        keeps_flow: !alone,
         method: server.method,
         available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
     };
@@ -164,10 +172,13 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
 /// As [`crate::forward::refuse`] does it.
 fn answer(reason: DropReason, protocol: Protocol, tcp_flags: u8) -> Option<Answer> {
     match (reason, protocol) {
-        (DropReason::NoService | DropReason::NoServer | DropReason::NoFlow, Protocol::TCP) => {
-            (tcp_flags & tcp::RST == 0).then_some(Answer::Reset)
+        (
+            DropReason::NoService | DropReason::NoServer | DropReason::ServersFull | DropReason::NoFlow,
+            Protocol::TCP,
+        ) => (tcp_flags & tcp::RST == 0).then_some(Answer::Reset),
+        (DropReason::NoService | DropReason::NoServer | DropReason::ServersFull, Protocol::UDP) => {
+            Some(Answer::PortUnreachable)
         }
-        (DropReason::NoService | DropReason::NoServer, Protocol::UDP) => Some(Answer::PortUnreachable),
         _ => None,
     }
 }

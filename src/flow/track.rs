@@ -107,6 +107,7 @@ fn note_sequence(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
         flow.sequence[sender.other() as usize] = Sequence::default();
     }
     let peer = flow.sequence[sender.other() as usize];
+    let one_way = flow.is_blind();
     let own = &mut flow.sequence[sender as usize];
     let end = segment.seq_end();
     if segment.has(tcp::SYN) || !own.is_known {
@@ -117,8 +118,9 @@ fn note_sequence(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
             own.end = end;
         }
     }
-    // Nobody acknowledges what was not sent.
-    if segment.has(tcp::ACK) && peer.is_known && distance(segment.ack, peer.end) >= 0 {
+    // Nobody acknowledges what was not sent; where that is not seen, the client has to be believed.
+    let sent = peer.is_known && distance(segment.ack, peer.end) >= 0;
+    if segment.has(tcp::ACK) && (sent || one_way && sender == Sender::Client) {
         if !own.has_acked || distance(own.ack, segment.ack) > 0 {
             own.ack = segment.ack;
         }
