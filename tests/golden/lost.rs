@@ -183,7 +183,8 @@ fn whoever_speaks_before_the_sweep_comes_is_told_at_once() {
             assert_eq!(gateway.send(packet), Err(Verdict::Drop(DropReason::ServerDown)));
             let mut told: Vec<_> = gateway.sent().iter().map(|(packet, _)| told(packet).1).collect();
             let mut ends = ends;
-            (told.sort_unstable(), ends.sort_unstable());
+            told.sort_unstable();
+            ends.sort_unstable();
             assert_eq!(told, ends, "{packet:?}");
             assert!(gateway.flows().is_empty());
         }
