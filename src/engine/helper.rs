@@ -80,7 +80,8 @@ impl Engine {
         verdict
     }
 
-    fn help(
+    /// What the helper of a flow does to a packet.
+    pub(super) fn help(
         &mut self,
         now: Instant,
         buf: &mut PacketBuf,
