@@ -357,3 +357,40 @@ async fn without_checks_a_quorum_counts_what_is_configured() {
     sleep(ms(1100)).await;
     assert!(!world.has_quorum("web"), "one that is drained does not count");
 }
+
+// By the engine's clock, which is the real one.
+#[tokio::test]
+async fn clients_failures_hold_a_server_down_for_their_time() {
+    let keys = r#"passive = { fall = 1, hold = "1s" }"#;
+    let check = r#"check = { type = "tcp", interval = "50ms", timeout = "50ms", rise = 3, fall = 100 }"#;
+    let world = World::new(&(service("web", 80, keys, 1) + &service("checked", 81, &format!("{keys}\n{check}"), 1)));
+    let mut told = world.health.watch();
+    let began = Instant::now();
+    let (web, checked) = (world.state("web", "10.0.0.1:80"), world.state("checked", "10.0.0.1:80"));
+    assert!(!web.is_checked() && checked.is_checked());
+    for state in [&web, &checked] {
+        assert!(state.fall_passively(world.gateway.now()).is_some());
+    }
+    for _ in 0..2 {
+        let event = next_of_a_server(&mut told).await;
+        assert_eq!((event.change, event.reason.as_str()), (api::ServerChange::Down, "clients' connections to it fail"));
+    }
+    assert!(began.elapsed() < ms(700), "looked for ten times a second");
+    // Its check finds nothing wrong with it, and does not bring it up before its time.
+    let event = next_of_a_server(&mut told).await;
+    assert_eq!((event.service.as_str(), event.change), ("web", api::ServerChange::Up));
+    assert!(began.elapsed() >= ms(1000) && web.is_up());
+    assert!(!checked.is_up(), "three good answers first");
+    let event = next_of_a_server(&mut told).await;
+    assert_eq!((event.service.as_str(), event.change), ("checked", api::ServerChange::Up));
+    assert!(began.elapsed() >= ms(1090), "{:?}", began.elapsed());
+}
+
+async fn next_of_a_server(told: &mut broadcast::Receiver<Arc<api::ServerEvent>>) -> Arc<api::ServerEvent> {
+    loop {
+        let event = told.recv().await.unwrap();
+        if event.server.is_some() {
+            return event;
+        }
+    }
+}
