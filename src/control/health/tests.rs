@@ -394,3 +394,35 @@ async fn next_of_a_server(told: &mut broadcast::Receiver<Arc<api::ServerEvent>>)
         }
     }
 }
+
+// The design's bar: 200 MB for 1,000 services with 20 servers each, in all.
+#[tokio::test(start_paused = true)]
+async fn idle_probes_are_small() {
+    let text: String = (0..1000)
+        .map(|number| {
+            let listen = format!("203.0.{}.{}:80", number / 250, number % 250 + 1);
+            let servers: String = (1..=20)
+                .map(|last| format!("{{ address = \"10.{}.{}.{last}:80\" }}, ", number / 250, number % 250))
+                .collect();
+            let check = "check = { type = \"http\", interval = \"10s\" }";
+            format!("[[service]]\nname = \"s{number}\"\nlisten = \"{listen}\"\n{check}\nserver = [{servers}]\n")
+        })
+        .collect();
+    let config = Config::parse(Path::new("x.toml"), &text).unwrap_or_else(|errors| panic!("{errors}"));
+    let compiled = config.compiled().unwrap_or_else(|errors| panic!("{errors}"));
+    let snapshot = Arc::new(Snapshot::build(compiled.snapshot, None).unwrap());
+    let gateway = Arc::new(Gateway::new(snapshot.clone(), 1, 1024, [0, 0]));
+    let health = Health::new(gateway, 1000);
+    let prepared = Prepared::new(compiled.health).unwrap();
+    let before = resident();
+    health.configure(prepared, &snapshot);
+    let bytes = resident().saturating_sub(before) / 20_000;
+    assert_eq!(health.table.lock().count(), (20_000, 0));
+    assert!(bytes < 1500, "{bytes} bytes a probe");
+}
+
+/// Bytes of memory that this process has.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap() * 4096
+}

@@ -37,10 +37,7 @@ async fn ask(keys: &str, address: SocketAddr) -> Option<Outcome> {
 }
 
 /// A server on a port of its own that deals with each connection by `serve`.
-async fn tcp<F: Future<Output = ()> + Send>(serve: impl Fn(TcpStream) -> F + Send + Sync + 'static) -> SocketAddr
-where
-    F: 'static,
-{
+async fn tcp<F: Future<Output = ()> + Send + 'static>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
