@@ -46,6 +46,9 @@ pub(super) struct Last {
     pub at: Instant,
 }
 
+/// A check, and what it last said.
+pub(super) type Answered<'a> = (&'a CheckSpec, Option<&'a Last>);
+
 /// One server of one service.
 pub(super) struct Watched {
     service: Arc<Service>,
@@ -288,7 +291,7 @@ impl Table {
     }
 
     /// What is known of a server: its record, its check, its last answer.
-    pub fn look(&self, server: &Server) -> Option<(&Watched, Option<(&CheckSpec, Option<&Last>)>)> {
+    pub fn look(&self, server: &Server) -> Option<(&Watched, Option<Answered<'_>>)> {
         let watched =
             self.servers.get(&server.id).filter(|watched| Arc::ptr_eq(&watched.server.state, &server.state))?;
         let line = self.line(watched.probe);
