@@ -1,6 +1,7 @@
 //! The keys that say how servers are checked, and how many of them a service needs.
 
 pub(super) mod show;
+pub(super) mod wants;
 
 use std::net::IpAddr;
 use std::ops::Range;

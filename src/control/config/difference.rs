@@ -458,6 +458,30 @@ server = []
     }
 
     #[test]
+    fn checks_and_quorums() {
+        let new = OLD.replace(
+            "listen = \"203.0.113.10:80\"",
+            "listen = \"203.0.113.10:80\"\nquorum = 2\nhysteresis = 1\nquorum_up = \"x y\"\nquorum_down = [\"/x\", \"y\"]\n\
+             check = { type = \"http\", path = \"/ok\", expect = [200, \"300-399\"], interval = \"1s\", jitter = \"5%\" }",
+        );
+        let new = new.replace("{ address = \"10.20.0.12\" }", "{ address = \"10.20.0.12\", check = \"off\" }");
+        let new = new.replace(
+            "\"10.20.0.13:80\" }",
+            "\"10.20.0.13:80\", check = { type = \"ftp\", user = \"a\", password = \"b\" } }",
+        );
+        let expected = [
+            r#"~ service "web": check "off" -> { type = "http", path = "/ok", expect = [200, "300-399"], interval = "1s", jitter = "5%" }"#,
+            r#"~ service "web": quorum 1 -> 2"#,
+            r#"~ service "web": hysteresis 0 -> 1"#,
+            r#"~ service "web": quorum_up none -> "x y""#,
+            r#"~ service "web": quorum_down none -> ["/x", "y"]"#,
+            r#"~ service "web", server "10.20.0.12": check the service's -> "off""#,
+            r#"~ service "web", server "c": check the service's -> { type = "ftp", user = "a", password = "…", interval = "1s", jitter = "5%" }"#,
+        ];
+        assert_eq!(lines(&new), expected);
+    }
+
+    #[test]
     fn a_change_is_data_as_well() {
         let change = whole(Kind::Removed, "service \"web\"".to_owned(), "tcp".to_owned());
         let json = serde_json::to_string(&change).expect("plain data");
