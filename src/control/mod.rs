@@ -8,6 +8,7 @@ pub mod device;
 pub mod drain;
 pub mod explain;
 pub mod health;
+pub mod import;
 pub mod metrics;
 pub mod real_server;
 pub mod socket;

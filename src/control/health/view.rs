@@ -30,11 +30,7 @@ impl Health {
     pub fn of_service(&self, service: &Service) -> Option<api::Quorum> {
         let quorums = self.quorums.lock();
         let quorum = quorums.of(service.id)?;
-        Some(api::Quorum {
-            weight: quorum.weight,
-            hysteresis: quorum.hysteresis,
-            live: live_weight(service),
-        })
+        Some(api::Quorum { weight: quorum.weight, hysteresis: quorum.hysteresis, live: live_weight(service) })
     }
 }
 

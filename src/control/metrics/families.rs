@@ -141,9 +141,11 @@ impl Seen {
         let help = "How often a server went up or down.";
         let transitions = of(|server| server.health.as_ref().map(|health| health.transitions));
         out.counter("gatun_server_transitions", help, transitions)?;
-        let quorums = self.status.services.iter().map(|service| {
-            (vec![("service", service.name.as_str())], u64::from(service.has_quorum))
-        });
+        let quorums = self
+            .status
+            .services
+            .iter()
+            .map(|service| (vec![("service", service.name.as_str())], u64::from(service.has_quorum)));
         out.gauge("gatun_service_quorum", "Whether a service has its quorum: 1 or 0.", quorums.collect())
     }
 }
