@@ -28,6 +28,8 @@ mod flood;
 mod forged;
 mod fragments;
 mod ftp;
+mod health;
+mod health_path;
 mod icmp_errors;
 mod lab_script;
 mod local_vip;

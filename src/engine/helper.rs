@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
-use super::{Engine, PORT_ATTEMPTS, next_random};
+use super::Engine;
+use super::admit::{PORT_ATTEMPTS, next_random};
 use crate::command::FlowChange;
 use crate::flow::{FlowId, InsertError, Sender, TcpState};
 use crate::forward::helper::expect::{Expectation, Expectations};
@@ -143,17 +144,17 @@ impl Engine {
         let server = self.snapshot.server(ServerId(expectation.owner.server)).cloned();
         // The number may have become another server's.
         let server = server.filter(|server| server.address == expectation.server)?;
-        Some(self.begin(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
+        Some(self.begin_expected(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
     }
 
-    fn begin(
+    fn begin_expected(
         &mut self,
         now: Instant,
         server: &Arc<Server>,
         expectation: &Expectation,
         first: &Tuple,
     ) -> Result<FlowId, Verdict> {
-        self.make_room(now)?;
+        self.make_room(now).map_err(Verdict::Drop)?;
         let id = self.insert_expected(now, server, expectation, first).map_err(Verdict::Drop)?;
         self.helpers.expectations.take(&expectation.key);
         server.start(self.table.flow(id).is_active());

@@ -244,6 +244,7 @@ fn server(name: &str, address: &str, port: Option<u16>) -> api::Server {
         reachable: true,
         state: "up".to_owned(),
         drain: None,
+        health: None,
         active: 0,
         inactive: 0,
         admitted: 0,

@@ -12,8 +12,9 @@ use super::start::{automatic_mtu, warn_without_raw_sockets};
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
+use crate::control::evacuate::evacuate;
 use crate::control::health::Prepared;
-use crate::io::{AddressWatch, local_addresses, source_towards};
+use crate::io::{self, AddressWatch, addresses_of_links, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
@@ -70,8 +71,8 @@ async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
         compiled.snapshot.probe_sources = probe_sources(&compiled, &Place::Segment(tap));
         return Ok(compiled);
     }
-    let own = local_addresses().await.context("the addresses of this host")?;
-    let is_own = |vip: &Addr| own.contains(&vip.ip());
+    let own = addresses_of_links().await.context("the addresses of this host")?;
+    let is_own = |vip: &Addr| own.iter().any(|(_, address)| *address == vip.ip());
     compiled.snapshot.local_vips =
         compiled.snapshot.services.iter().map(|service| service.vip).filter(is_own).collect();
     compiled.snapshot.tunnel_sources = tunnel_sources(&compiled.snapshot);
@@ -85,7 +86,7 @@ fn tunnel_sources(snapshot: &SnapshotSpec) -> Vec<(Addr, Addr)> {
     let mut sources = Vec::new();
     for service in &snapshot.services {
         let tunnelled = |server: &&ServerSpec| server.method.unwrap_or(service.method) == Method::Tunnel;
-        for server in service.servers.iter().filter(tunnelled) {
+        for server in service.servers.iter().chain(&service.sorry).filter(tunnelled) {
             if sources.iter().any(|(to, _)| *to == server.address) {
                 continue;
             }
@@ -169,6 +170,11 @@ impl Daemon {
         let generation = snapshot.generation;
         self.compiled = Compiled { gateway, snapshot: new.snapshot, health: new.health };
         self.log(&changes, generation, cause.word());
+        let retired = snapshot.retired_since(&old);
+        let ended = evacuate(&self.gateway, &retired, io::Cause::Removed).await;
+        if ended > 0 {
+            tracing::info!("ended flows of servers that were removed: {ended}");
+        }
         // What was removed and has no flow need not wait.
         self.tidy().await;
         Ok((lines(&changes), generation))

@@ -250,7 +250,7 @@ pub(super) fn automatic_mtu(compiled: &Compiled) -> u16 {
     let anywhere: [IpAddr; 2] =
         [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()];
     let default_routes = anywhere.into_iter().filter(|_| compiled.gateway.uplinks.is_empty());
-    let servers = compiled.snapshot.services.iter().flat_map(|service| &service.servers);
+    let servers = compiled.snapshot.services.iter().flat_map(|service| service.servers.iter().chain(&service.sorry));
     let ways = servers.map(|server| server.address.ip()).chain(default_routes).filter_map(|ip| path_mtu(ip).ok());
     let least = uplinks.chain(ways).min().unwrap_or(u32::from(GatewayConfig::AUTO_MTU));
     // RFC 8200 section 5: less than 1280 is no link for IPv6.
