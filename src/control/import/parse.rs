@@ -60,6 +60,11 @@ pub(super) fn parse(text: &str, lost: &mut Losses) -> Vec<Statement> {
         if let Some(condition) = start.strip_prefix('@') {
             let condition = condition.split_whitespace().next().unwrap_or("");
             lost.add(number, format!("@{condition}: a line that holds on some hosts only; it was left out"));
+            let mut depth = opened(&line);
+            while depth > 0 {
+                let Some((_, inner)) = lines.next() else { break };
+                depth += opened(inner);
+            }
             continue;
         }
         if let Some((name, value)) = definition(start) {
@@ -83,6 +88,17 @@ pub(super) fn parse(text: &str, lost: &mut Losses) -> Vec<Statement> {
         close(&mut open);
     }
     open.pop().map(|top| top.block).unwrap_or_default()
+}
+
+/// By how much a line goes deeper into blocks.
+fn opened(line: &str) -> i64 {
+    let code = line.split(['!', '#']).next().unwrap_or("");
+    let brace = |word| match word {
+        "{" => 1,
+        "}" => -1,
+        _ => 0,
+    };
+    code.split_whitespace().map(brace).sum()
 }
 
 /// `$NAME=value`.
