@@ -9,6 +9,7 @@ mod conntrack;
 mod edit;
 mod explain;
 pub mod format;
+mod import;
 mod ipvsadm;
 mod man;
 mod neighbour;
@@ -62,6 +63,8 @@ enum Command {
     #[command(subcommand)]
     Neighbour(neighbour::Command),
     Explain(explain::Args),
+    #[command(subcommand)]
+    Import(import::Command),
     Replay(replay::Args),
     Reload(reload::ReloadArgs),
     Diff(reload::DiffArgs),
@@ -111,7 +114,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Commands that speak to no gateway.
-const ALONE: [&str; 4] = ["check", "replay", "completions", "man"];
+const ALONE: [&str; 5] = ["check", "import", "replay", "completions", "man"];
 
 /// The whole command line, for parsing and for what describes it.
 fn command() -> clap::Command {
@@ -138,6 +141,7 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args, context),
         Command::Check(args) => return check::run(&args, context),
+        Command::Import(command) => return import::run(&command, context),
         Command::Ipvsadm(args) => return Ok(ipvsadm::run(&args, context.control.take())),
         Command::Status(args) => status::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),
