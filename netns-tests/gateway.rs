@@ -177,6 +177,11 @@ impl Gateway {
         Running::piped(self.command(words)?)
     }
 
+    /// The same, its output in a file that can be read meanwhile.
+    pub fn start_logged(&self, words: &[&str], log: &Path) -> Result<Running> {
+        Running::logged(self.command(words)?, log)
+    }
+
     fn command(&self, words: &[&str]) -> Result<std::process::Command> {
         let mut command = process::command_in(&self.netns, binary())?;
         command.args(words).env("GATUN_CONTROL", &self.control);

@@ -102,6 +102,13 @@ impl Lab {
         self.script(&[&["serve", node], setup].concat())
     }
 
+    /// The same for several servers at a time.
+    pub fn serve_all(&self, nodes: &[&str], setup: &[&str]) -> Result<()> {
+        let start = |node: &&str| Running::piped(command(&self.prefix, &[&["serve", *node], setup].concat()));
+        let running: Vec<Running> = nodes.iter().map(start).collect::<Result<_>>()?;
+        running.into_iter().try_for_each(|script| script.finish(PATIENCE)?.success().map(drop))
+    }
+
     /// `scripts/lab WORDS…`, with this lab.
     pub fn script(&self, words: &[&str]) -> Result<()> {
         script(&self.prefix, words)
@@ -138,6 +145,15 @@ impl Lab {
         Ok(())
     }
 
+    /// Kills all programs started with [`Lab::keep`] whose command line has `word` in it.
+    pub fn end_all(&self, word: &str) -> Result<()> {
+        let mut processes = self.processes.borrow_mut();
+        let before = processes.len();
+        processes.retain(|process| !process.what.contains(word));
+        ensure!(processes.len() < before, "no process matches \"{word}\"");
+        Ok(())
+    }
+
     /// Runs `body` on a thread inside a node; see [`process::inside`].
     pub fn inside<T: Send>(&self, node: &str, body: impl FnOnce() -> T + Send) -> Result<T> {
         process::inside(&self.netns(node), body)
@@ -156,10 +172,14 @@ impl Drop for Lab {
 }
 
 fn script(prefix: &str, words: &[&str]) -> Result<()> {
+    process::finish(command(prefix, words), PATIENCE)?.success().map(drop)
+}
+
+fn command(prefix: &str, words: &[&str]) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/lab");
     let mut lab = Command::new(script);
     lab.args(words).env("GATUN_LAB", prefix).env("GATUN", gateway::binary()).stdin(Stdio::null());
-    process::finish(lab, PATIENCE)?.success().map(drop)
+    lab
 }
 
 /// Takes down what test processes left that were killed.

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::lab::Lab;
 
+/// Daemons that give up root.
+const OF_SEVERAL_USERS: [&str; 5] = ["postfix", "dovecot", "innd", "squid", "vsftpd"];
+
 /// What keeps a scenario from running on this host, in one sentence.
 pub fn obstacle(needs: &[&str]) -> Option<String> {
     // SAFETY: a system call without arguments.
@@ -20,6 +23,10 @@ pub fn obstacle(needs: &[&str]) -> Option<String> {
     if needs.contains(&"clang") && in_user_namespace() {
         return Some("it loads a BPF program, which root of a user namespace may not".to_string());
     }
+    let users = needs.iter().find(|program| OF_SEVERAL_USERS.contains(program));
+    if let Some(program) = users.filter(|_| in_user_namespace()) {
+        return Some(format!("{program} runs as users whom a user namespace has not"));
+    }
     let missing: Vec<&str> = needs.iter().chain(&["ip", "nsenter"]).copied().filter(|p| !installed(p)).collect();
     (!missing.is_empty()).then(|| format!("not installed: {} (scripts/setup installs them)", missing.join(", ")))
 }
@@ -32,7 +39,9 @@ fn in_user_namespace() -> bool {
 
 fn installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+    // The news server's programs are in no ordinary place.
+    let mut places = std::env::split_paths(&path).chain(["/usr/lib/news/bin".into()]);
+    places.any(|directory| directory.join(program).is_file())
 }
 
 /// Notes that a scenario did not run: on stderr, and in the file that `scripts/test` prints at its end. With `CI=true`

@@ -70,8 +70,11 @@ package_of() {
         dig) echo bind9-dnsutils ;;
         ping) echo iputils-ping ;;
         nft) echo nftables ;;
+        dovecot) echo dovecot-imapd ;;
         perf) echo linux-perf ;;
         scapy) echo python3-scapy ;;
+        in.tftpd) echo tftpd-hpa ;;
+        tftp) echo tftp-hpa ;;
         *) echo "$1" ;;
     esac
 }
@@ -93,16 +96,19 @@ need() {
     for program in "$@"; do have "$program" || die "$(package_of "$program") is installed, yet there is no $program"; done
 }
 
+# An installed nginx or unbound would start at once, on this host's own addresses. A policy-rc.d that
+# answers 101 ("forbidden") keeps it from that; somebody else's policy stays.
+forbid_daemons() {
+    [[ ! -e /usr/sbin/policy-rc.d ]] || return 0
+    printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
+    as_root chmod 755 /usr/sbin/policy-rc.d
+    on_exit 'as_root rm -f /usr/sbin/policy-rc.d'
+}
+
 apt_install() {
     local log
     log=$(mktemp)
-    # An installed nginx or unbound would start at once, on this host's own addresses. A policy-rc.d that
-    # answers 101 ("forbidden") keeps it from that; somebody else's policy stays.
-    if [[ ! -e /usr/sbin/policy-rc.d ]]; then
-        printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
-        as_root chmod 755 /usr/sbin/policy-rc.d
-        on_exit 'as_root rm -f /usr/sbin/policy-rc.d'
-    fi
+    forbid_daemons
     if ! ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1; then apt_run update >"$log" 2>&1 || true; fi
     # A failed first try mostly means stale lists.
     if ! apt_run install -y --no-install-recommends "$@" >"$log" 2>&1; then

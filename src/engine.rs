@@ -11,6 +11,7 @@
 //! Read [`Engine::handle_packet`] and the four functions below it, and you know the data path.
 
 mod fragments;
+mod helper;
 mod probe;
 mod shard;
 
@@ -60,6 +61,7 @@ pub struct Engine {
     refusals: RateLimit,
     random: u64,
     released: VecDeque<PacketBuf>,
+    helpers: helper::Helpers,
     watched: bool,
     events: VecDeque<Event>,
     stats: Stats,
@@ -74,6 +76,7 @@ impl Engine {
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
+            helpers: helper::Helpers::new(config.seed),
             watched: false,
             events: VecDeque::new(),
             stats: Stats::default(),
@@ -142,8 +145,8 @@ impl Engine {
         let known = found.filter(|&(id, sender)| !self.starts_anew(now, id, sender, view));
         let (id, sender, change) = match known {
             Some((id, sender)) => (id, sender, FlowChange::Update),
-            None => match self.admit(now, buf, view, tuple) {
-                Ok(id) => (id, Sender::Client, FlowChange::New),
+            None => match self.expected(now, view, tuple).unwrap_or_else(|| self.admit(now, buf, view, tuple)) {
+                Ok((id, sender)) => (id, sender, FlowChange::New),
                 Err(verdict) => return verdict,
             },
         };
@@ -151,6 +154,23 @@ impl Engine {
             let vip = self.table.flow(id).original().dst;
             return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
         }
+        if self.table.flow(id).owner.marks.has(Marks::HELPED) {
+            return self.forward_helped(now, buf, view, id, sender, change);
+        }
+        self.carry(now, buf, view, id, sender, change)
+    }
+
+    /// A packet of a flow that goes on: what it means is noted, and the flow's action replayed.
+    #[inline]
+    fn carry(
+        &mut self,
+        now: Instant,
+        buf: &mut PacketBuf,
+        view: &View,
+        id: FlowId,
+        sender: Sender,
+        change: FlowChange,
+    ) -> Verdict {
         self.track(now, id, sender, view, change);
         let flow = self.table.flow(id);
         let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
@@ -158,7 +178,13 @@ impl Engine {
     }
 
     /// A packet without a flow: a service takes it, its scheduler picks a server, its method plans the translation.
-    fn admit(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Result<FlowId, Verdict> {
+    fn admit(
+        &mut self,
+        now: Instant,
+        buf: &mut PacketBuf,
+        view: &View,
+        tuple: &Tuple,
+    ) -> Result<(FlowId, Sender), Verdict> {
         let snapshot = self.snapshot.clone();
         let Some(service) = snapshot.service_for(tuple.dst, tuple.protocol, tuple.dport) else {
             if !self.is_ours(tuple.dst) {
@@ -181,7 +207,7 @@ impl Engine {
         let id = self.insert(now, service, server, tuple).map_err(Verdict::Drop)?;
         server.start(self.table.flow(id).is_active());
         self.stats.flows_created += 1;
-        Ok(id)
+        Ok((id, Sender::Client))
     }
 
     /// Lets time pass: ends flows and fragments whose time is over, a bounded number at a time.
@@ -195,15 +221,18 @@ impl Engine {
             }
         }
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
+        self.helpers.expectations.expire(now);
     }
 
     /// When [`Engine::handle_timeout`] has something to do, at the earliest; `None` while there is nothing to wait for.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let flows = self.table.next_deadline(&self.snapshot.spec.timeouts);
-        flows.into_iter().chain(self.fragments.next_deadline()).min()
+        let expected = self.helpers.expectations.next_deadline();
+        flows.into_iter().chain(self.fragments.next_deadline()).chain(expected).min()
     }
 
-    /// The next packet to send besides the one just handled: a fragment that was held until its first one came.
+    /// The next packet to send besides the one just handled: a fragment that was held until its first one came, or the rest of
+    /// a packet that a helper made longer.
     pub fn poll_transmit(&mut self) -> Option<PacketBuf> {
         self.released.pop_front()
     }
@@ -223,6 +252,7 @@ impl Engine {
                 let bounds = self.fragment_bounds();
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
+                self.helpers.expectations.trim(self.snapshot.spec.limits.expectations);
                 Outcome::Done
             }
             Command::Watch(on) => {
@@ -293,6 +323,8 @@ impl Engine {
     /// Panics when the engine contradicts itself; for tests.
     pub fn check_invariants(&mut self) {
         self.table.check_invariants();
+        self.helpers.expectations.check_invariants();
+        assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }
@@ -304,7 +336,8 @@ impl Engine {
     /// Ends a flow over whose ports a new connection starts.
     fn starts_anew(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View) -> bool {
         let Transport::Tcp(segment) = &view.transport else { return false };
-        let anew = track::starts_anew(self.table.flow(id), sender, segment);
+        let anew =
+            track::starts_anew(self.table.flow(id), sender, segment) || self.is_expected_anew(now, id, sender, segment);
         if anew {
             self.end(now, id);
             self.stats.flows_reused += 1;
@@ -485,7 +518,7 @@ impl Engine {
             server: server.id.0,
             method: server.method as u8,
             one_way: server.method.is_one_way(),
-            marks: Marks::NONE,
+            marks: forward::helper::marks(service, server),
         };
         let planned = forward::plan(service, server, original);
         let mut reply = planned;
@@ -509,6 +542,9 @@ impl Engine {
     fn end(&mut self, now: Instant, id: FlowId) {
         self.tell(now, FlowChange::Destroy, id);
         let flow = self.table.remove(id);
+        if flow.owner.marks.has(Marks::HELPED) {
+            self.helpers.forget(id);
+        }
         // A probe is no load.
         if !flow.is_probe()
             && let Some(server) = self.snapshot.server(ServerId(flow.owner.server))

@@ -154,6 +154,11 @@ drop_reasons! {
     ProbeLost = "probe_lost",
     /// A packet of a probe whose flow has ended.
     ProbeEnded = "probe_ended",
+    /// A segment of a connection that a helper reads came before the one in front of it; its sender sends it again.
+    TooEarly = "too_early",
+    /// A segment that a helper has to read or rewrite cannot be: its checksum is wrong, it is a fragment, or it would become too
+    /// long.
+    Unreadable = "unreadable",
 }
 
 impl DropReason {

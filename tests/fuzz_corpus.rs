@@ -51,6 +51,11 @@ fn tunnel_corpus() {
 }
 
 #[test]
+fn ftp_corpus() {
+    replay("ftp", harness::ftp::run);
+}
+
+#[test]
 fn link_corpus() {
     replay("link", harness::segment::run);
 }

@@ -212,7 +212,7 @@ async fn there_are_so_many_at_a_time_and_dropped_ones_make_room() {
         }
     };
     assert!(is_ours(&full), "it says nothing of the server: {full}");
-    assert_eq!((open.len(), world.probes()), (256, 256));
+    assert_eq!((open.len(), world.probes()), (512, 512));
     open.clear();
     assert_eq!(world.probes(), 0);
     assert!(world.path.datagrams(world.to(ECHO)).await.is_ok());

@@ -31,6 +31,11 @@ proptest! {
     }
 
     #[test]
+    fn a_control_connection_survives_a_bad_network(head in vec(any::<u8>(), 24..120), data in vec(any::<u8>(), 0..1200)) {
+        harness::ftp::run(&[head, data].concat());
+    }
+
+    #[test]
     fn any_bytes_are_a_sequence(data in vec(any::<u8>(), 0..600)) {
         harness::engine::run(&data);
     }

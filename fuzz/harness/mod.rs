@@ -6,6 +6,7 @@
 #[path = "../../tests/support/decapsulate.rs"]
 pub mod decapsulate;
 pub mod engine;
+pub mod ftp;
 pub mod model;
 pub mod ops;
 #[path = "../../tests/support/oracle.rs"]

@@ -9,6 +9,7 @@ mod conntrack;
 mod edit;
 mod explain;
 pub mod format;
+mod ipvsadm;
 mod man;
 mod neighbour;
 mod output;
@@ -20,6 +21,7 @@ mod run;
 mod server;
 mod service;
 mod status;
+mod top;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -52,6 +54,7 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Status(status::Args),
+    Top(top::Args),
     #[command(subcommand)]
     Conntrack(conntrack::Command),
     #[command(subcommand)]
@@ -66,6 +69,7 @@ enum Command {
     Diff(reload::DiffArgs),
     Save(reload::SaveArgs),
     Ping(ping::Args),
+    Ipvsadm(ipvsadm::Args),
     RealServer(real_server::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -79,13 +83,20 @@ struct Context {
 
 impl Context {
     fn connect(&self) -> Result<Client> {
-        let default = || PathBuf::from(DEFAULT_CONTROL);
-        Client::connect(&self.control.clone().unwrap_or_else(default))
+        Client::connect(&self.socket())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.control.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONTROL))
     }
 }
 
 /// Parses the arguments and does what they say.
 pub fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().collect();
+    if let Some(code) = ipvsadm::called(&words) {
+        return code;
+    }
     let parsed = command().get_matches();
     let Cli { control, command } = Cli::from_arg_matches(&parsed).unwrap_or_else(|error| error.exit());
     let mut context = Context { control, output: Output::stdout() };
@@ -132,7 +143,9 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args, context),
         Command::Check(args) => return check::run(&args, context),
+        Command::Ipvsadm(args) => return Ok(ipvsadm::run(&args, context.control.take())),
         Command::Status(args) => status::run(&args, context),
+        Command::Top(args) => top::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),
         Command::Service(command) => service::run(command, context),
         Command::Server(command) => server::run(command, context),

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
@@ -9,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Context, exists_or_hint};
 use crate::control::config::DEFAULT_PATH;
-use crate::control::daemon::{self, Options};
+use crate::control::daemon::{self, OnDemand, Options};
 use crate::io::host::STATE_DIRECTORY;
 
 /// Run the gateway until SIGTERM; SIGHUP reloads the configuration
@@ -27,6 +28,12 @@ pub struct Args {
     /// Where to keep the record of what was changed on this host, by which a start cleans up after a gateway that was killed
     #[arg(long, value_name = "DIRECTORY", env = "GATUN_STATE_DIR", default_value = STATE_DIRECTORY, hide_env_values = true)]
     state_dir: PathBuf,
+    /// Started by `gatun ipvsadm`: stop when nobody needs it any more, and remove this directory then
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    on_demand: Option<PathBuf>,
+    /// Seconds without service and flow until a gateway that was started on demand stops
+    #[arg(long, value_name = "SECONDS", env = "GATUN_IDLE", default_value = "30", hide = true)]
+    idle: u64,
     /// What to log: error, warn, info, debug or trace, also by module (`info,gatun::io=debug`) [default: RUST_LOG, else
     /// info]
     #[arg(long, value_name = "FILTER")]
@@ -55,6 +62,7 @@ pub(super) fn run(args: Args, context: &mut Context) -> Result<()> {
         control: context.control.clone(),
         no_routes: args.no_routes,
         state_dir: args.state_dir,
+        on_demand: args.on_demand.map(|directory| OnDemand { directory, idle: Duration::from_secs(args.idle) }),
     })
 }
 

@@ -3,14 +3,15 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use super::Context;
+use super::client::Part;
 use super::edit::{How, MoreKeys, edit, find, not_empty, put};
 use super::format::number::{duration, short};
 use super::format::table::{Align, Table};
+use super::{Context, output};
 use crate::control::api::{self, Edit, Request};
 
 /// How often `drain --wait` looks.
@@ -21,6 +22,8 @@ const LOOK: Duration = Duration::from_millis(500);
 pub enum Command {
     /// Show the servers
     List(ListArgs),
+    /// Show servers that go up and down, and quorums that are gained and lost, until interrupted
+    Watch(ListArgs),
     /// Add a server to a service
     Add(AddArgs),
     /// Change a server; what is not named stays
@@ -147,6 +150,7 @@ impl Keys {
 pub(super) fn run(command: Command, context: &mut Context) -> Result<()> {
     match command {
         Command::List(args) => list(&args, context),
+        Command::Watch(args) => watch(&args, context),
         Command::Add(AddArgs { service, address, name, keys, how }) => {
             let mut keys = keys.into_map()?;
             put(&mut keys, "name", name);
@@ -255,10 +259,11 @@ fn list(args: &ListArgs, context: &mut Context) -> Result<()> {
         ("ADMITTED", Align::Right),
         ("NEW/S", Align::Right),
         ("STATE", Align::Left),
+        ("CHECK", Align::Left),
     ];
     let mut table = Table::new(&columns);
     for server in servers {
-        let state = state(&server);
+        let (state, checked) = (state(&server), checked(&server));
         table.row([
             server.service,
             server.name,
@@ -272,6 +277,7 @@ fn list(args: &ListArgs, context: &mut Context) -> Result<()> {
             server.admitted.to_string(),
             short(server.rates.flows),
             state,
+            checked,
         ]);
     }
     for line in table.lines() {
@@ -289,4 +295,47 @@ pub fn state(server: &api::Server) -> String {
         }
         _ => server.state.clone(),
     }
+}
+
+/// What its check last said.
+fn checked(server: &api::Server) -> String {
+    let Some(check) = server.health.as_ref().and_then(|health| health.check.as_ref()) else { return "-".to_owned() };
+    let api::Check { kind, said, latency, .. } = check;
+    match (said, latency) {
+        (Some(said), Some(latency)) => format!("{kind}: {said}, {:.1} ms", *latency as f64 / 1000.0),
+        _ => format!("{kind}: not asked yet"),
+    }
+}
+
+fn watch(args: &ListArgs, context: &mut Context) -> Result<()> {
+    let request = Request::ServerWatch { service: args.service.clone() };
+    let mut client = context.connect()?;
+    let output = &mut context.output;
+    let ended: Option<api::Shown> = client.stream(&request, false, |part: Part<api::ServerEvent>| {
+        match part {
+            Part::Started => {}
+            Part::Item(event) if args.json => output.json(&event)?,
+            Part::Item(event) => output.line(&line(&event))?,
+            Part::Lost(lost) => output::complain(&format!("{lost} changes were lost")),
+        }
+        output.flush()?;
+        Ok(())
+    })?;
+    if ended.is_none() {
+        bail!("the gateway has stopped");
+    }
+    Ok(())
+}
+
+/// `1795400418.014  DOWN  web  10.20.0.11:8080  connection refused (tcp check)`.
+fn line(event: &api::ServerEvent) -> String {
+    let api::ServerEvent { time, change, service, server, reason, .. } = event;
+    let change = match change {
+        api::ServerChange::Up => "UP",
+        api::ServerChange::Down => "DOWN",
+        api::ServerChange::QuorumGained => "QUORUM",
+        api::ServerChange::QuorumLost => "NO QUORUM",
+    };
+    let server = server.as_deref().unwrap_or("-");
+    format!("{}.{:03}  {change:<9}  {service}  {server}  {reason}", time / 1_000_000, time / 1000 % 1000)
 }

@@ -4,6 +4,7 @@
 //! A request is `{"v":1,"op":"…", …}`. An answer is a line with `ok` (the result), or with `error`; an operation that
 //! streams sends lines with `item` (and `lost`, when a watcher was too slow) before.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -30,6 +31,13 @@ pub enum Request {
     ServiceList {},
     #[serde(rename = "server.list")]
     ServerList {
+        /// Only this service's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
+    },
+    /// Servers that go up and down, as they do.
+    #[serde(rename = "server.watch")]
+    ServerWatch {
         /// Only this service's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         service: Option<String>,
@@ -147,6 +155,7 @@ pub const OPS: &[&str] = &[
     "neighbours",
     "service.list",
     "server.list",
+    "server.watch",
     "server.drain",
     "counters.zero",
     "conntrack.list",
@@ -276,6 +285,9 @@ pub struct Flow {
     pub shard: u16,
     /// Seconds since it was admitted.
     pub age: u64,
+    /// What else there is to it: `probe` (the gateway's own, and no client's), `persistent`, `helped`, `expected`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub marks: Vec<String>,
 }
 
 /// One direction of a flow. For ICMP both ports hold the identifier.
@@ -352,12 +364,16 @@ pub struct Server {
     /// `false` when nobody answers for its address on the segment (method direct; in mode "tap" any method): then it gets no
     /// new flows.
     pub reachable: bool,
-    /// Why it gets no new flows, or that it does: `up`, `down`, `full`, `draining`, `off` (weight 0), `unreachable`.
+    /// Why it gets no new flows, or that it does: `up`, `down` (its check, or clients, say so), `full`, `draining`, `off`
+    /// (weight 0), `unreachable`.
     #[serde(default = "up")]
     pub state: String,
     /// What the operator said about draining it; `null` while it is not being drained.
     #[serde(default)]
     pub drain: Option<Drain>,
+    /// `null` in a gateway that checks nothing.
+    #[serde(default)]
+    pub health: Option<Health>,
     pub active: u64,
     pub inactive: u64,
     /// Flows admitted since the server was configured.
@@ -365,6 +381,11 @@ pub struct Server {
     pub to_server: Volume,
     pub to_client: Volume,
     pub rates: Rates,
+    /// Flows at which it takes no more, and below which it takes new ones again; `null` where not configured.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
+    #[serde(default)]
+    pub min_connections: Option<u32>,
 }
 
 fn up() -> String {
@@ -399,11 +420,99 @@ pub struct Service {
     pub protocol: String,
     pub method: String,
     pub scheduler: String,
+    /// `null` in a gateway that checks nothing.
+    #[serde(default)]
+    pub quorum: Option<Quorum>,
     pub servers: Vec<Server>,
+    /// `port`, `fallback`.
+    #[serde(default)]
+    pub scheduler_flags: Vec<String>,
+    #[serde(default)]
+    pub persistence: Option<Persistence>,
+    #[serde(default)]
+    pub one_packet: bool,
+}
+
+/// How clients are kept with their servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Persistence {
+    /// Seconds.
+    pub timeout: u64,
+    /// Bits of an IPv4 address that name a client.
+    pub netmask: u8,
+    /// Bits of an IPv6 address that name a client.
+    pub prefix: u8,
 }
 
 fn yes() -> bool {
     true
+}
+
+/// How a server has been.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Health {
+    /// Seconds since it last went up or down; without that, since it was configured.
+    pub since: u64,
+    /// How often it went up or down.
+    pub transitions: u64,
+    /// `null`: it has no check.
+    pub check: Option<Check>,
+}
+
+/// A server's check and what it last said.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Check {
+    /// `tcp`, `http`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `host` or `path`.
+    pub via: String,
+    /// Whether the last answer was right; this and the next three are `null` before there is one.
+    pub ok: Option<bool>,
+    /// In words.
+    pub said: Option<String>,
+    /// Microseconds.
+    pub latency: Option<u64>,
+    /// Seconds since then.
+    pub age: Option<u64>,
+    /// The weight that it sets, if it does.
+    pub sets_weight: Option<u32>,
+    /// Answers, and those of them that were wrong, since the server was configured.
+    pub done: u64,
+    pub failed: u64,
+}
+
+/// How many servers a service needs, and has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Quorum {
+    pub weight: u32,
+    pub hysteresis: u32,
+    /// The weight of the servers that may serve.
+    pub live: u64,
+}
+
+/// What `server.watch` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ServerEvent {
+    /// Microseconds since 1970.
+    pub time: u64,
+    pub change: ServerChange,
+    pub service: String,
+    /// `null`: it concerns the service.
+    pub server: Option<String>,
+    pub address: Option<IpAddr>,
+    pub port: Option<u16>,
+    /// For a human.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerChange {
+    Up,
+    Down,
+    QuorumGained,
+    QuorumLost,
 }
 
 /// A drop reason and its count.
@@ -440,6 +549,9 @@ pub struct Status {
     pub services: Vec<Service>,
     /// Only reasons that occurred, most frequent first.
     pub drops: Vec<Drops>,
+    /// The timeouts of flows, in seconds, by the names that they have in the file.
+    #[serde(default)]
+    pub timeouts: BTreeMap<String, u64>,
 }
 
 /// Who the gateway is on its segment, in mode `tap`.

@@ -11,6 +11,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::api::{self, Fault, FaultCode};
 use super::device::Device;
 use super::drain::{self, Drains, Then};
+use super::health::Health;
 use super::view::{self, Counted};
 use super::zero::Baselines;
 use crate::command::{Command, Event};
@@ -46,13 +47,15 @@ pub struct Control {
 }
 
 /// What this gateway is.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct About {
     pub device: Option<Device>,
     /// In mode "tap".
     pub segment: Option<Arc<Segment>>,
     /// That the device is a port of.
     pub bridge: Option<String>,
+    /// Its checks; `None` where nothing is checked.
+    pub health: Option<Arc<Health>>,
     /// The file it runs by; a reload may name another.
     pub config: Mutex<Option<PathBuf>>,
 }
@@ -186,6 +189,7 @@ impl Control {
             rates: &sampled.rates,
             baselines,
             drains: &self.drains,
+            health: self.about.health.as_deref(),
         };
         let services = shown.services(&snapshot);
         let mut rates = api::Rates::default();
@@ -209,6 +213,7 @@ impl Control {
             rates,
             services,
             drops: view::top_drops(&total.stats),
+            timeouts: view::timeouts(snapshot.spec.timeouts),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The gateway as the control API tells it: from the engine's types to those of [`api`], and filters the other way.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -7,14 +8,16 @@ use ipnet::IpNet;
 
 use super::api::{self, Fault, FaultCode};
 use super::drain::Drains;
+use super::health::Health;
 use super::zero::Baselines;
 use crate::command::{Event, FlowChange, FlowFilter, FlowRecord, Volume};
 use crate::flow::TcpState;
 use crate::io::Gateway;
 use crate::link::{Neighbour, Settings};
-use crate::service::{Method, Server, ServerId, Service, ServiceId, Snapshot};
+use crate::service::{Method, Persistence, SchedulerFlags, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
+use crate::timeouts::Timeouts;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Protocol};
 
@@ -42,6 +45,7 @@ pub fn flow(snapshot: &Snapshot, flow: &FlowRecord) -> api::Flow {
         method: flow.method.word().to_owned(),
         shard: flow.shard,
         age: flow.age.as_secs(),
+        marks: flow.marks.words().map(str::to_owned).collect(),
     }
 }
 
@@ -64,6 +68,8 @@ pub struct Shown<'a> {
     /// From where counters count; `None`: from the start.
     pub baselines: Option<&'a Baselines>,
     pub drains: &'a Drains,
+    /// `None`: nothing is checked.
+    pub health: Option<&'a Health>,
 }
 
 impl Shown<'_> {
@@ -79,10 +85,14 @@ impl Shown<'_> {
             group: spec.group.clone(),
             sorry: service.sorry.as_ref().map(|server| self.server(&spec.name, server)),
             has_quorum: service.state.has_quorum(),
+            quorum: self.health.and_then(|health| health.of_service(service)),
             protocol: spec.protocols.word().to_owned(),
             method: spec.method.word().to_owned(),
             scheduler: spec.scheduler.word().to_owned(),
             servers: service.servers.iter().map(|server| self.server(&spec.name, server)).collect(),
+            scheduler_flags: scheduler_flags(spec.scheduler_flags),
+            persistence: spec.persistence.as_ref().map(persistence),
+            one_packet: spec.one_packet,
         }
     }
 
@@ -104,6 +114,7 @@ impl Shown<'_> {
             path_mtu: Some(server.path.mtu(self.now, u16::MAX)).filter(|mtu| *mtu < u16::MAX),
             reachable: !server.path.is_unreachable(),
             state: state_word(server).to_owned(),
+            health: self.health.and_then(|health| health.of_server(server)),
             drain: self.drains.told(server, std::time::Instant::now()),
             active: server.load.active(),
             inactive: server.load.inactive(),
@@ -111,8 +122,28 @@ impl Shown<'_> {
             to_server: volume(traffic.to_server),
             to_client: volume(traffic.to_client),
             rates: self.rates.get(index).copied().unwrap_or_default(),
+            max_connections: server.thresholds.0,
+            min_connections: server.thresholds.1,
         }
     }
+}
+
+fn scheduler_flags(flags: SchedulerFlags) -> Vec<String> {
+    let words = [(flags.port, "port"), (flags.fallback, "fallback")];
+    words.iter().filter(|(set, _)| *set).map(|(_, word)| (*word).to_owned()).collect()
+}
+
+fn persistence(persistence: &Persistence) -> api::Persistence {
+    api::Persistence {
+        timeout: persistence.timeout.as_secs(),
+        netmask: persistence.prefix_v4,
+        prefix: persistence.prefix_v6,
+    }
+}
+
+/// Every timeout of flows by its name in the file, in seconds.
+pub fn timeouts(mut timeouts: Timeouts) -> BTreeMap<String, u64> {
+    timeouts.entries().into_iter().map(|(name, timeout)| (name.to_owned(), timeout.as_secs())).collect()
 }
 
 /// Of several reasons not to get new flows, the one that lasts longest.

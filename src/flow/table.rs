@@ -27,7 +27,7 @@ use crate::wire::checksum::Delta;
 use crate::wire::{Addr, Protocol, Rewrite, Tuple};
 
 /// The number of a flow that is in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId(u32);
 
 /// One tracked connection or exchange. Three cache lines: addresses; what every packet reads and writes; the rest.
@@ -90,6 +90,17 @@ impl Marks {
     #[inline]
     pub const fn has(self, mark: Marks) -> bool {
         self.0 & mark.0 != 0
+    }
+
+    /// The words of those that are set, for outputs.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            (Marks::PERSISTENT, "persistent"),
+            (Marks::PROBE, "probe"),
+            (Marks::HELPED, "helped"),
+            (Marks::EXPECTED, "expected"),
+        ];
+        all.into_iter().filter(move |(mark, _)| self.has(*mark)).map(|(_, word)| word)
     }
 
     #[must_use]
@@ -215,7 +226,7 @@ enum Class {
 const RECHECK: Duration = Duration::from_secs(300);
 
 /// Flows of the gateway's own probes at a time, beside those of clients.
-pub const MAX_PROBES: usize = 512;
+pub const MAX_PROBES: usize = 1024;
 
 const BLIND: usize = QUEUES - 3;
 const UNREPLIED: usize = QUEUES - 2;

@@ -2,9 +2,12 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 
-use futures_util::TryStreamExt;
+use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
 use netlink_packet_route::address::AddressAttribute;
+use rtnetlink::MulticastGroup;
+use tokio::task::JoinHandle;
 
 /// Every address of every interface of this network namespace. To be called within a tokio runtime.
 pub async fn local_addresses() -> io::Result<Vec<IpAddr>> {
@@ -27,6 +30,35 @@ pub async fn local_addresses() -> io::Result<Vec<IpAddr>> {
     }
     connection.abort();
     Ok(addresses)
+}
+
+/// Tells when an address comes to this network namespace or goes. To be used within one tokio runtime.
+pub struct AddressWatch {
+    connection: JoinHandle<()>,
+    messages: Pin<Box<dyn Stream<Item = ()> + Send>>,
+}
+
+impl AddressWatch {
+    pub fn open() -> io::Result<AddressWatch> {
+        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        Ok(AddressWatch { connection: tokio::spawn(connection), messages: Box::pin(messages.map(|_| ())) })
+    }
+
+    /// Returns when there was a change since the last call; what came together counts once. Never, once the kernel tells no
+    /// more.
+    pub async fn changed(&mut self) {
+        if self.messages.next().await.is_none() {
+            return std::future::pending().await;
+        }
+        while let Some(Some(())) = self.messages.next().now_or_never() {}
+    }
+}
+
+impl Drop for AddressWatch {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
 }
 
 #[cfg(test)]

@@ -250,6 +250,8 @@ pub struct ServiceSpec {
     pub on_server_removed: FlowPolicy,
     pub passive: Option<Passive>,
     pub helper: Option<HelperKind>,
+    /// Ports of the VIP that announced flows come to; `None`: any.
+    pub data_ports: Option<PortRange>,
     pub servers: Vec<ServerSpec>,
 }
 
@@ -273,6 +275,7 @@ impl Default for ServiceSpec {
             on_server_removed: FlowPolicy::Keep,
             passive: None,
             helper: None,
+            data_ports: None,
             servers: Vec::new(),
         }
     }

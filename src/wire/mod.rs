@@ -12,6 +12,7 @@ pub mod ipv6;
 pub mod outer;
 mod packet_buf;
 mod rewrite;
+pub mod segment;
 pub mod tcp;
 mod tuple;
 pub mod udp;

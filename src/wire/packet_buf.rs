@@ -79,6 +79,19 @@ impl PacketBuf {
         true
     }
 
+    /// Puts `bytes` where the packet's own are from `at` on. Where the buffer has no room for them it gets more.
+    pub fn replace_from(&mut self, at: usize, bytes: &[u8]) {
+        let from = (self.start + at).min(self.end);
+        let end = from + bytes.len();
+        if end > self.bytes.len() {
+            let mut larger = vec![0; end].into_boxed_slice();
+            larger[..from].copy_from_slice(&self.bytes[..from]);
+            self.bytes = larger;
+        }
+        self.bytes[from..end].copy_from_slice(bytes);
+        self.end = end;
+    }
+
     /// Takes the first `len` bytes off the packet; more than there are leave nothing.
     pub fn advance(&mut self, len: usize) {
         self.start = (self.start + len).min(self.end);

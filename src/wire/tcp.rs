@@ -14,6 +14,7 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
+pub const URG: u8 = 0x20;
 /// Congestion window reduced (RFC 3168 section 6.1.2).
 pub const CWR: u8 = 0x80;
 

@@ -6,6 +6,7 @@ mod support;
 
 mod conntrack;
 mod fragments;
+mod ftp;
 mod hop;
 mod icmp;
 mod malformed;
@@ -15,6 +16,7 @@ mod probe;
 mod refusal;
 mod reload;
 mod tcp_states;
+mod tftp;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -31,6 +33,16 @@ use support::world::{self, ServiceSpecExt, service};
 #[test]
 fn nat() {
     run(nat::rows);
+}
+
+#[test]
+fn ftp() {
+    run(ftp::rows);
+}
+
+#[test]
+fn tftp() {
+    run(tftp::rows);
 }
 
 #[test]
@@ -62,7 +74,7 @@ fn malformed_packets() {
 fn every_reason_to_drop_has_a_row() {
     let mut seen = BTreeSet::new();
     for net in [Net::V4, Net::V6] {
-        for rows in [nat::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows] {
+        for rows in [nat::rows, ftp::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows] {
             for row in rows(&net) {
                 if let Verdict::Drop(reason) | Verdict::Refuse(reason) = row.verdict {
                     seen.insert(reason);

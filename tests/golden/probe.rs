@@ -257,12 +257,12 @@ fn probes_neither_need_nor_take_the_room_of_clients() {
             assert_eq!(world.device(&tcp(net.client(1000 + n), net.vip(80)).syn()).0, Verdict::Forward, "{name}");
         }
         let mut begun = 0;
-        while world.engine.apply(NOW, Command::Probe { original: world.tuple(61000 + begun), server: id })
+        while world.engine.apply(NOW, Command::Probe { original: world.tuple(60000 + begun), server: id })
             == Outcome::Done
         {
             begun += 1;
         }
-        assert_eq!(usize::from(begun), 512, "{name}: there is a bound");
+        assert_eq!(usize::from(begun), 1024, "{name}: there is a bound");
         let full = Outcome::NotProbed(ProbeFault::Full);
         assert_eq!(world.begin(world.tuple(61999), id), full, "{name}");
         assert_eq!((world.engine.occupancy(), world.engine.stats().flows_evicted), ((ROOM, ROOM), 0), "{name}");

@@ -82,6 +82,9 @@ impl Display for Line<'_> {
         if self.style.wide {
             let Flow { service, server, method, shard, age, .. } = flow;
             write!(f, " service={service} server={server} method={method} shard={shard} age={age}")?;
+            if !flow.marks.is_empty() {
+                write!(f, " marks={}", flow.marks.join(","))?;
+            }
         }
         Ok(())
     }
@@ -171,6 +174,7 @@ mod tests {
             method: "nat".to_owned(),
             shard: 1,
             age: 12,
+            marks: Vec::new(),
         }
     }
 

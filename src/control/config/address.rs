@@ -132,7 +132,7 @@ fn is_link_local(ip: Ipv6Addr) -> bool {
     ip.segments()[0] & 0xffc0 == 0xfe80
 }
 
-fn parse_ports(text: &str) -> Result<PortRange, String> {
+pub(super) fn parse_ports(text: &str) -> Result<PortRange, String> {
     if text == "*" {
         return Ok(PortRange::ALL);
     }

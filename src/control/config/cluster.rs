@@ -6,7 +6,9 @@ use super::keys;
 use super::problem::Located;
 use super::section::Section;
 use super::{ServerAddress, ServerConfig, parse_server};
-use crate::service::{FlowPolicy, HelperKind, Passive, Persistence, Protocols, SchedulerFlags, SchedulerKind};
+use crate::service::{
+    FlowPolicy, HelperKind, Passive, Persistence, PortRange, Protocols, SchedulerFlags, SchedulerKind,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MONTH: Duration = Duration::from_secs(31 * 86_400);
@@ -23,6 +25,7 @@ pub struct ClusterConfig {
     pub on_server_removed: Option<FlowPolicy>,
     pub passive: Option<Passive>,
     pub helper: Option<HelperKind>,
+    pub data_ports: Option<PortRange>,
 }
 
 pub(super) fn read(section: &Section<'_>, protocols: Protocols, scheduler: SchedulerKind) -> ClusterConfig {
@@ -42,6 +45,11 @@ pub(super) fn read(section: &Section<'_>, protocols: Protocols, scheduler: Sched
         let message = "helper \"ftp\" is for protocol \"tcp\", \"tftp\" for \"udp\"".to_owned();
         section.refuse(section.span_of("helper"), message);
     }
+    let data_ports = section.parsed("data_ports", super::address::parse_ports).map(|found| found.value);
+    if data_ports.is_some() && helper.is_none() {
+        let message = "data_ports means something only together with helper".to_owned();
+        section.refuse(section.span_of("data_ports"), message);
+    }
     ClusterConfig {
         scheduler_flags: flags(section, scheduler),
         group: section.parsed("group", super::read::name).map(|found| found.value),
@@ -52,6 +60,7 @@ pub(super) fn read(section: &Section<'_>, protocols: Protocols, scheduler: Sched
         on_server_removed: section.word("on_server_removed", &policies, &[]),
         passive: passive(section),
         helper,
+        data_ports,
     }
 }
 

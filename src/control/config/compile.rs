@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use super::check;
 use super::problem::{ConfigErrors, Problems};
 use super::{Config, GatewayConfig, ServerAddress, ServerConfig, ServiceConfig, TapConfig};
+use crate::control::health::spec::HealthSpec;
 use crate::service::{Fault, FlowPolicy, ServerSpec, ServiceSpec, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
@@ -12,12 +14,13 @@ use crate::wire::Addr;
 pub struct Compiled {
     pub gateway: GatewayConfig,
     pub snapshot: SnapshotSpec,
+    pub health: HealthSpec,
 }
 
 impl Config {
     /// What this file asks for, without its places.
     pub fn compiled(&self) -> Result<Compiled, ConfigErrors> {
-        Ok(Compiled { gateway: self.gateway.clone(), snapshot: compile(self)? })
+        Ok(Compiled { gateway: self.gateway.clone(), snapshot: compile(self)?, health: check::compile(self) })
     }
 }
 
@@ -82,6 +85,7 @@ fn translate_service(service: &ServiceConfig) -> ServiceSpec {
         on_server_removed: cluster.on_server_removed.unwrap_or(FlowPolicy::Keep),
         passive: cluster.passive,
         helper: cluster.helper,
+        data_ports: cluster.data_ports,
         servers: service
             .servers
             .iter()

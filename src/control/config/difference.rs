@@ -1,11 +1,14 @@
 //! What a reload would change, in words.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::check::show;
 use super::duration::format_duration;
 use super::{Compiled, GatewayConfig, Listen, Queues, ServerAddress, TapConfig};
+use crate::control::health::spec::{CheckSpec, HealthSpec, Quorum, ServiceHealth};
 use crate::link::Prefix;
 use crate::service::{FlowPolicy, Limits, Passive, Persistence, ServerSpec, ServiceSpec, SnapshotSpec};
 use crate::timeouts::Timeouts;
@@ -63,7 +66,35 @@ pub fn difference(old: &Compiled, new: &Compiled) -> Vec<Change> {
     let mut changes = Vec::new();
     gateway(&old.gateway, &new.gateway, &mut changes);
     snapshot(&old.snapshot, &new.snapshot, &mut changes);
+    health(&old.health, &new.health, &mut changes);
     changes
+}
+
+/// Of services and servers that were there before; what is new comes as a whole.
+fn health(old: &HealthSpec, new: &HealthSpec, changes: &mut Vec<Change>) {
+    for service in &old.services {
+        let Some(other) = new.service(&service.name) else { continue };
+        let ServiceHealth { name, check, overrides, quorum } = service;
+        let subject = format!("service {name:?}");
+        let mut comparison = Comparison::live(&subject, changes);
+        let shown = |check: &Option<Arc<CheckSpec>>| check.as_ref().map_or("\"off\"".to_owned(), |c| show::check(c));
+        comparison.key("check", check, &other.check, shown);
+        let Quorum { weight, hysteresis, up, down } = quorum;
+        comparison.key("quorum", weight, &other.quorum.weight, u32::to_string);
+        comparison.key("hysteresis", hysteresis, &other.quorum.hysteresis, u32::to_string);
+        comparison.key("quorum_up", up, &other.quorum.up, |c| or_none(c.as_ref(), show::command));
+        comparison.key("quorum_down", down, &other.quorum.down, |c| or_none(c.as_ref(), show::command));
+        let own = |of: &[(String, Option<Arc<CheckSpec>>)], server: &str| {
+            of.iter().find(|(name, _)| name == server).map(|(_, check)| check.clone())
+        };
+        let added = other.overrides.iter().filter(|(name, _)| own(overrides, name).is_none());
+        for (server, _) in overrides.iter().chain(added) {
+            let mut comparison = Comparison::live(&format!("{subject}, server {server:?}"), changes);
+            comparison.key("check", &own(overrides, server), &own(&other.overrides, server), |check| {
+                check.as_ref().map_or("the service's".to_owned(), shown)
+            });
+        }
+    }
 }
 
 fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) {
@@ -185,6 +216,7 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
         on_server_removed,
         passive,
         helper,
+        data_ports,
         servers,
     } = old;
     let mut comparison = Comparison::live(&service_subject(old), changes);
@@ -219,6 +251,9 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
     });
     comparison
         .key("helper", helper, &new.helper, |helper| or_none(helper.as_ref(), |helper| format!("{:?}", helper.word())));
+    comparison.key("data_ports", data_ports, &new.data_ports, |ports| {
+        or_none(ports.as_ref(), |ports| format!("\"{ports}\""))
+    });
     let names = |servers: &[ServerSpec], others: &[ServerSpec]| -> Vec<String> {
         let stays = |server: &&ServerSpec| others.iter().any(|other| other.name == server.name);
         servers.iter().filter(stays).map(|server| server.name.clone()).collect()

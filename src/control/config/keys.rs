@@ -73,9 +73,15 @@ pub(super) static SERVICE: Keys = Keys {
         "on_server_removed",
         "passive",
         "helper",
+        "data_ports",
+        "check",
+        "quorum",
+        "hysteresis",
+        "quorum_up",
+        "quorum_down",
         "server",
     ],
-    later: &["check", "quorum", "hysteresis", "quorum_up", "quorum_down"],
+    later: &[],
 };
 
 pub(super) static PERSISTENCE: Keys =
@@ -85,8 +91,56 @@ pub(super) static PASSIVE: Keys = Keys { header: "passive = { … }", known: &["
 
 pub(super) static SERVER: Keys = Keys {
     header: "[[service.server]]",
-    known: &["name", "address", "weight", "method", "tunnel", "max_connections", "min_connections", "slow_start"],
-    later: &["check"],
+    known: &[
+        "name",
+        "address",
+        "weight",
+        "method",
+        "tunnel",
+        "max_connections",
+        "min_connections",
+        "slow_start",
+        "check",
+    ],
+    later: &[],
+};
+
+pub(super) static CHECK: Keys = Keys {
+    header: "check = { … }",
+    known: &[
+        "type",
+        "interval",
+        "timeout",
+        "rise",
+        "fall",
+        "jitter",
+        "port",
+        "via",
+        "initial",
+        "path",
+        "method",
+        "host",
+        "version",
+        "expect",
+        "body",
+        "digest",
+        "sni",
+        "ca",
+        "certificate",
+        "key",
+        "payload",
+        "name",
+        "query",
+        "transport",
+        "rcode",
+        "answer",
+        "helo",
+        "user",
+        "password",
+        "command",
+        "weight",
+    ],
+    later: &[],
 };
 
 /// The top of another file than the others'.
@@ -100,7 +154,7 @@ pub(super) static REAL_SERVER: Keys = Keys {
 };
 
 /// Every table there is.
-pub(super) static ALL: [&Keys; 11] = [
+pub(super) static ALL: [&Keys; 12] = [
     &FILE,
     &GATEWAY,
     &CONNTRACK,
@@ -110,6 +164,7 @@ pub(super) static ALL: [&Keys; 11] = [
     &SERVER,
     &PERSISTENCE,
     &PASSIVE,
+    &CHECK,
     &REAL_SERVER_FILE,
     &REAL_SERVER,
 ];

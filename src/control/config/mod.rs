@@ -6,6 +6,7 @@
 //! which reads the file, and [`host`], which looks at what the file asks of the machine.
 
 mod address;
+mod check;
 mod cluster;
 mod compile;
 mod difference;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use address::{Listen, ServerAddress, parse_listen, parse_server};
+pub use check::{HealthConfig, ServerCheck};
 pub use cluster::ClusterConfig;
 pub use compile::{Compiled, compile};
 pub use difference::{Change, Kind as ChangeKind, difference};
@@ -145,6 +147,7 @@ pub struct ServiceConfig {
     pub tunnel: Encapsulation,
     pub scheduler: SchedulerKind,
     pub cluster: ClusterConfig,
+    pub health: HealthConfig,
     pub servers: Vec<ServerConfig>,
 }
 
@@ -162,6 +165,7 @@ pub struct ServerConfig {
     pub max_connections: Option<u32>,
     pub min_connections: Option<u32>,
     pub slow_start: Option<Duration>,
+    pub check: ServerCheck,
 }
 
 impl Config {

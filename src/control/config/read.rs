@@ -7,6 +7,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeTable;
 
+use super::check;
 use super::cluster;
 use super::keys;
 use super::names::{Place, parse_place};
@@ -14,7 +15,8 @@ use super::problem::{Located, Problems, Source};
 use super::section::Section;
 use super::tap;
 use super::{
-    Config, ConfigErrors, GatewayConfig, Queues, ServerAddress, ServerConfig, ServiceConfig, compile, parse_listen,
+    Config, ConfigErrors, GatewayConfig, HealthConfig, Queues, ServerAddress, ServerConfig, ServiceConfig, compile,
+    parse_listen,
 };
 use crate::service::{Limits, Method, Protocols, SchedulerKind};
 use crate::timeouts::Timeouts;
@@ -59,6 +61,7 @@ pub(super) fn config(document: &Spanned<DeTable<'_>>, source: Source) -> Result<
     config.services = sections.iter().filter_map(read_service).collect();
     compile::report_faults(&config, &problems);
     tap::report_faults(&config, &problems);
+    check::report_faults(&config, &problems);
     let source = config.source.clone();
     problems.into_result(config, &source)
 }
@@ -152,12 +155,13 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
     let servers = section.tables("server", "[[service.server]]", &keys::SERVER, |table, number| {
         format!("{service}, server {}", label(table, "address", number))
     });
-    let servers = servers.iter().filter_map(read_server).collect();
+    let health = check::read(section);
+    let servers = servers.iter().filter_map(|server| read_server(server, &health)).collect();
     let cluster = cluster::read(section, protocols, scheduler);
-    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, tunnel, scheduler, cluster, servers })
+    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, tunnel, scheduler, cluster, health, servers })
 }
 
-fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
+fn read_server(section: &Section<'_>, of: &HealthConfig) -> Option<ServerConfig> {
     section.require("address", r#"address = "10.20.0.11:8080""#);
     let place = section.parsed("address", parse_place);
     let given = section.parsed("name", name);
@@ -185,6 +189,7 @@ fn read_server(section: &Section<'_>) -> Option<ServerConfig> {
         max_connections: None,
         min_connections: None,
         slow_start: None,
+        check: check::read_override(section, of),
     };
     cluster::read_limits(section, &mut server);
     Some(server)

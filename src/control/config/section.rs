@@ -20,6 +20,12 @@ pub(super) struct Section<'a> {
     problems: &'a Problems,
 }
 
+/// What [`Section::table_or_word`] finds; `false` reads as "off".
+pub(super) enum TableOrWord<'a> {
+    Table(Section<'a>),
+    Word(Located<&'a str>),
+}
+
 impl<'a> Section<'a> {
     /// Reports every key that does not belong here.
     pub(super) fn new(
@@ -207,6 +213,58 @@ impl<'a> Section<'a> {
                 None
             }
         }
+    }
+
+    /// A table called `name` in messages, or something shorter that stands for one.
+    pub(super) fn table_or_word(&self, key: &str, name: &str, keys: &'static Keys) -> Option<TableOrWord<'a>> {
+        let value = self.value(key)?;
+        let word = match value.get_ref() {
+            DeValue::Boolean(true) => {
+                self.refuse(value.span(), format!("{key} = true says not what to do; write {name}"));
+                return None;
+            }
+            DeValue::Boolean(false) => "off",
+            DeValue::String(text) => text.as_ref(),
+            _ => return self.table(key, name, keys).map(TableOrWord::Table),
+        };
+        Some(TableOrWord::Word(Located { value: word, span: value.span() }))
+    }
+
+    /// The text of a key that may have a list as well; `None` without a mistake for anything but a string.
+    pub(super) fn text(&self, key: &str) -> Option<Located<&'a str>> {
+        let value = self.value(key)?;
+        value.get_ref().as_str().map(|text| Located { value: text, span: value.span() })
+    }
+
+    /// A list of numbers of `range`, and of ranges of such numbers written as strings: `[200, "300-399"]`. One of them may
+    /// stand without a list.
+    pub(super) fn ranges(&self, key: &str, range: RangeInclusive<u16>) -> Option<Vec<(u16, u16)>> {
+        let value = self.value(key)?;
+        let one = std::slice::from_ref(value);
+        let elements = value.get_ref().as_array().map_or(one, |list| list);
+        let number = |text: &str| text.parse::<u16>().ok().filter(|number| range.contains(number));
+        let mut ranges = Vec::new();
+        for element in elements {
+            let read = match element.get_ref() {
+                DeValue::Integer(found) => number(found.as_str()).map(|number| (number, number)),
+                DeValue::String(text) => {
+                    let (first, last) = text.split_once('-').unwrap_or((text, text));
+                    number(first).zip(number(last)).filter(|(first, last)| first <= last)
+                }
+                _ => None,
+            };
+            match read {
+                Some(read) => ranges.push(read),
+                None => {
+                    let (least, most) = (range.start(), range.end());
+                    let message = format!(
+                        "{key} must be a list of numbers from {least} to {most} and of ranges such as \"{least}-{most}\""
+                    );
+                    self.refuse(element.span(), message);
+                }
+            }
+        }
+        (!ranges.is_empty()).then_some(ranges)
     }
 
     /// The tables of a list, each called what `name` makes of it and of its number from 1.

@@ -205,8 +205,6 @@ const BAD: &[(&str, &[&str])] = &[
         &[
             "4:12: [[service]] \"web\": protocol \"sctp\" is not supported by this version yet; there are tcp, udp, tcp+udp",
             "5:10: [[service]] \"web\": method \"fullnat\" is not supported by this version yet; there are nat, direct, tunnel",
-            "9:1: [[service]] \"web\": \"quorum\" is not supported by this version yet",
-            "11:1: [[service]] \"web\": \"check\" is not supported by this version yet",
         ],
     ),
     // Values.
@@ -251,7 +249,7 @@ const BAD: &[(&str, &[&str])] = &[
             "3:10: [[service]] \"my web\": listen \"2001:db8::1:80\" is an IPv6 address without brackets; write \"[2001:db8::1]:80\"",
             "4:13: [[service]] \"my web\": scheduler \"wlcc\" is unknown; did you mean \"wlc\"? (rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, fo, ovf, mh, twos)",
             "5:12: [[service]] \"my web\": protocol \"icmp\" is unknown; there are tcp, udp, tcp+udp",
-            "8:11: [[service]] \"my web\", server \"web1.example.org:80\": address \"web1.example.org:80\" is no IP address; names are not looked up",
+            "8:11: [[service]] \"my web\", server \"web1.example.org:80\": address \"web1.example.org:80\" is no IP address; a name that is to be looked up is written \"dns:web.internal:8080\"",
             "9:10: [[service]] \"my web\", server \"web1.example.org:80\": weight = 65536 is out of range; it must be a whole number from 0 to 65535",
             "11:1: [[service]] \"my web\", server number 2: \"address\" is missing; add for example address = \"10.20.0.11:8080\"",
             "12:10: [[service]] \"my web\", server number 2: \"weight\" must be a whole number from 0 to 65535, not a float",
@@ -409,6 +407,7 @@ fn the_full_example_has_every_key_with_its_default() {
         (&service["server"][0], &keys::SERVER),
         (&service["persistence"], &keys::PERSISTENCE),
         (&service["passive"], &keys::PASSIVE),
+        (&toml::Value::Table(every_check(&text)), &keys::CHECK),
     ];
     assert_eq!(tables.len(), keys::ALL.len());
     for (table, keys) in tables {
@@ -424,7 +423,20 @@ fn the_full_example_has_every_key_with_its_default() {
     let changes: Vec<String> = difference(&least, &full).iter().map(Change::to_string).collect();
     assert_eq!(changes, [""; 0], "full.toml has other values than the defaults");
     full.snapshot.services.clear();
+    full.health.services.clear();
     assert_eq!(full, good("").compiled().unwrap_or_else(|errors| panic!("{errors}")));
+}
+
+/// The keys of every check that stands in the comments, each of which must be right.
+fn every_check(text: &str) -> toml::Table {
+    let mut keys = toml::Table::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("#   ").filter(|rest| rest.starts_with("check = {"))) {
+        let service = "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nserver = []\n";
+        good(&format!("{service}{line}\n"));
+        let table = line.parse::<toml::Table>().expect("it parses");
+        keys.extend(table["check"].as_table().expect("a table").clone());
+    }
+    keys
 }
 
 /// With what stands there as a comment, having no default: the keys of services and servers that do nothing when absent.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::control::config::GatewayConfig;
 use crate::io::host::{HostPlan, Listener, Ports, ReturnPath, VipPlan};
-use crate::service::{Method, PortRange, Server, Service, Snapshot};
+use crate::service::{HelperKind, Method, PortRange, Server, Service, Snapshot};
 use crate::wire::Addr;
 
 /// Packets that the kernel may queue towards the workers. Its own default of 500 is too few for a burst of small packets
@@ -55,6 +55,7 @@ fn vips(snapshot: &Snapshot) -> Vec<VipPlan> {
         let listeners = vips.entry(service.vip().ip()).or_default();
         for protocol in service.spec.protocols.list() {
             listeners.push(Listener { protocol: protocol.0, ports: ports(service.spec.ports) });
+            listeners.extend(announced(service).map(|range| Listener { protocol: protocol.0, ports: ports(range) }));
         }
     }
     let plan = |(address, mut listeners): (IpAddr, Vec<Listener>)| {
@@ -74,7 +75,8 @@ fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
             let path = ReturnPath {
                 from: IpNet::from(server.address.ip()),
                 protocol: Some(protocol.0),
-                ports: ports(server_ports(server, service)),
+                // What a helper lets through comes from other ports as well.
+                ports: service.spec.helper.map_or_else(|| ports(server_ports(server, service)), |_| None),
             };
             if !paths.contains(&path) {
                 paths.push(path);
@@ -102,6 +104,17 @@ fn server_ports(server: &Server, service: &Service) -> PortRange {
         None => listen,
         Some(first) => PortRange { first, last: first.saturating_add(listen.last - listen.first) },
     }
+}
+
+/// The ports of the VIP that announced flows come to: those that the operator named, and of FTP the one that servers connect
+/// from.
+fn announced(service: &Service) -> impl Iterator<Item = PortRange> + use<> {
+    let before = match service.spec.helper {
+        Some(HelperKind::Ftp) => service.spec.ports.first.checked_sub(1).filter(|port| *port > 0),
+        _ => None,
+    };
+    let named = service.spec.helper.and(service.spec.data_ports);
+    before.map(PortRange::single).into_iter().chain(named)
 }
 
 fn ports(range: PortRange) -> Option<Ports> {

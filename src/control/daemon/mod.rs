@@ -12,6 +12,7 @@
 
 mod edit;
 mod host_plan;
+mod lease;
 mod probe_source;
 mod reload;
 mod save;
@@ -33,14 +34,17 @@ use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
 use super::drain::{Step, Then};
+use super::health::Health;
 use super::names::Names;
 use super::socket::delete_all;
 use crate::command::FlowFilter;
-use crate::io::Gateway;
 use crate::io::tap::Segment;
 use crate::io::worker::Workers;
+use crate::io::{AddressWatch, Gateway};
 
 pub use host_plan::host_plan;
+pub use lease::OnDemand;
+use lease::{Lease, Work};
 use start::Done;
 pub(in crate::control) use start::drop_privileges;
 pub use start::print_routes;
@@ -66,6 +70,8 @@ pub struct Options {
     pub no_routes: bool,
     /// Where the record of changes to the host is kept.
     pub state_dir: PathBuf,
+    /// It was started for want of one, and stops when it is needed no more.
+    pub on_demand: Option<OnDemand>,
 }
 
 /// Runs the gateway until it is told to stop.
@@ -79,9 +85,13 @@ pub fn run(options: &Options) -> Result<()> {
         let signals = Signals::new()?;
         let (sender, orders) = mpsc::channel(ORDERS_WAITING);
         let mut daemon = start::start(options, sender).await?;
-        let ended = daemon.run(signals, orders).await;
+        let mut lease = options.on_demand.clone().map(|on_demand| Lease::begin(on_demand, daemon.device()));
+        let ended = daemon.run(signals, orders, lease.as_mut()).await;
         notify(&[NotifyState::Stopping]);
         daemon.stop().await;
+        if let Some(lease) = lease.filter(|_| ended.is_ok()) {
+            lease.end();
+        }
         ended
     })
 }
@@ -96,6 +106,7 @@ pub(super) struct Daemon {
     /// What the file had when it was last read or written.
     in_file: Arc<str>,
     gateway: Arc<Gateway>,
+    health: Arc<Health>,
     control: Arc<Control>,
     tasks: JoinSet<&'static str>,
     /// What stands behind the names of the configuration, and how a change of that is told.
@@ -106,7 +117,8 @@ pub(super) struct Daemon {
     pending: Vec<Change>,
 }
 
-pub(in crate::control) struct Signals {
+/// The signals that end a program, or make it read its configuration again.
+pub(crate) struct Signals {
     pub hangup: Signal,
     pub terminate: Signal,
     pub interrupt: Signal,
@@ -123,7 +135,14 @@ impl Signals {
 }
 
 impl Daemon {
-    async fn run(&mut self, mut signals: Signals, mut orders: mpsc::Receiver<Order>) -> Result<()> {
+    async fn run(
+        &mut self,
+        mut signals: Signals,
+        mut orders: mpsc::Receiver<Order>,
+        mut lease: Option<&mut Lease>,
+    ) -> Result<()> {
+        let mut addresses = self.watch_addresses();
+        let mut look = every(lease::LOOK);
         let mut tick = every(TICK);
         let mut tidy = every(TIDYING);
         loop {
@@ -132,6 +151,13 @@ impl Daemon {
                 _ = tick.tick() => {
                     if self.done.workers.as_ref().is_some_and(Workers::have_failed) {
                         return Err(anyhow!("a packet worker ended; the log says why"));
+                    }
+                }
+                () = changed(addresses.as_mut()) => self.look_again().await,
+                _ = look.tick(), if lease.is_some() => {
+                    if let Some(reason) = lease.as_mut().and_then(|lease| lease.is_over(Instant::now(), self.work())) {
+                        tracing::info!("{reason}: stopping");
+                        return Ok(());
                     }
                 }
                 _ = signals.terminate.recv() => {
@@ -148,6 +174,7 @@ impl Daemon {
                 }
                 Some(order) = orders.recv() => self.obey(order).await,
                 Some(()) = self.renamed.recv() => self.follow_names().await,
+                () = self.health.weights_changed() => self.reweigh(),
                 Some(ended) = self.tasks.join_next() => {
                     return Err(match ended {
                         Ok(task) => anyhow!("the task \"{task}\" ended"),
@@ -156,6 +183,16 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    fn device(&self) -> &str {
+        &self.compiled.gateway.device
+    }
+
+    fn work(&self) -> Work {
+        let snapshot = self.gateway.snapshot();
+        let flows = self.gateway.shards().iter().map(|shard| shard.lock().occupancy().0).sum();
+        Work { services: snapshot.live.len(), flows, timeouts: snapshot.spec.timeouts }
     }
 
     async fn obey(&mut self, order: Order) {
@@ -196,6 +233,14 @@ impl Daemon {
         self.tasks.shutdown().await;
         self.done.undo().await;
         tracing::info!("stopped");
+    }
+}
+
+/// Never, without a watch.
+async fn changed(addresses: Option<&mut AddressWatch>) {
+    match addresses {
+        Some(addresses) => addresses.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::control::config::TapConfig;
+use crate::control::config::{Compiled, TapConfig};
+use crate::control::health::spec::{ServiceHealth, Via};
 use crate::io::probe::PORTS;
 use crate::io::source_towards;
-use crate::service::{Method, ProbeSource, ServerSpec, ServiceSpec, SnapshotSpec};
+use crate::service::{Method, ProbeSource, ServerSpec, Snapshot};
 use crate::wire::Addr;
 
 /// Where the gateway is among servers and clients.
@@ -21,18 +22,20 @@ pub(super) enum Place<'a> {
     Host(&'a [IpAddr]),
 }
 
-/// The sources of probes to every server that `is_probed` names. A server without one is told of here, and cannot be probed
+/// The sources of probes to every server that is checked through the gateway. A server without one is told of here, and cannot be probed
 /// until a reload finds one.
-pub(super) fn probe_sources(
-    spec: &SnapshotSpec,
-    place: &Place<'_>,
-    is_probed: impl Fn(&ServiceSpec, &ServerSpec) -> bool,
-) -> Vec<ProbeSource> {
+pub(super) fn probe_sources(compiled: &Compiled, place: &Place<'_>) -> Vec<ProbeSource> {
+    let spec = &compiled.snapshot;
+    let checks: BTreeMap<&str, &ServiceHealth> =
+        compiled.health.services.iter().map(|health| (health.name.as_str(), health)).collect();
     let vips: BTreeSet<Addr> = spec.services.iter().map(|service| service.vip).collect();
     let mut towards = BTreeMap::new();
     let mut sources = BTreeMap::new();
     for service in &spec.services {
-        for server in service.servers.iter().filter(|server| is_probed(service, server)) {
+        let health = checks.get(service.name.as_str());
+        let check_of = |server: &&ServerSpec| health.and_then(|health| health.check_of(&server.name));
+        let is_probed = |server: &&ServerSpec| check_of(server).is_some_and(|check| check.via == Via::Path);
+        for server in service.servers.iter().filter(is_probed) {
             let method = server.method.unwrap_or(service.method);
             let found = match place {
                 Place::Segment(tap) => on_segment(tap, service.vip, server.address),
@@ -92,7 +95,10 @@ fn of_host(
 }
 
 /// Programs of the host that get source ports of the probes' by chance are still served, only more slowly.
-pub(super) fn warn_of_ports() {
+pub(super) fn warn_of_ports(snapshot: &Snapshot) {
+    if snapshot.spec.probe_sources.is_empty() {
+        return;
+    }
     let Ok(range) = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range") else { return };
     if overlaps(&range) {
         tracing::warn!(

@@ -4,15 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 
 use super::host_plan::segment_plan;
+use super::probe_source::{Place, probe_sources, warn_of_ports};
 use super::start::{automatic_mtu, warn_without_raw_sockets};
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
+use crate::control::health::Prepared;
 use crate::control::names::{Learned, Names};
-use crate::io::{local_addresses, source_towards};
+use crate::io::{AddressWatch, local_addresses, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
@@ -30,6 +32,8 @@ pub(super) enum Cause {
     Edit,
     /// Servers come and go behind a name.
     Names,
+    /// Another state of the host.
+    Host,
 }
 
 impl Cause {
@@ -38,6 +42,7 @@ impl Cause {
             Cause::Reload => "reload",
             Cause::Edit => "edit",
             Cause::Names => "names",
+            Cause::Host => "host",
         }
     }
 }
@@ -69,16 +74,17 @@ async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
     if compiled.gateway.mtu.is_none() {
         compiled.snapshot.mtu = automatic_mtu(&compiled);
     }
-    if compiled.gateway.tap.is_some() {
+    if let Some(tap) = &compiled.gateway.tap {
         // What the host's addresses are, and how it reaches the servers, does not matter there.
+        compiled.snapshot.probe_sources = probe_sources(&compiled, &Place::Segment(tap));
         return Ok(compiled);
     }
     let own = local_addresses().await.context("the addresses of this host")?;
     let is_own = |vip: &Addr| own.contains(&vip.ip());
     compiled.snapshot.local_vips =
         compiled.snapshot.services.iter().map(|service| service.vip).filter(is_own).collect();
-    let snapshot = &mut compiled.snapshot;
-    snapshot.tunnel_sources = tunnel_sources(snapshot);
+    compiled.snapshot.tunnel_sources = tunnel_sources(&compiled.snapshot);
+    compiled.snapshot.probe_sources = probe_sources(&compiled, &Place::Host(&own));
     Ok(compiled)
 }
 
@@ -122,7 +128,7 @@ impl Daemon {
         let path = config.unwrap_or_else(|| self.options.config.clone());
         let new = load(&path, Some(&self.compiled.gateway), &self.names).await?;
         let in_file = new.text.clone();
-        let (changes, generation) = self.adopt(new, Cause::Reload).await?;
+        let (changes, generation) = self.adopt_text(new, Cause::Reload).await?;
         self.in_file = in_file;
         *self.control.about().config.lock() = Some(path.clone());
         self.options.config = path;
@@ -131,8 +137,8 @@ impl Daemon {
     }
 
     /// Runs by `new` from now on, or goes on as before and says why. Returns what has changed, and the generation.
-    pub(super) async fn adopt(&mut self, new: Loaded, cause: Cause) -> Result<(Vec<String>, u64)> {
-        let Loaded { compiled: new, text, learned } = new;
+    pub(super) async fn adopt(&mut self, new: Compiled, cause: Cause) -> Result<(Vec<String>, u64)> {
+        let prepared = Prepared::new(new.health.clone()).map_err(Error::msg)?;
         let changes = difference(&self.compiled, &new);
         // A file of the other mode cannot name uplinks; until the restart that it needs they are what they were.
         let same_mode = new.gateway.tap.is_some() == self.compiled.gateway.tap.is_some();
@@ -141,8 +147,10 @@ impl Daemon {
         let old = self.gateway.snapshot();
         // The device's MTU and the host's own addresses are part of it, and no line of the difference.
         let same = new.snapshot == self.compiled.snapshot;
-        let snapshot = if same { old.clone() } else { Arc::new(successor(&new.snapshot, &old)?) };
-        // The engine first: it must know a VIP before the network is told of it. What was removed stays known for now.
+        let snapshot = if same { old.clone() } else { Arc::new(successor(&self.weighed(&new.snapshot), &old)?) };
+        // Before the engine: a new server that is not to serve unasked must not do so for a moment.
+        self.health.configure(prepared, &snapshot);
+        // The engine before the host: it must know a VIP before the network is told of it. What was removed stays known for now.
         if !same {
             self.gateway.swap(snapshot.clone());
         }
@@ -153,23 +161,35 @@ impl Daemon {
             if !same {
                 let mut back = successor(&old.spec, &snapshot)?;
                 back.generation = old.generation;
-                self.gateway.swap(Arc::new(back));
+                let back = Arc::new(back);
+                self.health.configure(Prepared::new(self.compiled.health.clone()).map_err(Error::msg)?, &back);
+                self.gateway.swap(back);
             }
             return Err(error).context("the host could not be set up for it");
         }
         // From here on nothing can fail.
         if gateway.tap.is_none() {
             warn_without_raw_sockets(&snapshot);
+            if old.spec.probe_sources.is_empty() {
+                warn_of_ports(&snapshot);
+            }
         }
         self.tell_segment(&snapshot);
         let generation = snapshot.generation;
-        self.compiled = Compiled { gateway, snapshot: new.snapshot };
-        self.text = text;
-        self.names.follow(learned);
+        self.compiled = Compiled { gateway, snapshot: new.snapshot, health: new.health };
         self.log(&changes, generation, cause.word());
         // What was removed and has no flow need not wait.
         self.tidy().await;
         Ok((lines(&changes), generation))
+    }
+
+    /// The same for what was read or edited, which is then the text that runs.
+    pub(super) async fn adopt_text(&mut self, new: Loaded, cause: Cause) -> Result<(Vec<String>, u64)> {
+        let Loaded { compiled, text, learned } = new;
+        let adopted = self.adopt(compiled, cause).await?;
+        self.text = text;
+        self.names.follow(learned);
+        Ok(adopted)
     }
 
     /// Other servers stand behind the names of the configuration that runs.
@@ -177,16 +197,61 @@ impl Daemon {
         let changed = async {
             let config = Config::parse(&self.options.config, &self.text)?;
             let new = compile(config, Some(&self.compiled.gateway), &self.names).await?;
-            self.adopt(new, Cause::Names).await
+            self.adopt_text(new, Cause::Names).await
         };
         if let Err(error) = changed.await {
             tracing::error!("names stand for other servers now, but these cannot serve: {error:#}");
         }
     }
 
+    /// `None` where the host's addresses do not matter.
+    pub(super) fn watch_addresses(&self) -> Option<AddressWatch> {
+        if self.compiled.gateway.tap.is_some() {
+            return None;
+        }
+        let watch = AddressWatch::open();
+        watch.inspect_err(|error| tracing::warn!(%error, "new addresses of this host are seen at a reload only")).ok()
+    }
+
+    /// The host's addresses are others now: a VIP may have become one, or is one no more; a tunnel may begin elsewhere.
+    pub(super) async fn look_again(&mut self) {
+        let looked = look_around(self.compiled.clone()).await;
+        let changed = looked.map(|new| (new.snapshot != self.compiled.snapshot).then_some(new));
+        let done = match changed {
+            Ok(None) => return,
+            Ok(Some(new)) => self.adopt(new, Cause::Host).await.map(drop),
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(()) => tracing::info!("the addresses of this host have changed"),
+            Err(error) => tracing::error!("the addresses of this host have changed, and cannot be followed: {error:#}"),
+        }
+    }
+
     /// Whether what runs is what the file had when it was last read or written.
     pub(super) fn tell_unsaved(&self) {
         self.control.unsaved.store(self.text != self.in_file, Ordering::Relaxed);
+    }
+
+    /// As the file has it, but for the weights that checks set.
+    fn weighed(&self, spec: &SnapshotSpec) -> SnapshotSpec {
+        let mut spec = spec.clone();
+        self.health.weigh(&mut spec);
+        spec
+    }
+
+    /// Gives servers the weights that their checks set. No reload: the configuration is the same.
+    pub(super) fn reweigh(&self) {
+        let old = self.gateway.snapshot();
+        match successor(&self.weighed(&self.compiled.snapshot), &old) {
+            Ok(mut snapshot) if snapshot.spec.services != old.spec.services => {
+                snapshot.generation = old.generation;
+                self.health.follow(&snapshot);
+                self.gateway.swap(Arc::new(snapshot));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!("the weights that checks set cannot be used: {error}"),
+        }
     }
 
     /// What waits for a restart is told once, not at every reload until then.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use caps::Capability;
 use parking_lot::Mutex;
 use sd_notify::NotifyState;
@@ -14,11 +14,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::host_plan::segment_plan;
+use super::probe_source::warn_of_ports;
 use super::reload::{Loaded, load};
 use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates, watch_drains};
 use crate::control::config::{Compiled, GatewayConfig};
 use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
+use crate::control::health::{self, Health, Prepared};
 use crate::control::metrics::{self, Bounds};
 use crate::control::names::Names;
 use crate::control::socket::{Limits, Socket};
@@ -28,7 +30,7 @@ use crate::io::own_errors::OwnErrors;
 use crate::io::tap;
 use crate::io::tun::{self, TunQueue, TunSettings};
 use crate::io::worker::{self, Workers};
-use crate::io::{Gateway, link_mtu, neighbours, path_mtu, privilege};
+use crate::io::{Gateway, link_mtu, neighbours, open_files, path_mtu, privilege};
 use crate::service::{Method, Snapshot};
 
 /// The device, routes, rules and the sysctls of the network; neighbour announcements.
@@ -66,6 +68,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     let Loaded { compiled, text, learned } = load(&options.config, None, &names).await?;
     names.follow(learned);
     let snapshot = Arc::new(Snapshot::build(compiled.snapshot.clone(), None)?);
+    let prepared = Prepared::new(compiled.health.clone()).map_err(Error::msg)?;
     if compiled.gateway.routes && !options.no_routes {
         host::sweep(&options.state_dir);
     }
@@ -79,8 +82,11 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
 
     let queues = config.queues.count();
     let gateway = Arc::new(Gateway::new(snapshot.clone(), queues, config.max_flows, random_seed()?));
+    let health = Arc::new(Health::new(gateway.clone(), room_for_probes()));
+    health.set_path(Arc::new(health::path::Path::new(gateway.clone())));
+    health.configure(prepared, &snapshot);
     let mut done = Done::default();
-    let brought = bring_up(&mut done, &options, &compiled, &gateway, orders, metrics).await;
+    let brought = bring_up(&mut done, &options, &compiled, &gateway, &health, orders, metrics).await;
     // The workers have theirs; what follows on this thread is no more urgent than other programs.
     if let Err(error) = privilege::set_nice(ordinary) {
         tracing::debug!(%error, "the control thread keeps the workers' priority");
@@ -102,7 +108,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     tasks.spawn(names.clone().watch());
     let in_file = text.clone();
     let pending = Vec::new();
-    Ok(Daemon { options, compiled, text, in_file, gateway, control, tasks, names, renamed, done, pending })
+    Ok(Daemon { options, compiled, text, in_file, gateway, health, control, tasks, names, renamed, done, pending })
 }
 
 async fn bring_up(
@@ -110,6 +116,7 @@ async fn bring_up(
     options: &Options,
     compiled: &Compiled,
     gateway: &Arc<Gateway>,
+    health: &Arc<Health>,
     orders: mpsc::Sender<Order>,
     metrics: Result<Option<tokio::net::TcpListener>>,
 ) -> Result<(Arc<Control>, JoinSet<&'static str>)> {
@@ -152,9 +159,10 @@ async fn bring_up(
 
     let bridge = config.tap.as_ref().and_then(|tap| tap.bridge.clone());
     let config = Mutex::new(Some(options.config.clone()));
-    let about = About { config, device: Some(device), segment: segment.clone(), bridge };
+    let about = About { config, device: Some(device), segment: segment.clone(), bridge, health: Some(health.clone()) };
     let control = Arc::new(Control::new(gateway.clone(), about, Some(orders)));
     tasks.spawn(keep_time(gateway.clone(), segment));
+    tasks.spawn(health.clone().run());
     tasks.spawn(pump_events(control.clone()));
     tasks.spawn(sample_rates(control.clone()));
     tasks.spawn(watch_drains(control.clone()));
@@ -186,6 +194,7 @@ async fn start_tun(
         tun::open(settings)?.into_iter().map(|queue| queue.with_frames(packet_socket(&places))).collect();
     let has_frames = queues.iter().all(TunQueue::has_frames);
     warn_without_raw_sockets(snapshot);
+    warn_of_ports(snapshot);
     let sender = queues.first().map(TunQueue::sender).transpose()?;
     if let Some(queue) = queues.first() {
         gateway.set_outlet(Box::new(queue.sender()?.with_frames(packet_socket(&places))));
@@ -288,6 +297,15 @@ pub(in crate::control) fn drop_privileges(config: Option<&Path>) -> Result<()> {
     privilege::keep_only(&keep).context("capabilities cannot be given up")?;
     privilege::forbid_new_privileges().context("no_new_privs")?;
     Ok(())
+}
+
+/// Probes that may run at a time: as many as there are descriptors, less what the gateway needs for itself (queues, control
+/// clients, scrapers).
+fn room_for_probes() -> usize {
+    const OTHERS: usize = 256;
+    const MOST: usize = 16_384;
+    let limit = open_files::raise_limit().unwrap_or(1024);
+    limit.saturating_sub(OTHERS).clamp(16, MOST)
 }
 
 /// Secret: who knows it can make flows collide.

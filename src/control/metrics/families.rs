@@ -120,7 +120,33 @@ impl Seen {
         let weights =
             groups.iter().map(|(labels, server)| (labels.clone(), server.iter().map(|s| u64::from(s.weight)).sum()));
         out.gauge("gatun_server_weight", "Weight of a server; 0 takes no new flow.", weights.collect())?;
+        self.health(&groups, out)?;
         traffic("gatun_server", "a server", &groups, out)
+    }
+
+    fn health(&self, servers: &[(Labels<'_>, Vec<api::Server>)], out: &mut Out<'_>) -> fmt::Result {
+        let of = |value: fn(&api::Server) -> Option<u64>| -> Samples<'_> {
+            let value = |servers: &Vec<api::Server>| servers.first().and_then(value);
+            servers.iter().filter_map(|(labels, servers)| Some((labels.clone(), value(servers)?))).collect()
+        };
+        let help = "Whether its check and its clients' connections let a server serve: 1 or 0.";
+        out.gauge("gatun_server_up", help, of(|server| Some(u64::from(server.state != "down"))))?;
+        fn check(server: &api::Server) -> Option<&api::Check> {
+            server.health.as_ref()?.check.as_ref()
+        }
+        let help = "Answers to the check of a server.";
+        out.counter("gatun_server_checks", help, of(|server| check(server).map(|check| check.done)))?;
+        let help = "Checks of a server that failed.";
+        out.counter("gatun_server_check_failures", help, of(|server| check(server).map(|check| check.failed)))?;
+        let help = "How often a server went up or down.";
+        let transitions = of(|server| server.health.as_ref().map(|health| health.transitions));
+        out.counter("gatun_server_transitions", help, transitions)?;
+        let quorums = self
+            .status
+            .services
+            .iter()
+            .map(|service| (vec![("service", service.name.as_str())], u64::from(service.has_quorum)));
+        out.gauge("gatun_service_quorum", "Whether a service has its quorum: 1 or 0.", quorums.collect())
     }
 }
 
@@ -167,6 +193,7 @@ fn help(counter: &str) -> &'static str {
         "forwarded" => "Packets that were translated and sent on.",
         "passed" => "Packets that concerned no service and no flow and were sent on as they came.",
         "replied" => "Packets that the gateway answered itself.",
+        "delivered" => "Answers to the gateway's own probes that came through it.",
         "refusals_limited" => "Dropped packets whose answer was held back by the rate limit.",
         "refused" => "Dropped packets whose sender got a RST or an ICMP error.",
         "flows_created" => "Flows that were admitted.",

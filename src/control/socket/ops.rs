@@ -43,6 +43,7 @@ pub(super) async fn perform(
             Ok(servers) => out.ok(&servers),
             Err(fault) => return Ok(Err(fault)),
         },
+        Request::ServerWatch { service } => return watch_servers(control, service.as_deref(), lines, out).await,
         Request::ServerDrain { service, server, deadline, then, cancel } => {
             let deadline = drain::deadline(deadline.as_deref(), then.as_deref());
             match deadline.and_then(|deadline| control.drain(&service, &server, deadline, cancel)) {
@@ -126,6 +127,47 @@ fn servers(control: &Control, service: Option<&str>) -> Result<Vec<api::Server>,
         }
     }
     Ok(services.into_iter().flat_map(|service| service.servers).collect())
+}
+
+/// Tells of servers that go up and down, until the client goes or asks something else.
+async fn watch_servers(
+    control: &Control,
+    service: Option<&str>,
+    lines: &mut Lines,
+    out: &mut Out,
+) -> io::Result<Result<(), Fault>> {
+    let Some(health) = &control.about().health else {
+        return Ok(Err(Fault::new(FaultCode::NotSupported, "this gateway checks nothing")));
+    };
+    if let Err(fault) = servers(control, service) {
+        return Ok(Err(fault));
+    }
+    let mut told = health.watch();
+    let mut shown = 0;
+    out.started();
+    loop {
+        out.flush().await?;
+        let next = tokio::select! {
+            next = told.recv() => next,
+            over = lines.wait() => {
+                over?;
+                out.ok(&api::Shown { shown });
+                return Ok(Ok(()));
+            }
+        };
+        match next {
+            Ok(event) if service.is_none_or(|service| service == event.service) => {
+                out.item(&*event);
+                shown += 1;
+            }
+            Ok(_) => {}
+            Err(RecvError::Lagged(lost)) => out.lost(lost),
+            Err(RecvError::Closed) => {
+                out.ok(&api::Shown { shown });
+                return Ok(Ok(()));
+            }
+        }
+    }
 }
 
 /// Sends the flow table slice by slice; the lock of a shard is held for one slice only.

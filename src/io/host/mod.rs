@@ -53,6 +53,7 @@ use state::{Entry, Peer, Record, Refused, Saved, Trouble, Turn, Undo};
 
 pub use change::Ports;
 pub use plan::{HostPlan, Listener, ReturnPath, VipPlan};
+pub(in crate::io) use state::lock;
 pub use sweep::sweep;
 
 /// Where the record of changes is kept unless the operator says otherwise.

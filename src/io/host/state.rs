@@ -282,7 +282,7 @@ fn netns_cookie() -> io::Result<u64> {
 /// include/uapi/asm-generic/socket.h
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-fn lock(file: &File, operation: libc::c_int) -> io::Result<()> {
+pub(in crate::io) fn lock(file: &File, operation: libc::c_int) -> io::Result<()> {
     loop {
         // SAFETY: flock(2) takes no pointers, and the descriptor is open as long as `file` lives.
         if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 {

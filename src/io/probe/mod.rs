@@ -37,7 +37,7 @@ use crate::wire::{Addr, Encapsulation, PacketBuf, Protocol, Tuple, ipv4, ipv6};
 /// Source ports of probes. What Linux gives to programs by itself ends below (`net.ipv4.ip_local_port_range`, 32768-60999).
 pub const PORTS: std::ops::RangeInclusive<u16> = 61000..=61999;
 /// Probes at a time. The flow table has room for more: those that close.
-pub const MAX_AT_ONCE: usize = 256;
+pub const MAX_AT_ONCE: usize = 512;
 /// Source ports that are tried before a probe is given up.
 const PORT_ATTEMPTS: usize = 16;
 

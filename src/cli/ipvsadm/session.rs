@@ -1,0 +1,245 @@
+//! One invocation: asks the gateway, changes it, prints.
+
+use std::io::{self, BufRead};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use super::apply::Plan;
+use super::autostart::Place;
+use super::command::{Command, List, Listed};
+use super::connections::{self, Connection};
+use super::names::{Printer, System};
+use super::parse::{Complaint, parse};
+use super::table::Table;
+use super::{help, list, save};
+use crate::cli::client::{Client, Part};
+use crate::cli::output::{Output, complain};
+use crate::control::api::{self, Request};
+
+/// Exit codes of the original besides 0 and 2.
+const NOT_DONE: u8 = 255;
+const NOT_LISTED: u8 = 1;
+
+/// How often an edit is tried again when somebody else changed the gateway meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// Lines and bytes that a restore reads at most.
+const LONGEST_RESTORE: u64 = 16 << 20;
+
+pub struct Session<'a> {
+    program: &'a str,
+    place: Place,
+    names: System,
+    output: &'a mut Output,
+}
+
+impl<'a> Session<'a> {
+    pub fn new(program: &'a str, control: Option<PathBuf>, output: &'a mut Output) -> Session<'a> {
+        Session { program, place: Place::new(control), names: System::new(), output }
+    }
+
+    /// Does what `words` say; answers the exit code.
+    pub fn run(&mut self, words: &[String]) -> Result<u8> {
+        if words.is_empty() {
+            return self.list(&List::default());
+        }
+        match parse(self.program, words, &self.names) {
+            Ok(Command::Restore) => self.restore(false),
+            Ok(command) => self.perform(&command),
+            Err(complaint) => Ok(complain_of(&complaint)),
+        }
+    }
+
+    /// `ipvsadm-save [-n]`.
+    pub fn save(&mut self, words: &[String]) -> Result<u8> {
+        self.perform(&Command::Save { numeric: words.iter().any(|word| word == "-n") })
+    }
+
+    /// `ipvsadm-restore`: the rules that are read, in place of those that there are.
+    pub fn restore_anew(&mut self) -> Result<u8> {
+        self.restore(true)
+    }
+
+    fn perform(&mut self, command: &Command) -> Result<u8> {
+        match command {
+            Command::Help => self.print(&help::text(self.program)),
+            Command::Version => self.print(help::VERSION),
+            Command::List(list) => self.list(list),
+            Command::Save { numeric } => {
+                let table = self.table()?;
+                for line in save::rules(&table, &Printer::new(&self.names, *numeric)) {
+                    self.output.line(&line)?;
+                }
+                Ok(0)
+            }
+            Command::Zero(key) => self.zero(key.as_ref()),
+            Command::StartDaemon(_) => {
+                complain(
+                    "gatun does not synchronise connections between gateways yet: there is no such daemon to start",
+                );
+                Ok(NOT_DONE)
+            }
+            Command::StopDaemon(_) => {
+                complain("No daemon is running");
+                Ok(NOT_DONE)
+            }
+            command => self.change(std::slice::from_ref(command)),
+        }
+    }
+
+    fn print(&mut self, text: &str) -> Result<u8> {
+        self.output.line(text.trim_end_matches('\n'))?;
+        Ok(0)
+    }
+
+    /// The table; an empty one where there is no gateway, as IPVS has when nothing was done to it.
+    fn table(&mut self) -> Result<Table> {
+        match self.place.client()? {
+            Some(mut client) => Ok(Table::new(&status(&mut client)?)),
+            None => Ok(Table::default()),
+        }
+    }
+
+    fn list(&mut self, list: &List) -> Result<u8> {
+        match list.what {
+            Listed::Connections => return self.list_connections(list),
+            // There are none.
+            Listed::Daemons => return Ok(0),
+            Listed::Services | Listed::One(_) | Listed::Timeouts => {}
+        }
+        let table = self.table()?;
+        if list.what == Listed::Timeouts {
+            return self.print(&list::timeouts(table.timeouts));
+        }
+        if let Listed::One(key) = list.what
+            && table.find(&key).is_none()
+        {
+            complain("No such service");
+            return Ok(NOT_LISTED);
+        }
+        self.print(&list::services(&table, list, &Printer::new(&self.names, list.numeric)))
+    }
+
+    fn list_connections(&mut self, list: &List) -> Result<u8> {
+        self.output.line(&connections::heading(list.with_engines))?;
+        let Some(mut client) = self.place.client()? else { return Ok(0) };
+        let servers: Vec<api::Server> = client.call(&Request::ServerList { service: None })?;
+        let printer = Printer::new(&self.names, list.numeric);
+        let request = Request::ConntrackList { filter: api::Filter::default() };
+        let output = &mut *self.output;
+        let _: Option<api::Shown> = client.stream(&request, true, |part: Part<api::Flow>| {
+            if let Part::Item(flow) = part
+                && let Some(connection) = Connection::new(&flow, &servers)
+            {
+                output.line(&connection.line(&printer))?;
+            }
+            Ok(())
+        })?;
+        Ok(0)
+    }
+
+    fn zero(&mut self, key: Option<&super::command::Key>) -> Result<u8> {
+        let service = match key {
+            None => None,
+            Some(key) => match self.table()?.find(key) {
+                Some(service) => Some(service.name.clone()),
+                None => {
+                    complain("No such service");
+                    return Ok(NOT_DONE);
+                }
+            },
+        };
+        if let Some(mut client) = self.place.client()? {
+            let _: api::Zeroed = client.call(&Request::CountersZero { service })?;
+        }
+        Ok(0)
+    }
+
+    /// The commands as one change. Starts a gateway where there is none and something is to be added.
+    fn change(&mut self, commands: &[Command]) -> Result<u8> {
+        for _ in 0..ATTEMPTS {
+            let client = self.place.client()?;
+            let (mut client, table) = match client {
+                Some(mut client) => {
+                    let table = Table::new(&status(&mut client)?);
+                    (Some(client), table)
+                }
+                None => (None, Table::default()),
+            };
+            let mut plan = Plan::new(table.clone());
+            let refused: Vec<String> = commands.iter().filter_map(|command| plan.add(command).err()).collect();
+            if !plan.edits.is_empty() {
+                let Some(client) = &mut client else {
+                    self.place.start()?;
+                    continue;
+                };
+                let edited: Result<api::Difference> = client.call(&Request::Edit { edits: plan.edits, save: false });
+                if let Err(error) = edited {
+                    // Somebody else was faster, or it has just stopped because nobody needed it.
+                    if self.table()?.services != table.services {
+                        continue;
+                    }
+                    complain(&format!("{error:#}"));
+                    return Ok(NOT_DONE);
+                }
+            }
+            refused.iter().for_each(|message| complain(message));
+            return Ok(if refused.is_empty() { 0 } else { NOT_DONE });
+        }
+        anyhow::bail!("the gateway is changed by others all the time: nothing was done")
+    }
+
+    /// Commands from standard input: rules are gathered and become one change; before any other command, and at the end.
+    fn restore(&mut self, anew: bool) -> Result<u8> {
+        let mut commands = Vec::new();
+        if anew {
+            commands.push(Command::Clear);
+        }
+        let input = io::Read::take(io::stdin().lock(), LONGEST_RESTORE);
+        for (number, line) in (1..).zip(io::BufReader::new(input).lines()) {
+            let words = save::words(&line.context("the rules cannot be read")?);
+            if words.is_empty() {
+                continue;
+            }
+            match parse(self.program, &words, &self.names) {
+                // As the original, which would read for ever.
+                Ok(Command::Restore) => return Ok(complain_of(&Complaint::try_help(self.program))),
+                Ok(command) => commands.push(command),
+                Err(complaint) => {
+                    let code = complain_of(&complaint);
+                    complain(&format!("line {number} of the rules: nothing was changed"));
+                    return Ok(code);
+                }
+            }
+        }
+        let mut worst = 0;
+        let mut rules = Vec::new();
+        for command in commands {
+            if is_rule(&command) {
+                rules.push(command);
+                continue;
+            }
+            worst = worst.max(self.change(&std::mem::take(&mut rules))?);
+            worst = worst.max(self.perform(&command)?);
+        }
+        Ok(worst.max(self.change(&rules)?))
+    }
+}
+
+fn is_rule(command: &Command) -> bool {
+    use Command::{Add, AddServer, Clear, Delete, DeleteServer, Edit, EditServer, SetTimeouts};
+    matches!(
+        command,
+        Add(_) | Edit(_) | Delete(_) | Clear | AddServer(..) | EditServer(..) | DeleteServer(..) | SetTimeouts(_)
+    )
+}
+
+fn status(client: &mut Client) -> Result<api::Status> {
+    client.call(&Request::Status {})
+}
+
+fn complain_of(complaint: &Complaint) -> u8 {
+    complain(&complaint.message);
+    complaint.code
+}

@@ -1,0 +1,355 @@
+//! What is asked of whom, when next, and what came of it. Told the time; asks nothing itself.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::{self, AbortHandle};
+use tokio::time::Instant;
+
+use super::dice::Dice;
+use super::probe::{Asked, Bad, Good, Outcome, Probe, Whose};
+use super::spec::{CheckSpec, Jitter, ProbeSpec, ServiceHealth, Via};
+use super::standing::Standing;
+use super::transport::Target;
+use super::{Change, Prepared};
+use crate::service::{Server, ServerId, Service, Snapshot};
+use crate::time;
+
+/// Whoever has the same check asks the same once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    check: Arc<CheckSpec>,
+    asked: Asked,
+}
+
+/// One probe and what its answers amount to.
+pub(super) struct Line {
+    key: Key,
+    probe: Arc<dyn Probe>,
+    standing: Standing,
+    /// When it starts next; `None` while it runs.
+    due: Option<Instant>,
+    started: Instant,
+    running: Option<AbortHandle>,
+    askers: Vec<ServerId>,
+    last: Option<Last>,
+}
+
+/// The last answer.
+#[derive(Clone, Debug)]
+pub(super) struct Last {
+    pub is_good: bool,
+    pub said: String,
+    pub latency: Duration,
+    pub at: Instant,
+}
+
+/// One server of one service.
+pub(super) struct Watched {
+    service: Arc<Service>,
+    server: Arc<Server>,
+    probe: Option<u32>,
+    held: Option<Held>,
+    /// What was told last.
+    was_up: bool,
+    pub since: SystemTime,
+    pub transitions: u64,
+    pub checks: u64,
+    pub failures: u64,
+    /// What its check says instead of the configuration.
+    pub weight: Option<u32>,
+}
+
+/// A server that clients found dead stays down so long, whatever its check says.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    until: Instant,
+    /// Good answers since then.
+    good: u32,
+}
+
+/// A probe to be run.
+pub(super) struct Due {
+    pub id: u32,
+    pub probe: Arc<dyn Probe>,
+    pub check: Arc<CheckSpec>,
+    pub asked: Asked,
+}
+
+#[derive(Default)]
+pub(super) struct Table {
+    lines: Vec<Option<Line>>,
+    free: Vec<u32>,
+    index: HashMap<Key, u32>,
+    queue: BTreeSet<(Instant, u32)>,
+    servers: HashMap<ServerId, Watched>,
+    dice: Dice,
+    /// A weight has changed that the snapshot does not have yet.
+    pub weights_changed: bool,
+}
+
+impl Table {
+    /// Goes on with what `snapshot` has. Checks that are the same as before go on undisturbed.
+    pub fn configure(
+        &mut self,
+        prepared: &Prepared,
+        snapshot: &Snapshot,
+        now: Instant,
+        engine_now: time::Instant,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut old_servers = std::mem::take(&mut self.servers);
+        let mut old_index = std::mem::take(&mut self.index);
+        for line in self.lines.iter_mut().flatten() {
+            line.askers.clear();
+        }
+        let of_services: HashMap<&str, &ServiceHealth> =
+            prepared.spec.services.iter().map(|service| (service.name.as_str(), service)).collect();
+        for service in &snapshot.live {
+            let health = of_services.get(service.spec.name.as_str());
+            for server in &service.servers {
+                let known =
+                    old_servers.remove(&server.id).filter(|known| Arc::ptr_eq(&known.server.state, &server.state));
+                let check = health.and_then(|health| health.check_of(&server.name));
+                let probe = check.and_then(|check| {
+                    let key = Key { check: check.clone(), asked: asked(check, service, server) };
+                    let probe = prepared.probes.get(check)?.clone();
+                    Some(self.join(key, probe, &mut old_index, server, known.as_ref(), now))
+                });
+                let mut watched = known.unwrap_or_else(|| Watched::new(service, server));
+                (watched.service, watched.server, watched.probe) = (service.clone(), server.clone(), probe);
+                let sets_weight =
+                    check.is_some_and(|check| matches!(&check.probe, ProbeSpec::Exec(exec) if exec.sets_weight));
+                if !sets_weight && watched.weight.take().is_some() {
+                    self.weights_changed = true;
+                }
+                let why =
+                    if probe.is_some() { "its check has not found it up yet" } else { "it is not checked any more" };
+                changes.extend(watched.settle(self.line(probe), why, engine_now));
+                self.servers.insert(server.id, watched);
+            }
+        }
+        for id in old_index.into_values() {
+            self.remove(id);
+        }
+        changes
+    }
+
+    /// The probe for `key`, which may be one that others have as well.
+    fn join(
+        &mut self,
+        key: Key,
+        probe: Arc<dyn Probe>,
+        old_index: &mut HashMap<Key, u32>,
+        server: &Server,
+        known: Option<&Watched>,
+        now: Instant,
+    ) -> u32 {
+        let found = self.index.get(&key).copied().or_else(|| old_index.remove(&key));
+        let id = found.unwrap_or_else(|| {
+            let is_up = match known {
+                None => key.check.starts_up && server.state.is_up(),
+                Some(known) => known.held.is_some() || server.state.is_up(),
+            };
+            // The warm-up: probes of one configuration do not all start together.
+            let due = now + self.dice.part_of(key.check.interval);
+            self.add(Line {
+                key: key.clone(),
+                probe: probe.clone(),
+                standing: Standing::new(is_up),
+                due: Some(due),
+                started: now,
+                running: None,
+                askers: Vec::new(),
+                last: None,
+            })
+        });
+        if let Some(Some(line)) = self.lines.get_mut(id as usize) {
+            line.askers.push(server.id);
+            // Made anew: its files may be others.
+            line.probe = probe;
+        }
+        self.index.insert(key, id);
+        id
+    }
+
+    fn add(&mut self, line: Line) -> u32 {
+        let due = line.due;
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.lines.push(None);
+            u32::try_from(self.lines.len() - 1).expect("each has a line of a configuration file")
+        });
+        self.lines[id as usize] = Some(line);
+        self.queue.extend(due.map(|due| (due, id)));
+        id
+    }
+
+    fn remove(&mut self, id: u32) {
+        let Some(line) = self.lines.get_mut(id as usize).and_then(Option::take) else { return };
+        self.free.push(id);
+        if let Some(due) = line.due {
+            self.queue.remove(&(due, id));
+        }
+        if let Some(running) = line.running {
+            running.abort();
+        }
+    }
+
+    fn line(&self, id: Option<u32>) -> Option<&Line> {
+        self.lines.get(id? as usize)?.as_ref()
+    }
+
+    /// When the next probe starts.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.queue.first().map(|(due, _)| *due)
+    }
+
+    /// The next probe that is due at `now`; it must be [`started`](Self::started).
+    pub fn take_due(&mut self, now: Instant) -> Option<Due> {
+        let &(due, id) = self.queue.first().filter(|(due, _)| *due <= now)?;
+        self.queue.remove(&(due, id));
+        let line = self.lines.get_mut(id as usize)?.as_mut()?;
+        line.due = None;
+        line.started = now;
+        Some(Due { id, probe: line.probe.clone(), check: line.key.check.clone(), asked: line.key.asked.clone() })
+    }
+
+    pub fn started(&mut self, id: u32, running: AbortHandle) {
+        if let Some(Some(line)) = self.lines.get_mut(id as usize) {
+            line.running = Some(running);
+        }
+    }
+
+    /// Notes what a probe came to, and when it is to be run again.
+    pub fn note(
+        &mut self,
+        (id, task): (u32, task::Id),
+        outcome: Outcome,
+        latency: Duration,
+        now: Instant,
+        engine_now: time::Instant,
+    ) -> Vec<Change> {
+        let Some(Some(line)) = self.lines.get_mut(id as usize) else { return Vec::new() };
+        // The answer to one that was called off came all the same, and the line is another's by now.
+        if line.running.take_if(|running| running.id() == task).is_none() {
+            return Vec::new();
+        }
+        let check = line.key.check.clone();
+        let early = match check.jitter {
+            Jitter::Share(share) => check.interval * u32::from(share) / 100,
+            Jitter::Time(time) => time,
+        };
+        let due = now.max(line.started + (check.interval - self.dice.part_of(early).min(check.interval)));
+        line.due = Some(due);
+        self.queue.insert((due, id));
+        let (is_good, said, weight) = match outcome {
+            Ok(Good { said, weight }) => (true, said, weight),
+            Err(Bad::Server(why)) => (false, why, None),
+            // Nothing was learnt.
+            Err(Bad::Ours(_)) => return Vec::new(),
+        };
+        line.standing.note(is_good, check.rise, check.fall);
+        line.last = Some(Last { is_good, said, latency, at: now });
+        let mut changes = Vec::new();
+        let (servers, line) = (&mut self.servers, &*line);
+        for asker in &line.askers {
+            let Some(watched) = servers.get_mut(asker) else { continue };
+            watched.checks += 1;
+            watched.failures += u64::from(!is_good);
+            if is_good && watched.weight != weight {
+                watched.weight = weight;
+                self.weights_changed = true;
+            }
+            watched.note_held(is_good, check.rise, now);
+            let why = line.last.as_ref().map_or("", |last| &last.said);
+            changes.extend(watched.settle(Some(line), why, engine_now));
+        }
+        changes
+    }
+
+    /// Every weight that a check sets.
+    pub fn weights(&self) -> impl Iterator<Item = (&str, &str, u32)> {
+        self.servers.values().filter_map(|watched| {
+            Some((watched.service.spec.name.as_str(), watched.server.name.as_str(), watched.weight?))
+        })
+    }
+
+    /// What is known of a server: its record, its check, its last answer.
+    pub fn look(&self, server: &Server) -> Option<(&Watched, Option<(&CheckSpec, Option<&Last>)>)> {
+        let watched =
+            self.servers.get(&server.id).filter(|watched| Arc::ptr_eq(&watched.server.state, &server.state))?;
+        let line = self.line(watched.probe);
+        Some((watched, line.map(|line| (&*line.key.check, line.last.as_ref()))))
+    }
+
+    /// Probes that there are, and those of them that run.
+    #[cfg(test)]
+    pub fn count(&self) -> (usize, usize) {
+        let lines = self.lines.iter().flatten();
+        (lines.clone().count(), lines.filter(|line| line.running.is_some()).count())
+    }
+}
+
+impl Watched {
+    fn new(service: &Arc<Service>, server: &Arc<Server>) -> Watched {
+        Watched {
+            service: service.clone(),
+            server: server.clone(),
+            probe: None,
+            held: None,
+            was_up: server.state.is_up(),
+            since: SystemTime::now(),
+            transitions: 0,
+            checks: 0,
+            failures: 0,
+            weight: None,
+        }
+    }
+
+    fn note_held(&mut self, is_good: bool, rise: u32, now: Instant) {
+        let Some(held) = &mut self.held else { return };
+        if now < held.until {
+            return;
+        }
+        held.good = if is_good { held.good + 1 } else { 0 };
+        if held.good >= rise {
+            self.held = None;
+        }
+    }
+
+    /// Makes the server's state what is known of it; `why` is the reason of a change.
+    fn settle(&mut self, line: Option<&Line>, why: &str, now: time::Instant) -> Option<Change> {
+        let is_up = self.held.is_none() && line.is_none_or(|line| line.standing.is_up);
+        self.server.state.set_up(now, is_up);
+        if self.was_up == is_up {
+            return None;
+        }
+        self.was_up = is_up;
+        self.transitions += 1;
+        self.since = SystemTime::now();
+        let check = line.map(|line| format!(" ({} check)", line.key.check.probe.word())).unwrap_or_default();
+        Some(Change { service: self.service.clone(), server: self.server.clone(), is_up, why: format!("{why}{check}") })
+    }
+}
+
+fn asked(check: &CheckSpec, service: &Service, server: &Server) -> Asked {
+    let (vip, ports) = (service.vip().ip(), service.spec.ports);
+    // A check without a port has none; otherwise the configuration was checked for there being one.
+    let port = check.port.or(if check.via == Via::Path { None } else { server.port }).unwrap_or(ports.first);
+    let target = match check.via {
+        Via::Host => Target { address: SocketAddr::new(server.address.ip(), port), through: None },
+        Via::Path => Target { address: SocketAddr::new(vip, port), through: Some(server.id) },
+    };
+    let is_own = check.via == Via::Path || matches!(check.probe, ProbeSpec::Exec(_));
+    let whose = is_own.then(|| {
+        Arc::new(Whose {
+            service: service.spec.name.clone(),
+            server: server.name.clone(),
+            vip,
+            vip_port: ports.is_single().then_some(ports.first),
+        })
+    });
+    Asked { target, whose }
+}

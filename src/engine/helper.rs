@@ -1,0 +1,208 @@
+//! The engine's part in helpers: helped flows go through their session, and announced flows begin. See
+//! [`crate::forward::helper`].
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+
+use siphasher::sip::SipHasher13;
+
+use super::{Engine, PORT_ATTEMPTS, next_random};
+use crate::command::FlowChange;
+use crate::flow::{FlowId, InsertError, Sender, TcpState};
+use crate::forward::helper::expect::{Expectation, Expectations};
+use crate::forward::helper::sequence::distance;
+use crate::forward::helper::{self, Desk, Session};
+use crate::forward::plan_again;
+use crate::service::{Server, ServerId, ServiceId};
+use crate::time::Instant;
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::{PacketBuf, Transport, Tuple, View, segment, tcp};
+
+/// Connections that are read at a time, per shard. One takes less than a kilobyte, with lines that wait up to five.
+const MAX_SESSIONS: usize = 1 << 16;
+
+/// What the helpers of a shard keep.
+pub(super) struct Helpers {
+    /// By the flow. Nobody chooses its number.
+    sessions: HashMap<FlowId, Session, BuildHasherDefault<SipHasher13>>,
+    pub expectations: Expectations,
+}
+
+impl Helpers {
+    /// `key` must be a secret.
+    pub fn new(key: [u64; 2]) -> Helpers {
+        Helpers { sessions: HashMap::default(), expectations: Expectations::new(key) }
+    }
+
+    /// A helped flow has ended. What it announced may still come.
+    pub fn forget(&mut self, id: FlowId) {
+        self.sessions.remove(&id);
+    }
+}
+
+impl Engine {
+    /// Flows that helpers have announced and that have not begun, the oldest first.
+    pub fn expectations(&self) -> impl Iterator<Item = &Expectation> {
+        self.helpers.expectations.iter()
+    }
+
+    /// A packet of a helped flow: as any other, but for what its helper does to it first.
+    pub(super) fn forward_helped(
+        &mut self,
+        now: Instant,
+        buf: &mut PacketBuf,
+        view: &View,
+        id: FlowId,
+        sender: Sender,
+        change: FlowChange,
+    ) -> Verdict {
+        let len = buf.len();
+        let outcome = match self.help(now, buf, view, id, sender) {
+            Ok(outcome) => outcome,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        let verdict = self.carry(now, buf, &outcome.sent, id, sender, change);
+        if outcome.is_changed && verdict == Verdict::Forward {
+            self.split(buf, view, len);
+        }
+        verdict
+    }
+
+    fn help(
+        &mut self,
+        now: Instant,
+        buf: &mut PacketBuf,
+        view: &View,
+        id: FlowId,
+        sender: Sender,
+    ) -> Result<helper::Outcome, DropReason> {
+        let unread = Ok(helper::Outcome { sent: *view, is_changed: false });
+        let flow = self.table.flow(id);
+        let Helpers { sessions, expectations } = &mut self.helpers;
+        let mut fresh = None;
+        let session = match sessions.get_mut(&id) {
+            Some(session) => session,
+            None => {
+                let service = self.snapshot.service(ServiceId(flow.owner.service));
+                let Some(kind) = service.and_then(|service| service.spec.helper) else { return unread };
+                if let Transport::Tcp(header) = view.transport {
+                    if header.has(tcp::SYN | tcp::RST) || sessions.len() >= MAX_SESSIONS {
+                        return unread;
+                    }
+                    // What either end says begins where the handshake ended: nothing else has been let through so far.
+                    let own = flow.sequence[sender as usize];
+                    if !own.is_known || distance(own.end, header.seq) > 0 {
+                        return Err(DropReason::TooEarly);
+                    }
+                    if segment::payload(buf.packet(), view).is_empty() {
+                        return unread;
+                    }
+                }
+                fresh.insert(Session::new(helper::start(kind), flow.sequence.map(|sequence| sequence.end)))
+            }
+        };
+        self.random = next_random(self.random);
+        let mut desk = Desk::new(now, id, flow, &self.snapshot, expectations, self.random);
+        let outcome = session.handle(buf, view, sender, &mut desk);
+        if let Some(session) = fresh
+            && matches!(view.transport, Transport::Tcp(_))
+        {
+            sessions.insert(id, session);
+        }
+        outcome
+    }
+
+    /// A packet that has become too long for the way it came goes on as two.
+    fn split(&mut self, buf: &mut PacketBuf, view: &View, len: usize) {
+        let fits =
+            if buf.vnet.is_gso() { crate::wire::MAX_PACKET } else { len.max(usize::from(self.snapshot.spec.mtu)) };
+        if let Some(rest) = segment::split_off(buf, view, fits) {
+            self.stats.count(Verdict::Forward);
+            self.released.push_back(rest);
+        }
+    }
+
+    /// A packet without a flow that a helper has announced: its flow begins, with the server that was announced. `None`: it
+    /// is none.
+    pub(super) fn expected(
+        &mut self,
+        now: Instant,
+        view: &View,
+        tuple: &Tuple,
+    ) -> Option<Result<(FlowId, Sender), Verdict>> {
+        if self.helpers.expectations.is_empty() || view.ttl <= 1 {
+            return None;
+        }
+        if let Transport::Tcp(segment) = view.transport
+            && (!segment.has(tcp::SYN) || segment.has(tcp::ACK))
+        {
+            return None;
+        }
+        let expectation = *self.helpers.expectations.find(now, tuple)?;
+        let server = self.snapshot.server(ServerId(expectation.owner.server)).cloned();
+        // The number may have become another server's.
+        let server = server.filter(|server| server.address == expectation.server)?;
+        Some(self.begin(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
+    }
+
+    fn begin(
+        &mut self,
+        now: Instant,
+        server: &Arc<Server>,
+        expectation: &Expectation,
+        first: &Tuple,
+    ) -> Result<FlowId, Verdict> {
+        self.make_room(now)?;
+        let id = self.insert_expected(now, server, expectation, first).map_err(Verdict::Drop)?;
+        self.helpers.expectations.take(&expectation.key);
+        server.start(self.table.flow(id).is_active());
+        self.stats.flows_created += 1;
+        Ok(id)
+    }
+
+    /// The opener's own tuple stands; of the other one the port may be chosen anew.
+    fn insert_expected(
+        &mut self,
+        now: Instant,
+        server: &Server,
+        expectation: &Expectation,
+        first: &Tuple,
+    ) -> Result<FlowId, DropReason> {
+        let planned = expectation.tuples(first);
+        let (mut original, mut reply) = planned;
+        self.random = next_random(self.random);
+        for attempt in 0..=PORT_ATTEMPTS {
+            match self.table.insert(now, original, reply, expectation.owner, &self.snapshot.spec.timeouts) {
+                Ok(id) => return Ok(id),
+                Err(InsertError::Full) => return Err(DropReason::TableFull),
+                // Its ports are used again, as they may be.
+                Err(InsertError::Taken(old)) if attempt == 0 && self.is_over(old) => {
+                    self.end(now, old);
+                    self.stats.flows_reused += 1;
+                }
+                Err(InsertError::Taken(_)) => {
+                    let other = |planned| plan_again(server, planned, self.random, attempt);
+                    match expectation.opener {
+                        Sender::Client => reply = other(planned.1).ok_or(DropReason::PortCollision)?,
+                        Sender::Server => original = other(planned.0).ok_or(DropReason::PortCollision)?,
+                    }
+                }
+            }
+        }
+        Err(DropReason::PortCollision)
+    }
+
+    fn is_over(&self, id: FlowId) -> bool {
+        matches!(self.table.flow(id).tcp_state, TcpState::TimeWait | TcpState::Close)
+    }
+
+    /// Whether a server begins an announced connection over the ports of one that is over.
+    pub(super) fn is_expected_anew(&self, now: Instant, id: FlowId, sender: Sender, segment: &tcp::Header) -> bool {
+        sender == Sender::Server
+            && segment.has(tcp::SYN)
+            && !segment.has(tcp::ACK)
+            && self.is_over(id)
+            && self.helpers.expectations.find(now, &self.table.flow(id).reply()).is_some()
+    }
+}

@@ -1,0 +1,317 @@
+//! FTP (RFC 959, RFC 2428): data connections are announced on the control connection.
+//!
+//! # What is read
+//!
+//! | who | line | what follows |
+//! |---|---|---|
+//! | client | `PORT h1,h2,h3,h4,p1,p2`, `EPRT \|n\|address\|port\|` | the server connects to the client |
+//! | server | `227 … h1,h2,h3,h4,p1,p2 …`, `229 … (\|\|\|port\|) …` | the client connects to the server |
+//! | both | `AUTH TLS` and `234` (RFC 4217) | the connection is encrypted: it is left alone for good |
+//!
+//! A reply counts only as the last line of a reply (RFC 959 section 4.2: lines within it may look like anything), and only
+//! while a `PASV` or `EPSV` waits for it: so none in a banner, a help text or a listing does. The address in a 227 may stand
+//! anywhere behind the code, with parentheses or without (RFC 1123 section 4.1.2.6).
+//!
+//! # What is allowed
+//!
+//! An end announces itself and nobody else (RFC 2577 section 3): a client its own address; a server its own, or the VIP, as
+//! servers do that are told which address clients see. A server with several addresses has to announce the one that it is
+//! configured with at the gateway. Other addresses, and ports below 1024, make no expectation, and the line goes on as it
+//! is: whether to refuse it is up to the other end.
+//!
+//! # Lines in several segments
+//!
+//! What cannot change goes on at once; the argument that will waits until it is whole (see [`super::sequence`]). An argument
+//! that does not end where it should goes on as it is. One that never ends is not delivered: with the connection's end it
+//! is no line. A client's argument does not change, since the server sees the client's own address, and never waits.
+
+use super::{Desk, Helper};
+use crate::flow::Sender;
+use crate::wire::Addr;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+/// Bytes of an argument at most. The longest that means something, an `EPRT` with an IPv6 address, has less than 64.
+const MAX_ARGUMENT: usize = 80;
+/// Passive commands whose answers are waited for, at most; clients wait for each.
+const MAX_ASKED: u8 = 16;
+
+const CR: u8 = b'\r';
+const LF: u8 = b'\n';
+
+/// One control connection.
+#[derive(Default)]
+pub struct Ftp {
+    commands: Commands,
+    replies: Replies,
+    /// Passive commands without an answer so far.
+    asked: u8,
+    /// TLS was asked for.
+    asks_tls: bool,
+}
+
+impl Helper for Ftp {
+    fn read(&mut self, sender: Sender, bytes: &[u8], desk: &mut Desk<'_>) {
+        match sender {
+            Sender::Client => self.read_commands(bytes, desk),
+            Sender::Server => self.read_replies(bytes, desk),
+        }
+    }
+}
+
+/// Where in a command the client is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Commands {
+    /// In the word that begins the line.
+    Word(Vec<u8>),
+    /// In an argument that matters.
+    Argument { is_extended: bool, text: Vec<u8> },
+    /// In the rest of a line that does not.
+    Rest,
+}
+
+impl Default for Commands {
+    fn default() -> Commands {
+        Commands::Word(Vec::new())
+    }
+}
+
+impl Ftp {
+    fn read_commands(&mut self, bytes: &[u8], desk: &mut Desk<'_>) {
+        for &byte in bytes {
+            let is_end = byte == LF;
+            match &mut self.commands {
+                Commands::Word(word) => match byte {
+                    CR => {}
+                    LF | b' ' => {
+                        let word = std::mem::take(word).to_ascii_uppercase();
+                        self.commands = self.command(&word, byte == b' ');
+                    }
+                    // The longest word that is looked for has four letters.
+                    _ if word.len() > 4 => self.commands = Commands::Rest,
+                    _ => word.push(byte),
+                },
+                Commands::Argument { is_extended, text } => match byte {
+                    CR | LF => {
+                        let announced = if *is_extended { extended(text) } else { address_and_port(text) };
+                        if let Some((address, port)) = announced
+                            && Addr::from(address) == desk.client()
+                        {
+                            // RFC 959 section 3.2: the server's data port is the one before its control port.
+                            let control = desk.flow.original().dport;
+                            desk.expect_server(port, Some(control.wrapping_sub(1)).filter(|port| *port != 0));
+                        }
+                        self.commands = Commands::Rest;
+                    }
+                    _ if text.len() == MAX_ARGUMENT => self.commands = Commands::Rest,
+                    _ => text.push(byte),
+                },
+                Commands::Rest => {}
+            }
+            if is_end {
+                self.commands = Commands::default();
+            }
+        }
+    }
+
+    fn command(&mut self, word: &[u8], has_argument: bool) -> Commands {
+        match word {
+            b"PORT" | b"EPRT" if has_argument => Commands::Argument { is_extended: word == b"EPRT", text: Vec::new() },
+            b"PASV" | b"EPSV" => {
+                self.asked = (self.asked + 1).min(MAX_ASKED);
+                Commands::Rest
+            }
+            b"AUTH" => {
+                self.asks_tls = true;
+                Commands::Rest
+            }
+            _ => Commands::Rest,
+        }
+    }
+}
+
+/// Where in a reply the server is.
+#[derive(Clone, Debug, Default)]
+struct Replies {
+    line: Line,
+    /// The code of a reply of several lines, from its first line to its last.
+    within: Option<[u8; 3]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Line {
+    /// In its first four bytes.
+    Code(Vec<u8>),
+    /// Behind the code of a passive reply, before its argument.
+    Text { is_extended: bool },
+    /// In the argument; part of it has been taken out of earlier segments if `waits`.
+    Argument { is_extended: bool, text: Vec<u8>, waits: bool },
+    /// In the rest of a line that does not matter.
+    Rest,
+}
+
+impl Default for Line {
+    fn default() -> Line {
+        Line::Code(Vec::new())
+    }
+}
+
+impl Ftp {
+    fn read_replies(&mut self, bytes: &[u8], desk: &mut Desk<'_>) {
+        // Where the argument begins in `bytes`.
+        let mut from = 0;
+        for (at, &byte) in bytes.iter().enumerate() {
+            match &mut self.replies.line {
+                Line::Code(code) if byte == LF => code.clear(),
+                Line::Code(code) => {
+                    code.push(byte);
+                    if let [a, b, c, mark] = code[..] {
+                        self.replies.line = self.reply([a, b, c], mark, desk);
+                    }
+                }
+                Line::Text { .. } if byte == LF => self.replies.line = Line::default(),
+                Line::Text { is_extended: true } if byte == b'(' => {
+                    from = at + 1;
+                    self.replies.line = Line::Argument { is_extended: true, text: Vec::new(), waits: false };
+                }
+                Line::Text { is_extended: false } if byte.is_ascii_digit() => {
+                    from = at;
+                    self.replies.line = Line::Argument { is_extended: false, text: vec![byte], waits: false };
+                }
+                Line::Text { .. } => {}
+                Line::Argument { is_extended, text, waits } => {
+                    let goes_on = match is_extended {
+                        true => !matches!(byte, b')' | CR | LF),
+                        false => byte.is_ascii_digit() || byte == b',',
+                    };
+                    if goes_on && text.len() < MAX_ARGUMENT {
+                        text.push(byte);
+                        continue;
+                    }
+                    let (is_extended, waits, text) = (*is_extended, *waits, std::mem::take(text));
+                    let shown = passive(is_extended, &text, desk);
+                    self.replies.line = match (&shown, byte) {
+                        (_, LF) => Line::default(),
+                        (None, _) => Line::Text { is_extended },
+                        (Some(_), _) => Line::Rest,
+                    };
+                    match (shown, waits) {
+                        // What ends the argument comes with it: of a range of bytes there must be one.
+                        (shown, true) => {
+                            let mut text = shown.unwrap_or(text);
+                            text.push(byte);
+                            desk.replace(0..at + 1, text);
+                        }
+                        (Some(shown), false) if shown != text => desk.replace(from..at, shown),
+                        _ => {}
+                    }
+                }
+                Line::Rest if byte == LF => self.replies.line = Line::default(),
+                Line::Rest => {}
+            }
+        }
+        self.wait(from, bytes.len(), desk);
+    }
+
+    /// What there is of an argument at the end of a segment waits for the rest.
+    fn wait(&mut self, from: usize, end: usize, desk: &mut Desk<'_>) {
+        let Line::Argument { text, waits, .. } = &mut self.replies.line else { return };
+        if text.is_empty() {
+            return;
+        }
+        if *waits {
+            desk.replace(0..end, Vec::new());
+        } else if desk.has_room(2) {
+            // One for what waits, one for what comes in its place.
+            *waits = true;
+            desk.replace(from..end, Vec::new());
+        } else {
+            self.replies.line = Line::Rest;
+        }
+    }
+
+    /// A reply's line begins with this code and the byte behind it (RFC 959 section 4.2).
+    fn reply(&mut self, code: [u8; 3], mark: u8, desk: &mut Desk<'_>) -> Line {
+        match self.replies.within {
+            Some(within) if within != code || mark != b' ' => return Line::Rest,
+            None if mark == b'-' && code.iter().all(u8::is_ascii_digit) => {
+                self.replies.within = Some(code);
+                return Line::Rest;
+            }
+            _ => self.replies.within = None,
+        }
+        match &code {
+            _ if mark != b' ' => Line::Rest,
+            b"227" | b"229" if self.asked > 0 => {
+                self.asked -= 1;
+                Line::Text { is_extended: code == *b"229" }
+            }
+            b"234" if self.asks_tls => {
+                desk.leave_alone();
+                Line::Rest
+            }
+            _ => Line::Rest,
+        }
+    }
+}
+
+/// What the client is to read in place of a passive reply's argument; `None`: just that.
+fn passive(is_extended: bool, text: &[u8], desk: &mut Desk<'_>) -> Option<Vec<u8>> {
+    if is_extended {
+        let (delimiter, port) = port_alone(text)?;
+        let shown = desk.expect_client(port)?;
+        return Some(format!("{delimiter}{delimiter}{delimiter}{shown}{delimiter}").into_bytes());
+    }
+    let (address, port) = address_and_port(text)?;
+    if Addr::from(address) != desk.server() && Addr::from(address) != desk.vip() {
+        return None;
+    }
+    // The form has no room for another family.
+    let IpAddr::V4(vip) = desk.vip().ip() else { return None };
+    let shown = desk.expect_client(port)?;
+    let [a, b, c, d] = vip.octets();
+    Some(format!("{a},{b},{c},{d},{},{}", shown >> 8, shown & 0xff).into_bytes())
+}
+
+/// `h1,h2,h3,h4,p1,p2` (RFC 959 section 4.1.2, RFC 1123 section 4.1.2.12).
+fn address_and_port(text: &[u8]) -> Option<(IpAddr, u16)> {
+    let mut numbers = text.split(|byte| *byte == b',').map(number::<u8>);
+    let mut next = || numbers.next().flatten();
+    let address = Ipv4Addr::new(next()?, next()?, next()?, next()?);
+    let port = u16::from_be_bytes([next()?, next()?]);
+    numbers.next().is_none().then_some((IpAddr::V4(address), port))
+}
+
+/// `|n|address|port|`, with any one printable character for the bar (RFC 2428 section 2).
+fn extended(text: &[u8]) -> Option<(IpAddr, u16)> {
+    let (delimiter, fields) = delimited(text)?;
+    let mut fields = fields.split(|byte| *byte == delimiter);
+    let (family, address, port) = (fields.next()?, fields.next()?, fields.next()?);
+    let address: IpAddr = std::str::from_utf8(address).ok()?.parse().ok()?;
+    let agrees = matches!((family, address), (b"1", IpAddr::V4(_)) | (b"2", IpAddr::V6(_)));
+    (agrees && fields.next().is_none()).then_some((address, number(port)?))
+}
+
+/// `|||port|` (RFC 2428 section 3), and its delimiter.
+fn port_alone(text: &[u8]) -> Option<(char, u16)> {
+    let (delimiter, fields) = delimited(text)?;
+    let port = fields.strip_prefix(&[delimiter, delimiter])?;
+    Some((char::from(delimiter), number(port)?))
+}
+
+/// The delimiter, and what stands between the first and the last one.
+fn delimited(text: &[u8]) -> Option<(u8, &[u8])> {
+    match text {
+        [first @ 33..=126, fields @ .., last] if first == last && !first.is_ascii_digit() => Some((*first, fields)),
+        _ => None,
+    }
+}
+
+/// A decimal number of digits alone.
+fn number<T: TryFrom<u32>>(digits: &[u8]) -> Option<T> {
+    if digits.is_empty() || digits.len() > 5 {
+        return None;
+    }
+    let add = |sum: u32, digit: &u8| digit.is_ascii_digit().then(|| sum * 10 + u32::from(digit - b'0'));
+    T::try_from(digits.iter().try_fold(0, add)?).ok()
+}
