@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::flow::{Marks, TcpState};
-use crate::service::{Method, ServerId, ServiceId, Snapshot};
+use crate::service::{FlowPolicy, Method, ServerId, ServiceId, Snapshot};
 use crate::wire::{Addr, Protocol, Tuple};
 
 /// A request to one shard's engine.
@@ -21,6 +21,10 @@ pub enum Command {
     Probe { original: Tuple, server: ServerId },
     /// The probe with this original tuple is over; nothing happens if there is none.
     EndProbe(Tuple),
+    /// Do with the flows of these servers, which must be in ascending order, what the policy says; `None`: TCP is reset,
+    /// all else is forgotten. What is to be sent comes out of [`crate::engine::Engine::poll_transmit`]. One call looks at
+    /// [`DELETE_BUDGET`] places at most, from `cursor` on, and resets [`RESET_BUDGET`] flows at most.
+    Evacuate { servers: Arc<[ServerId]>, policy: Option<FlowPolicy>, cursor: usize },
     /// Record events for [`crate::engine::Engine::poll_event`], or stop doing so.
     Watch(bool),
 }
@@ -51,6 +55,9 @@ pub enum ProbeFault {
 
 /// Places of the flow table that one [`Command::Delete`] looks at.
 pub const DELETE_BUDGET: usize = 4096;
+
+/// Flows that one [`Command::Evacuate`] resets, with up to two packets each.
+pub const RESET_BUDGET: usize = 256;
 
 /// Packets and bytes (IP length, headers included) one way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,8 +10,13 @@
 //!
 //! Read [`Engine::handle_packet`] and the four functions below it, and you know the data path.
 
+mod admit;
+mod errors;
 mod fragments;
 mod helper;
+mod lost;
+mod one_packet;
+mod passive;
 mod probe;
 mod shard;
 
@@ -21,23 +26,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
-use crate::flow::{Flow, FlowId, FlowTable, Fragments, InsertError, Marks, Owner, Sender, track};
+use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, Marks, Sender, track};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
-use crate::forward::{self, Action, Context, Obstacle, echo, icmp_error, tunnel_error};
-use crate::service::{Method, Request, Server, ServerId, Service, ServiceId, Snapshot};
+use crate::forward::{self, Action, Context, Obstacle, echo};
+use crate::service::{Method, ServerId, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, decrement_ttl, icmp, tcp};
+use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, tcp};
 
+pub(crate) use admit::request;
+pub(crate) use lost::Fate;
+use lost::Meeting;
+use passive::Held;
 pub use shard::{client_between, client_of, shard_of};
 
 /// Flows that one call of [`Engine::handle_timeout`] looks at, at most.
 const SWEEP: usize = 4096;
 /// Events kept for a watcher that does not take them.
 const MAX_EVENTS: usize = 65_536;
-/// Source ports tried when another flow has the planned tuple.
-const PORT_ATTEMPTS: u16 = 16;
 
 /// What an engine is made with and keeps.
 #[derive(Clone, Debug)]
@@ -62,6 +69,9 @@ pub struct Engine {
     random: u64,
     released: VecDeque<PacketBuf>,
     helpers: helper::Helpers,
+    /// What became of the first fragment just handled, where it is no flow's.
+    alone: Option<FragmentFate>,
+    held: Vec<Held>,
     watched: bool,
     events: VecDeque<Event>,
     stats: Stats,
@@ -69,20 +79,24 @@ pub struct Engine {
 
 impl Engine {
     pub fn new(config: EngineConfig, snapshot: Arc<Snapshot>) -> Engine {
-        Engine {
+        let engine = Engine {
             table: FlowTable::new(config.max_flows, config.seed),
             fragments: Fragments::new(config.seed),
             traffic: vec![Traffic::default(); snapshot.server_ids()],
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
-            helpers: helper::Helpers::new(config.seed),
+            helpers: helper::Helpers::new(&config),
+            alone: None,
+            held: Vec::new(),
             watched: false,
             events: VecDeque::new(),
             stats: Stats::default(),
             config,
             snapshot,
-        }
+        };
+        engine.settle();
+        engine
     }
 
     /// Decides on a packet and, where it is forwarded or answered, rewrites it in place.
@@ -142,10 +156,11 @@ impl Engine {
         {
             return self.answer_probe(now, buf, view, id, sender);
         }
-        let known = found.filter(|&(id, sender)| !self.starts_anew(now, id, sender, view));
+        let known = found.map(|(id, sender)| (id, sender, self.meet(now, id, sender, view)));
         let (id, sender, change) = match known {
-            Some((id, sender)) => (id, sender, FlowChange::Update),
-            None => match self.expected(now, view, tuple).unwrap_or_else(|| self.admit(now, buf, view, tuple)) {
+            Some((id, sender, Meeting::GoesOn)) => (id, sender, FlowChange::Update),
+            Some((.., Meeting::Over(reason))) => return Verdict::Drop(reason),
+            Some((.., Meeting::Anew)) | None => match self.begin(now, buf, view, tuple) {
                 Ok((id, sender)) => (id, sender, FlowChange::New),
                 Err(verdict) => return verdict,
             },
@@ -177,18 +192,26 @@ impl Engine {
         self.act(now, buf, view, &action, server)
     }
 
-    /// A packet without a flow: a service takes it, its scheduler picks a server, its method plans the translation.
-    fn admit(
+    /// A packet without a flow: a helper expects it, or it is for a service.
+    fn begin(
         &mut self,
         now: Instant,
         buf: &mut PacketBuf,
         view: &View,
         tuple: &Tuple,
     ) -> Result<(FlowId, Sender), Verdict> {
+        match self.expected(now, view, tuple) {
+            Some(begun) => begun,
+            None => self.admit(now, buf, view, tuple).map(|id| (id, Sender::Client)),
+        }
+    }
+
+    /// A packet without a flow: a service takes it, a server is picked for it, its method plans the translation.
+    fn admit(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Result<FlowId, Verdict> {
         let snapshot = self.snapshot.clone();
         let Some(service) = snapshot.service_for(tuple.dst, tuple.protocol, tuple.dport) else {
             if !self.is_ours(tuple.dst) {
-                return Err(Verdict::Pass);
+                return Err(self.answer_alone(now, buf, view, tuple).unwrap_or(Verdict::Pass));
             }
             return Err(self.refuse(now, buf, view, DropReason::NoService, Refusal::Closed, tuple.dst));
         };
@@ -200,20 +223,19 @@ impl Engine {
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, tuple.dst));
         }
-        let Some(server) = service.pick(&request(now, tuple)) else {
-            return Err(self.refuse(now, buf, view, DropReason::NoServer, Refusal::Closed, tuple.dst));
-        };
-        self.make_room(now)?;
-        let id = self.insert(now, service, server, tuple).map_err(Verdict::Drop)?;
-        server.start(self.table.flow(id).is_active());
-        self.stats.flows_created += 1;
-        Ok((id, Sender::Client))
+        let alone = service.spec.one_packet && tuple.protocol == Protocol::UDP;
+        match service.pick(&request(now, tuple), !alone) {
+            Ok(picked) if alone => Err(self.forward_alone(now, buf, view, (service, picked.server), tuple)),
+            Ok(picked) => self.enter(now, service, picked, tuple).map_err(Verdict::Drop),
+            Err(reason) => Err(self.refuse(now, buf, view, reason, Refusal::Closed, tuple.dst)),
+        }
     }
 
     /// Lets time pass: ends flows and fragments whose time is over, a bounded number at a time.
     pub fn handle_timeout(&mut self, now: Instant) {
         let mut budget = SWEEP;
         while let Some(id) = self.table.next_expired(now, &self.snapshot.spec.timeouts, &mut budget) {
+            self.judge_expired(now, id);
             self.end(now, id);
             self.stats.flows_expired += 1;
             if budget == 0 {
@@ -222,17 +244,22 @@ impl Engine {
         }
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
+        self.raise_held(now);
+        let mut budget = SWEEP;
+        self.snapshot.persisted().iter().for_each(|clients| clients.expire(now, &mut budget));
     }
 
     /// When [`Engine::handle_timeout`] has something to do, at the earliest; `None` while there is nothing to wait for.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let flows = self.table.next_deadline(&self.snapshot.spec.timeouts);
         let expected = self.helpers.expectations.next_deadline();
-        flows.into_iter().chain(self.fragments.next_deadline()).chain(expected).min()
+        let clients = self.snapshot.persisted().iter().filter_map(|clients| clients.next_deadline());
+        let others = clients.chain(expected).chain(self.next_raise());
+        flows.into_iter().chain(self.fragments.next_deadline()).chain(others).min()
     }
 
-    /// The next packet to send besides the one just handled: a fragment that was held until its first one came, or the rest of
-    /// a packet that a helper made longer.
+    /// The next packet to send besides the one just handled: a fragment that was held until its first one came, the rest of
+    /// a packet that a helper made longer, a RST for one end of a flow whose server is gone.
     pub fn poll_transmit(&mut self) -> Option<PacketBuf> {
         self.released.pop_front()
     }
@@ -249,6 +276,7 @@ impl Engine {
                 self.traffic.resize(self.traffic.len().max(snapshot.server_ids()), Traffic::default());
                 self.forget_reused_ids(&snapshot);
                 self.snapshot = snapshot;
+                self.settle();
                 let bounds = self.fragment_bounds();
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
@@ -263,6 +291,7 @@ impl Engine {
             Command::Delete { filter, cursor } => self.delete(now, &filter, cursor),
             Command::Probe { original, server } => self.admit_probe(now, &original, server),
             Command::EndProbe(original) => self.end_probe(now, &original),
+            Command::Evacuate { servers, policy, cursor } => self.evacuate(now, &servers, policy, cursor),
         }
     }
 
@@ -323,32 +352,31 @@ impl Engine {
     /// Panics when the engine contradicts itself; for tests.
     pub fn check_invariants(&mut self) {
         self.table.check_invariants();
+        self.snapshot.persisted().iter().for_each(|clients| clients.check_invariants());
+        assert!(self.alone.is_none(), "a fragment's fate was not noted");
+        assert!(self.held.len() <= self.snapshot.server_ids(), "more servers held down than there are");
         self.helpers.expectations.check_invariants();
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }
 
-    fn is_ours(&self, addr: Addr) -> bool {
-        self.snapshot.is_ours(addr)
+    /// What a snapshot leaves to whoever puts it in force, since it may never be: all shards do the same.
+    fn settle(&self) {
+        for clients in self.snapshot.persisted() {
+            clients.prepare(self.config.seed, self.snapshot.spec.limits.persistent_clients);
+        }
+        self.snapshot.all_servers().for_each(|server| server.note_load());
     }
 
-    /// Ends a flow over whose ports a new connection starts.
-    fn starts_anew(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View) -> bool {
-        let Transport::Tcp(segment) = &view.transport else { return false };
-        let anew =
-            track::starts_anew(self.table.flow(id), sender, segment) || self.is_expected_anew(now, id, sender, segment);
-        if anew {
-            self.end(now, id);
-            self.stats.flows_reused += 1;
-        }
-        anew
+    fn is_ours(&self, addr: Addr) -> bool {
+        self.snapshot.is_ours(addr)
     }
 
     /// Notes what a packet means for its flow.
     fn track(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View, change: FlowChange) {
         let flow = self.table.flow(id);
-        let server = flow.owner.server;
+        let (server, was_unanswered) = (flow.owner.server, flow.is_unanswered());
         let believed = match &view.transport {
             Transport::Tcp(segment) if segment.has(tcp::RST) => track::rst_is_plausible(flow, sender, segment),
             _ => true,
@@ -379,6 +407,9 @@ impl Engine {
         {
             server.load.shift(is_active);
         }
+        if before != after && was_unanswered {
+            self.judge(now, id, sender, view);
+        }
         if before != after || change == FlowChange::New {
             self.tell(now, change, id);
         }
@@ -394,85 +425,6 @@ impl Engine {
             Err(Obstacle { reason, refusal: None }) => Verdict::Drop(reason),
             Err(Obstacle { reason, refusal: Some(refusal) }) => self.refuse(now, buf, view, reason, refusal, view.dst),
         }
-    }
-
-    /// An ICMP error: translated when it is about a packet of a flow.
-    fn translate_error(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
-        let ours = self.is_ours(view.dst);
-        let unknown = |reason| if ours { Verdict::Drop(reason) } else { Verdict::Pass };
-        if view.fragment.is_some() {
-            return unknown(DropReason::UnsupportedIcmp);
-        }
-        if self.snapshot.is_tunnel_source(view.dst)
-            && let Some(verdict) = self.relay_tunnel_error(now, buf, view)
-        {
-            return verdict;
-        }
-        let quoted = match icmp_error::quoted(buf, view) {
-            Ok(Some(quoted)) => quoted,
-            Ok(None) => return unknown(DropReason::IcmpNoFlow),
-            // Nobody wants it (RFC 5508 REQ-3); what only cannot be read may be of a kind that others know.
-            Err(DropReason::BadIcmpChecksum) => return Verdict::Drop(DropReason::BadIcmpChecksum),
-            Err(reason) => return unknown(reason),
-        };
-        let Some((id, sender)) = self.table.lookup(&quoted.reversed()) else {
-            return unknown(DropReason::IcmpNoFlow);
-        };
-        if view.ttl <= 1 && self.snapshot.spec.is_hop {
-            return Verdict::Drop(DropReason::TtlExceeded);
-        }
-        // It neither refreshes nor ends the flow (RFC 5382 REQ-10, RFC 4787 REQ-12).
-        self.stats.icmp_errors += 1;
-        let flow = self.table.flow(id);
-        let forward = if flow.is_probe() && sender == Sender::Server { Verdict::Deliver } else { Verdict::Forward };
-        if flow.owner.one_way {
-            let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
-            if let (Sender::Server, Some(server)) = (sender, self.snapshot.server(server)) {
-                tunnel_error::learn_from_inside(now, server, buf.packet(), view);
-            }
-            return match self.act(now, buf, view, &action, server) {
-                Verdict::Forward => forward,
-                verdict => verdict,
-            };
-        }
-        icmp_error::translate(buf, view, flow, sender, &quoted);
-        if self.snapshot.spec.is_hop {
-            decrement_ttl(buf.packet_mut());
-        }
-        forward
-    }
-
-    /// An ICMP error about one of the gateway's own outer packets: what it says of the way to the server is noted, and the
-    /// client is told. `None`: it is about something else.
-    fn relay_tunnel_error(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Option<Verdict> {
-        let snapshot = self.snapshot.clone();
-        let error = tunnel_error::read(buf, view, |port| snapshot.is_gue_port(port))?;
-        let drop = |reason| Some(Verdict::Drop(reason));
-        let Ok(error) = error else { return drop(DropReason::BadIcmpChecksum) };
-        let about_it = |server: &&Arc<Server>| {
-            (server.method, server.address, server.source) == (Method::Tunnel, error.outer_dst, Some(error.outer_src))
-        };
-        let Some((inner, sequence)) = error.inner else {
-            let servers = snapshot.all_servers().filter(about_it);
-            servers.for_each(|server| tunnel_error::note_unproven(now, server, &error));
-            return drop(DropReason::IcmpNoFlow);
-        };
-        let Some((id, Sender::Client)) = self.table.lookup(&inner) else { return drop(DropReason::IcmpNoFlow) };
-        let flow = self.table.flow(id);
-        let relayed = if flow.is_probe() { Verdict::Deliver } else { Verdict::Forward };
-        let can_be = sequence.is_none_or(|sequence| track::client_sent(flow, sequence));
-        let server = snapshot.server(ServerId(flow.owner.server)).filter(about_it);
-        let Some(server) = server.filter(|_| can_be) else { return drop(DropReason::IcmpNoFlow) };
-        self.stats.icmp_errors += 1;
-        let Some(refusal) = tunnel_error::note(now, server, &error) else { return drop(DropReason::UnsupportedIcmp) };
-        buf.advance(error.inner_at);
-        let Ok((inner, _)) = View::parse_quoted(buf.packet()) else { return drop(DropReason::IcmpNoFlow) };
-        // What follows the quoted packet (RFC 4884) is about the outer one.
-        buf.truncate(inner.len);
-        Some(match self.refuse(now, buf, &inner, DropReason::IcmpNoFlow, refusal, inner.dst) {
-            Verdict::Refuse(_) => relayed,
-            verdict => verdict,
-        })
     }
 
     /// Drops a packet with an answer to its sender, if the rate limit and the rules of ICMP let it have one.
@@ -495,49 +447,6 @@ impl Engine {
         if refuse(buf, view, refusal, from) { Verdict::Refuse(reason) } else { Verdict::Drop(reason) }
     }
 
-    /// At the limit, the oldest half-open flow gives way, or else the oldest finished one.
-    fn make_room(&mut self, now: Instant) -> Result<(), Verdict> {
-        if !self.table.is_full() {
-            return Ok(());
-        }
-        let id = self.table.eviction_candidate().ok_or(Verdict::Drop(DropReason::TableFull))?;
-        self.end(now, id);
-        self.stats.flows_evicted += 1;
-        Ok(())
-    }
-
-    fn insert(
-        &mut self,
-        now: Instant,
-        service: &Service,
-        server: &Server,
-        original: &Tuple,
-    ) -> Result<FlowId, DropReason> {
-        let owner = Owner {
-            service: service.id.0,
-            server: server.id.0,
-            method: server.method as u8,
-            one_way: server.method.is_one_way(),
-            marks: forward::helper::marks(service, server),
-        };
-        let planned = forward::plan(service, server, original);
-        let mut reply = planned;
-        for attempt in 0..=PORT_ATTEMPTS {
-            match self.table.insert(now, *original, reply, owner, &self.snapshot.spec.timeouts) {
-                Ok(id) => return Ok(id),
-                Err(InsertError::Full) => return Err(DropReason::TableFull),
-                Err(InsertError::Taken(_)) => {
-                    if attempt == 0 {
-                        self.random = next_random(self.random);
-                    }
-                    reply =
-                        forward::plan_again(server, planned, self.random, attempt).ok_or(DropReason::PortCollision)?;
-                }
-            }
-        }
-        Err(DropReason::PortCollision)
-    }
-
     /// Takes a flow out of the table and off its server.
     fn end(&mut self, now: Instant, id: FlowId) {
         self.tell(now, FlowChange::Destroy, id);
@@ -546,10 +455,15 @@ impl Engine {
             self.helpers.forget(id);
         }
         // A probe is no load.
-        if !flow.is_probe()
-            && let Some(server) = self.snapshot.server(ServerId(flow.owner.server))
+        if flow.is_probe() {
+            return;
+        }
+        let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) else { return };
+        server.end(flow.is_active());
+        if flow.owner.marks.has(Marks::PERSISTENT)
+            && let Some(service) = self.snapshot.service(ServiceId(flow.owner.service))
         {
-            server.end(flow.is_active());
+            service.release(flow.original().src, server);
         }
     }
 
@@ -621,18 +535,4 @@ impl Engine {
             to_client: volume(Sender::Server),
         }
     }
-}
-
-/// What a scheduler may go by for the first packet of a flow.
-pub(crate) fn request(now: Instant, tuple: &Tuple) -> Request {
-    let &Tuple { src: client, sport: client_port, dst: vip, dport: port, .. } = tuple;
-    Request { now, client, client_port, vip, port, is_urgent: false }
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): enough for choosing a port nobody profits from guessing.
-fn next_random(state: u64) -> u64 {
-    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

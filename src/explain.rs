@@ -3,10 +3,10 @@
 use std::fmt;
 
 use crate::command::FlowRecord;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Fate};
 use crate::flow::Sender;
 use crate::forward;
-use crate::service::{Method, Server};
+use crate::service::{Method, Server, Way};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Encapsulation, Protocol, Tuple, tcp};
@@ -25,6 +25,9 @@ pub enum Explained {
     Known { flow: Box<FlowRecord>, from_client: bool, translated: Tuple, via: Option<Via> },
     /// The packet starts a flow.
     Admitted { choice: Choice, translated: Tuple, via: Option<Via> },
+    /// The packet belongs to no flow, but comes from a server whose packets are scheduled one by one: it is translated to
+    /// this tuple.
+    Answer { service: String, server: String, translated: Tuple },
     /// An echo request to a VIP: the gateway answers.
     Echo,
     /// Neither for a VIP nor part of a flow: the host routes it on as it is.
@@ -95,6 +98,10 @@ pub struct Choice {
     /// The scheduler's state in its own words; empty when it keeps none.
     pub scheduler_state: String,
     pub server: String,
+    /// Who or what chose it.
+    pub way: Way,
+    /// Whether the packet starts a flow, or is forwarded by itself.
+    pub keeps_flow: bool,
     pub method: Method,
     /// Servers that could have been chosen, and how many there are.
     pub available: (usize, usize),
@@ -117,7 +124,17 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     if packet.src.is_martian_source() || packet.dst.is_multicast_or_broadcast() || to_itself {
         return dropped(DropReason::Martian, None);
     }
-    if let Some((flow, sender)) = engine.find(now, packet) {
+    let known = engine.find(now, packet).map(|(flow, sender)| (flow, sender, engine.foresee_lost(packet)));
+    if let Some((_, sender, Some(Fate::Reset))) = known
+        && (sender == Sender::Server || packet.protocol != Protocol::TCP || !is_start(tcp_flags))
+    {
+        return dropped(DropReason::ServerDown, None);
+    }
+    // A flow whose server is down is over for the client's next packet.
+    let goes_on = |sender, lost| lost == Some(Fate::Keep) || sender == Sender::Server;
+    if let Some((flow, sender, lost)) = known
+        && (lost.is_none() || goes_on(sender, lost))
+    {
         let translated = match sender {
             Sender::Client => flow.reply.reversed(),
             Sender::Server => flow.original.reversed(),
@@ -129,6 +146,15 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     let ours = snapshot.is_ours(packet.dst);
     let Some(service) = snapshot.service_for(packet.dst, packet.protocol, packet.dport) else {
         return match packet.protocol {
+            _ if !ours && let Some((server, (src, sport))) = snapshot.answers_of(packet) => {
+                let server = snapshot.server(server);
+                let service = server.and_then(|server| snapshot.service(server.service));
+                Explained::Answer {
+                    service: service.map_or_else(String::new, |service| service.spec.name.clone()),
+                    server: server.map_or_else(String::new, |server| server.name.clone()),
+                    translated: Tuple { src, sport, ..*packet },
+                }
+            }
             _ if !ours && snapshot.spec.is_hop => dropped(DropReason::NotOurs, None),
             _ if !ours => Explained::Passed,
             protocol if protocol.is_icmp() => Explained::Echo,
@@ -136,17 +162,19 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
             _ => dropped(DropReason::UnsupportedProtocol, None),
         };
     };
-    if packet.protocol == Protocol::TCP && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN {
+    if packet.protocol == Protocol::TCP && !is_start(tcp_flags) {
         return dropped(DropReason::NoFlow, Some(&service.spec.name));
     }
     let request = engine::request(now, packet);
     let scheduler_state = service.scheduler.state();
-    let picked = service.scheduler.fork().pick(&service.servers, &request);
-    let Some(server) = picked.and_then(|index| service.servers.get(index)) else {
-        return dropped(DropReason::NoServer, Some(&service.spec.name));
+    let picked = match service.foresee(&request) {
+        Ok(picked) => picked,
+        Err(reason) => return dropped(reason, Some(&service.spec.name)),
     };
+    let server = picked.server;
+    let alone = service.spec.one_packet && packet.protocol == Protocol::UDP;
     let (flows, limit) = engine.occupancy();
-    if flows == limit && !engine.can_evict() {
+    if !alone && flows == limit && !engine.can_evict() {
         return dropped(DropReason::TableFull, Some(&service.spec.name));
     }
     let choice = Choice {
@@ -154,6 +182,8 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         scheduler: service.spec.scheduler.word(),
         scheduler_state,
         server: server.name.clone(),
+        way: picked.way,
+        keeps_flow: !alone,
         method: server.method,
         available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
     };
@@ -161,13 +191,20 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     Explained::Admitted { choice, translated, via: Via::to(server) }
 }
 
+fn is_start(tcp_flags: u8) -> bool {
+    tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+}
+
 /// As [`crate::forward::refuse`] does it.
 fn answer(reason: DropReason, protocol: Protocol, tcp_flags: u8) -> Option<Answer> {
     match (reason, protocol) {
-        (DropReason::NoService | DropReason::NoServer | DropReason::NoFlow, Protocol::TCP) => {
-            (tcp_flags & tcp::RST == 0).then_some(Answer::Reset)
+        (
+            DropReason::NoService | DropReason::NoServer | DropReason::ServersFull | DropReason::NoFlow,
+            Protocol::TCP,
+        ) => (tcp_flags & tcp::RST == 0).then_some(Answer::Reset),
+        (DropReason::NoService | DropReason::NoServer | DropReason::ServersFull, Protocol::UDP) => {
+            Some(Answer::PortUnreachable)
         }
-        (DropReason::NoService | DropReason::NoServer, Protocol::UDP) => Some(Answer::PortUnreachable),
         _ => None,
     }
 }

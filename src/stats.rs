@@ -26,6 +26,10 @@ pub struct Stats {
     pub flows_deleted: u64,
     /// Flows ended because a SYN started a new connection over the same ports.
     pub flows_reused: u64,
+    /// Flows ended because their server was gone.
+    pub flows_evacuated: u64,
+    /// RSTs sent to both ends of such flows.
+    pub resets: u64,
     /// RSTs that did not fit the flow's sequence numbers and so did not end it.
     pub rst_ignored: u64,
     /// ICMP errors translated, both ways.
@@ -50,6 +54,8 @@ impl Default for Stats {
             flows_evicted: 0,
             flows_deleted: 0,
             flows_reused: 0,
+            flows_evacuated: 0,
+            resets: 0,
             rst_ignored: 0,
             icmp_errors: 0,
             fragments_held: 0,
@@ -90,7 +96,7 @@ impl Stats {
     }
 
     /// The counters besides drops, by name.
-    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 15] {
+    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 17] {
         [
             ("forwarded", &mut self.forwarded),
             ("passed", &mut self.passed),
@@ -103,6 +109,8 @@ impl Stats {
             ("flows_evicted", &mut self.flows_evicted),
             ("flows_deleted", &mut self.flows_deleted),
             ("flows_reused", &mut self.flows_reused),
+            ("flows_evacuated", &mut self.flows_evacuated),
+            ("resets", &mut self.resets),
             ("rst_ignored", &mut self.rst_ignored),
             ("icmp_errors", &mut self.icmp_errors),
             ("fragments_held", &mut self.fragments_held),

@@ -159,6 +159,10 @@ drop_reasons! {
     /// A segment that a helper has to read or rewrite cannot be: its checksum is wrong, it is a fragment, or it would become too
     /// long.
     Unreadable = "unreadable",
+    /// Every server that could take the new flow has as many as it may have (max_connections).
+    ServersFull = "servers_full",
+    /// The flow's server is down: both ends of the connection were sent a RST.
+    ServerDown = "server_down",
 }
 
 impl DropReason {

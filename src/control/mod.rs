@@ -6,6 +6,7 @@ pub mod context;
 pub mod daemon;
 pub mod device;
 pub mod drain;
+pub mod evacuate;
 pub mod explain;
 pub mod health;
 pub mod metrics;

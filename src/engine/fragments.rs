@@ -50,12 +50,17 @@ impl Engine {
         }
     }
 
-    /// The translation of the flow that this first fragment belongs to.
+    /// The translation of the flow that this first fragment belongs to, or that it had without one.
     fn translation_of(&mut self, view: &View) -> Option<Fate> {
-        let (id, sender) = self.table.lookup(&view.ports()?)?;
-        let flow = self.table.flow(id);
-        let server = flow.owner.server;
-        let rewrite = (!flow.owner.one_way).then(|| flow.rewrite(sender));
+        let (rewrite, server, sender) = match self.alone.take() {
+            Some(Fate::Forward { rewrite, server, sender, .. }) => (rewrite, server, sender),
+            _ => {
+                let (id, sender) = self.table.lookup(&view.ports()?)?;
+                let flow = self.table.flow(id);
+                let rewrite = (!flow.owner.one_way).then(|| flow.rewrite(sender));
+                (rewrite, flow.owner.server, sender)
+            }
+        };
         let id = match self.fragments.fate(view) {
             // It came again. Another translation means that its sender uses the identification for another packet now.
             Some(Fate::Forward { rewrite: known, id, .. }) if known == rewrite => id,

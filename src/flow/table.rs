@@ -86,6 +86,8 @@ impl Marks {
     pub const HELPED: Marks = Marks(4);
     /// A helper expected it.
     pub const EXPECTED: Marks = Marks(8);
+    /// That it failed has been put down to its server.
+    pub const BLAMED: Marks = Marks(16);
 
     #[inline]
     pub const fn has(self, mark: Marks) -> bool {
@@ -175,6 +177,12 @@ impl Flow {
     #[inline]
     pub fn is_probe(&self) -> bool {
         self.owner.marks.has(Marks::PROBE)
+    }
+
+    /// Whether nothing came of it yet: a TCP connection that the server has not answered, or that, where answers are not
+    /// seen, the client has not acknowledged; or a packet of another protocol without an answer.
+    pub fn is_unanswered(&self) -> bool {
+        !self.replied && (self.protocol != Protocol::TCP || self.tcp_state.is_half_open())
     }
 
     /// Only an established TCP connection is active; everything else counts as inactive, as in IPVS.
@@ -399,6 +407,12 @@ impl FlowTable {
             self.link(now, id.0, timeouts);
         }
         result
+    }
+
+    /// Sets a mark.
+    pub fn mark(&mut self, id: FlowId, mark: Marks) {
+        let owner = &mut self.flows[id.0 as usize].owner;
+        owner.marks = owner.marks.with(mark);
     }
 
     /// Counts a packet that does not keep the flow alive.

@@ -36,6 +36,12 @@ pub fn client_sent(flow: &Flow, sequence: u32) -> bool {
     own.is_known && (0..=MAX_WINDOW).contains(&distance(sequence, own.end))
 }
 
+/// The same of a connection of which there was only a SYN yet; some carry data (RFC 7413).
+pub fn client_began(flow: &Flow, sequence: u32) -> bool {
+    let own = &flow.sequence[Sender::Client as usize];
+    own.is_known && (1..=1500).contains(&distance(sequence, own.end))
+}
+
 /// Whether a RST from `sender` fits what both ends have sent (RFC 5961 section 3, RFC 9293 section 3.10.7). A forged one
 /// must not end the flow; it is forwarded all the same, for the end host to judge.
 pub fn rst_is_plausible(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
@@ -107,6 +113,7 @@ fn note_sequence(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
         flow.sequence[sender.other() as usize] = Sequence::default();
     }
     let peer = flow.sequence[sender.other() as usize];
+    let one_way = flow.is_blind();
     let own = &mut flow.sequence[sender as usize];
     let end = segment.seq_end();
     if segment.has(tcp::SYN) || !own.is_known {
@@ -117,8 +124,9 @@ fn note_sequence(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
             own.end = end;
         }
     }
-    // Nobody acknowledges what was not sent.
-    if segment.has(tcp::ACK) && peer.is_known && distance(segment.ack, peer.end) >= 0 {
+    // Nobody acknowledges what was not sent; where that is not seen, the client has to be believed.
+    let sent = peer.is_known && distance(segment.ack, peer.end) >= 0;
+    if segment.has(tcp::ACK) && (sent || one_way && sender == Sender::Client) {
         if !own.has_acked || distance(own.ack, segment.ack) > 0 {
             own.ack = segment.ack;
         }

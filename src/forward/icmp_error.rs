@@ -5,7 +5,7 @@
 //! or of a router behind the gateway would tell the client nothing (RFC 5508 REQ-5; Linux, `ip_vs_nat_icmp`). An error
 //! from the clients' side keeps its source.
 
-use crate::flow::{Flow, Sender};
+use crate::flow::Sender;
 use crate::verdict::DropReason;
 use crate::wire::{PacketBuf, Protocol, Rewrite, Tuple, View, checksum, icmp};
 
@@ -29,19 +29,19 @@ pub fn quoted(buf: &PacketBuf, view: &View) -> Result<Option<Tuple>, DropReason>
     Ok(tuple.filter(|_| inner.src == view.dst))
 }
 
-/// Translates an error about a packet of `flow`; `sender` is the end whose side the error comes from, and which would have
+/// Translates an error about a packet of the flow with these tuples; `sender` is the end whose side the error comes from, and which would have
 /// sent the reversed `quoted` tuple.
-pub fn translate(buf: &mut PacketBuf, view: &View, flow: &Flow, sender: Sender, quoted: &Tuple) {
+pub fn translate(
+    buf: &mut PacketBuf,
+    view: &View,
+    (original, reply): (&Tuple, &Tuple),
+    sender: Sender,
+    quoted: &Tuple,
+) {
     // The packet was `quoted` when the error arose; its sender knows it by the tuple of the other side.
     let (known_as, outer) = match sender {
-        Sender::Server => {
-            let original = flow.original();
-            (original, Tuple { src: original.dst, dst: original.src, ..outer_tuple(view) })
-        }
-        Sender::Client => {
-            let reply = flow.reply();
-            (reply, Tuple { dst: reply.src, ..outer_tuple(view) })
-        }
+        Sender::Server => (*original, Tuple { src: original.dst, dst: original.src, ..outer_tuple(view) }),
+        Sender::Client => (*reply, Tuple { dst: reply.src, ..outer_tuple(view) }),
     };
     let inner = Rewrite::between(quoted, &known_as);
     let packet = &mut buf.packet_mut()[..view.len];

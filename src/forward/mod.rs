@@ -10,6 +10,7 @@ pub mod icmp_error;
 mod nat;
 pub mod receive;
 pub mod refuse;
+pub mod reset;
 mod tunnel;
 pub mod tunnel_error;
 

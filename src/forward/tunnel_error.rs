@@ -96,6 +96,14 @@ pub fn note_unproven(now: Instant, server: &Server, error: &TunnelError) {
 }
 
 impl TunnelError {
+    /// Whether it says that the tunnel's end cannot be reached, or is none.
+    pub fn is_unreachable(&self) -> bool {
+        match self.v4 {
+            true => self.kind == icmp::V4_UNREACHABLE && self.code != icmp::V4_FRAGMENTATION_NEEDED,
+            false => self.kind == icmp::V6_UNREACHABLE,
+        }
+    }
+
     /// The path MTU that it tells, which the packet that it quotes must not have fitted.
     fn told_mtu(&self) -> Option<u16> {
         let told = match (self.v4, self.kind, self.code) {

@@ -90,12 +90,15 @@ impl Gateway {
     /// Sends what the engines have to send by themselves: after a command that makes packets (RSTs of flows whose server is
     /// gone).
     pub fn flush(&self) {
-        for shard in &self.shards {
-            loop {
-                let next = shard.lock().poll_transmit();
-                let Some(mut packet) = next else { break };
-                self.send(&mut packet);
-            }
+        self.shards.iter().for_each(|shard| self.flush_shard(shard));
+    }
+
+    /// The same for one of them.
+    pub(super) fn flush_shard(&self, shard: &Mutex<Engine>) {
+        loop {
+            let next = shard.lock().poll_transmit();
+            let Some(mut packet) = next else { break };
+            self.send(&mut packet);
         }
     }
 

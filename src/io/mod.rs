@@ -4,6 +4,7 @@ mod addresses;
 pub mod detach;
 pub mod device;
 pub mod direct;
+mod evacuation;
 mod gateway;
 pub mod host;
 pub mod huge_pages;
@@ -24,7 +25,8 @@ pub mod tunnel_socket;
 mod tuntap;
 pub mod worker;
 
-pub use addresses::{AddressWatch, local_addresses};
+pub use addresses::{AddressWatch, addresses_of_links};
+pub use evacuation::{Cause, Evacuation};
 pub use gateway::Gateway;
 pub use own_errors::source_towards;
 pub use path_mtu::{link_mtu, path_mtu};

@@ -10,25 +10,35 @@
 //!   which destinations are at home where.
 //! * A server that stays under the same service (by name, address and port) keeps its [`ServerId`], its [`ServerLoad`] and
 //!   its [`ServerState`]: what is down stays down.
+//! * The clients that persistence remembers stay while they are named by the same bits of their addresses.
 //! * A server or service that is gone stays in the snapshot's registry as *retired* while flows still refer to it, so
 //!   that an id in a flow always resolves. A later build gives the id away once its load is zero.
 //! * The VIP of a gone service stays a VIP (without a service) while its flows live: which shard a packet belongs to
 //!   depends on whether its destination is a VIP, and that answer must not change under a live flow.
 
+mod faults;
 mod path;
+pub mod persistence;
 mod pick;
 pub mod scheduler;
 mod snapshot;
 mod spec;
 mod state;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use siphasher::sip::SipHasher13;
+
+pub use faults::{Fault, SnapshotError};
 pub use path::ServerPath;
+pub use persistence::Persisted;
+pub use pick::{Picked, Way};
 pub use scheduler::{Flags as SchedulerFlags, Kind as SchedulerKind, Request, Scheduler};
-pub use snapshot::{Fault, Snapshot, SnapshotError};
+pub use snapshot::Snapshot;
 pub use spec::{
     FlowPolicy, HelperKind, Limits, Method, Passive, Persistence, PortRange, ProbeSource, Protocols, ServerSpec,
     ServiceSpec, SnapshotSpec,
@@ -36,6 +46,8 @@ pub use spec::{
 pub use state::ServerState;
 
 use crate::wire::{Addr, Encapsulation};
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<SipHasher13>>;
 
 /// Names a service for as long as a flow refers to it. An index into `Snapshot::services`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,17 +68,25 @@ pub struct Service {
     pub sorry: Option<Arc<Server>>,
     pub scheduler: Box<dyn Scheduler>,
     pub state: Arc<ServiceState>,
+    /// Where its clients have been, its own or shared by its group; `None` without persistence.
+    pub persisted: Option<Arc<Persisted>>,
+    /// Its servers by address, with persistence.
+    homes: Map<Addr, Vec<Arc<Server>>>,
 }
 
 /// What changes about a service while the configuration stays; carried from one snapshot to the next.
 #[derive(Debug)]
 pub struct ServiceState {
     has_quorum: AtomicBool,
+    /// Held while passive checks take a server down, so that two of them do not take the last two.
+    pub(crate) falling: Mutex<()>,
+    /// Which servers have changed since the scheduler looked.
+    changes: Arc<scheduler::Changes>,
 }
 
 impl Default for ServiceState {
     fn default() -> ServiceState {
-        ServiceState { has_quorum: AtomicBool::new(true) }
+        ServiceState { has_quorum: AtomicBool::new(true), falling: Mutex::new(()), changes: Arc::default() }
     }
 }
 
@@ -129,35 +149,41 @@ impl Server {
     /// Whether it may take a new flow at all.
     #[inline]
     pub fn is_available(&self) -> bool {
-        let has_way = self.method != Method::Tunnel || self.source.is_some();
-        self.weight > 0
-            && has_way
-            && !self.path.is_unreachable()
-            && self.state.is_up()
-            && !self.state.is_draining()
-            && !self.state.is_full()
+        self.would_take() && !self.state.is_full()
     }
 
-    /// Whether it takes the flow of `request`: it is available, and if it is still warming up, this client is of the growing
-    /// part that it serves already. The part follows from the client alone, so that who came once comes again.
+    /// Whether it takes no new flow for the one reason that it has as many as it may have.
+    pub fn is_only_full(&self) -> bool {
+        self.would_take() && self.state.is_full()
+    }
+
+    #[inline]
+    fn would_take(&self) -> bool {
+        let has_way = self.method != Method::Tunnel || self.source.is_some();
+        self.weight > 0 && has_way && !self.path.is_unreachable() && self.state.is_up() && !self.state.is_draining()
+    }
+
+    /// Whether it takes the flow of `request`: it is available, and if it is still warming up, this client and port are of
+    /// the growing part that it serves already.
     #[inline]
     pub fn takes(&self, request: &Request) -> bool {
         self.is_available() && (request.is_urgent || self.slow_start.is_none_or(|time| self.serves(request, time)))
     }
 
     /// A flow to it starts.
-    pub(crate) fn start(&self, active: bool) {
+    pub fn start(&self, active: bool) {
         self.load.start(active);
         self.note_load();
     }
 
     /// A flow to it has ended.
-    pub(crate) fn end(&self, active: bool) {
+    pub fn end(&self, active: bool) {
         self.load.end(active);
         self.note_load();
     }
 
-    fn note_load(&self) {
+    /// Whether it is full follows from its load, and from thresholds that a reload may have changed.
+    pub(crate) fn note_load(&self) {
         let (upper, lower) = self.thresholds;
         if upper.is_some() || self.state.is_full() {
             self.state.note_flows(self.load.flows(), upper, lower);
@@ -173,9 +199,19 @@ pub struct ServerLoad {
     active: AtomicI64,
     inactive: AtomicI64,
     admitted: AtomicU64,
+    mark: scheduler::Mark,
 }
 
 impl ServerLoad {
+    /// Of a server whose changes are marked by `mark`.
+    pub(crate) fn marked(mark: scheduler::Mark) -> ServerLoad {
+        ServerLoad { mark, ..ServerLoad::default() }
+    }
+
+    pub(crate) fn mark(&self) -> &scheduler::Mark {
+        &self.mark
+    }
+
     /// Flows in TCP state ESTABLISHED (IPVS: ActiveConn).
     pub fn active(&self) -> u64 {
         self.active.load(Ordering::Relaxed).max(0) as u64
@@ -186,7 +222,12 @@ impl ServerLoad {
         self.inactive.load(Ordering::Relaxed).max(0) as u64
     }
 
-    /// Flows admitted since the server was configured.
+    /// A packet that is no flow's went to it.
+    pub(crate) fn note_packet(&self) {
+        self.admitted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Flows admitted since the server was configured, and packets that were scheduled by themselves.
     pub fn admitted(&self) -> u64 {
         self.admitted.load(Ordering::Relaxed)
     }
@@ -210,16 +251,19 @@ impl ServerLoad {
         self.flows.fetch_add(1, Ordering::Relaxed);
         self.admitted.fetch_add(1, Ordering::Relaxed);
         self.side(active).fetch_add(1, Ordering::Relaxed);
+        self.mark.set();
     }
 
     pub(crate) fn end(&self, active: bool) {
         self.side(active).fetch_sub(1, Ordering::Relaxed);
         self.flows.fetch_sub(1, Ordering::Release);
+        self.mark.set();
     }
 
     pub(crate) fn shift(&self, to_active: bool) {
         self.side(to_active).fetch_add(1, Ordering::Relaxed);
         self.side(!to_active).fetch_sub(1, Ordering::Relaxed);
+        self.mark.set();
     }
 
     fn side(&self, active: bool) -> &AtomicI64 {

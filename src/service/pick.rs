@@ -6,21 +6,102 @@ use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 
-use super::{Request, Server, Service};
+use super::persistence::Place;
+use super::{Request, Scheduler, Server, Service};
+use crate::verdict::DropReason;
 
-impl Service {
-    /// The server for a new flow: the scheduler's choice among those that take it; the sorry server when there is none, or no
-    /// quorum. `None`: nobody serves.
-    pub fn pick(&self, request: &Request) -> Option<&Arc<Server>> {
-        let sorry = self.sorry.as_ref().filter(|server| server.is_available());
-        if !self.state.has_quorum() && sorry.is_some() {
-            return sorry;
+/// Who serves a new flow, and why it.
+#[derive(Clone, Copy, Debug)]
+pub struct Picked<'a> {
+    pub server: &'a Arc<Server>,
+    pub way: Way,
+}
+
+/// How a server came to be picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The scheduler chose it.
+    Scheduled,
+    /// The client has been there before.
+    Remembered,
+    /// The sorry server: too few others are up.
+    NoQuorum,
+    /// The sorry server: no other takes the flow.
+    NobodyElse,
+}
+
+impl Way {
+    /// In a few words for `gatun explain`.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Way::Scheduled => "the scheduler",
+            Way::Remembered => "persistence: the client has been there before",
+            Way::NoQuorum => "the sorry server, since there is no quorum",
+            Way::NobodyElse => "the sorry server, since no other takes the flow",
         }
-        self.schedule(request).or(sorry)
     }
 
-    fn schedule(&self, request: &Request) -> Option<&Arc<Server>> {
-        let pick = |request: &Request| self.scheduler.pick(&self.servers, request);
+    /// Whether the client is to come to the same server again, where the service has persistence.
+    pub const fn is_kept(self) -> bool {
+        matches!(self, Way::Scheduled | Way::Remembered)
+    }
+}
+
+impl Service {
+    /// The server for a new flow. Without quorum it is the sorry server; then the one that persistence remembers, if it still
+    /// takes flows; then the scheduler's choice among those that take this one; and the sorry server when there is none.
+    /// With persistence the choice is remembered, and when it is `counted` the flow is to be let go again
+    /// ([`Service::release`]) when it ends, if its way [`is_kept`](Way::is_kept).
+    ///
+    /// # Errors
+    /// Nobody serves, and why.
+    pub fn pick(&self, request: &Request, counted: bool) -> Result<Picked<'_>, DropReason> {
+        let picked = match (&self.persisted, &self.spec.persistence) {
+            (Some(persisted), Some(settings)) => {
+                persisted.claim(request.now, request.client, (settings.timeout, counted), |known| {
+                    let picked = self.decide(request, known, &*self.scheduler);
+                    (picked, picked.filter(|picked| picked.way.is_kept()).map(|picked| place(picked, known)))
+                })
+            }
+            _ => self.decide(request, None, &*self.scheduler),
+        };
+        picked.ok_or_else(|| self.why_nobody())
+    }
+
+    /// As [`Service::pick`], but nothing moves.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn foresee(&self, request: &Request) -> Result<Picked<'_>, DropReason> {
+        let known = self.persisted.as_ref().and_then(|persisted| persisted.find(request.now, request.client));
+        self.decide(request, known, &*self.scheduler.fork()).ok_or_else(|| self.why_nobody())
+    }
+
+    /// A flow of `request`'s client to `server` that was picked as `counted` and is kept has ended, or was never admitted.
+    pub fn release(&self, client: crate::wire::Addr, server: &Server) {
+        if let Some(persisted) = &self.persisted {
+            persisted.release(client, server.address);
+        }
+    }
+
+    fn decide(&self, request: &Request, known: Option<Place>, scheduler: &dyn Scheduler) -> Option<Picked<'_>> {
+        let sorry =
+            |way| self.sorry.as_ref().filter(|server| server.is_available()).map(|server| Picked { server, way });
+        if !self.state.has_quorum()
+            && let Some(picked) = sorry(Way::NoQuorum)
+        {
+            return Some(picked);
+        }
+        // Who is at home with a server stays there while it warms up.
+        if let Some(server) = known.and_then(|place| self.server_at(place)).filter(|server| server.is_available()) {
+            return Some(Picked { server, way: Way::Remembered });
+        }
+        let scheduled = self.schedule(request, scheduler).map(|server| Picked { server, way: Way::Scheduled });
+        scheduled.or_else(|| sorry(Way::NobodyElse))
+    }
+
+    fn schedule(&self, request: &Request, scheduler: &dyn Scheduler) -> Option<&Arc<Server>> {
+        let pick = |request: &Request| scheduler.pick(&self.servers, request);
         let picked = pick(request).or_else(|| {
             // Those that are warming up are better than nobody.
             let warming = self.servers.iter().any(|server| server.slow_start.is_some() && server.is_available());
@@ -28,6 +109,24 @@ impl Service {
         });
         self.servers.get(picked?)
     }
+
+    /// The server at this very address and port, or else, as another service of the group knows it, at this address.
+    fn server_at(&self, (address, port): Place) -> Option<&Arc<Server>> {
+        let at_address = self.homes.get(&address)?;
+        at_address.iter().find(|server| server.port == port).or_else(|| at_address.first())
+    }
+
+    fn why_nobody(&self) -> DropReason {
+        let only_full = self.servers.iter().any(|server| server.is_only_full());
+        let any = self.servers.iter().any(|server| server.is_available());
+        if only_full && !any { DropReason::ServersFull } else { DropReason::NoServer }
+    }
+}
+
+/// What is remembered of a choice. A server that another service of the group knows at another port stays the one that the
+/// client came to first.
+fn place(picked: Picked<'_>, known: Option<Place>) -> Place {
+    known.filter(|_| picked.way == Way::Remembered).unwrap_or((picked.server.address, picked.server.port))
 }
 
 impl Server {

@@ -1,18 +1,13 @@
 //! The immutable snapshot that the engine forwards by, and how one follows another.
 
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
-use siphasher::sip::SipHasher13;
-use thiserror::Error;
-
+use super::scheduler::{Changes, Mark};
 use super::{
-    Method, PortRange, Server, ServerId, ServerSpec, Service, ServiceId, ServiceSpec, SnapshotSpec, scheduler,
+    Map, Method, Persisted, PortRange, Server, ServerId, ServerLoad, ServerPath, ServerSpec, ServerState, Service,
+    ServiceId, ServiceSpec, ServiceState, SnapshotError, SnapshotSpec, scheduler,
 };
-use crate::wire::{Addr, Encapsulation, Protocol};
-
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<SipHasher13>>;
+use crate::wire::{Addr, Encapsulation, Protocol, Tuple};
 
 /// Services compiled for lookup. See the module docs for what carries over from one snapshot to the next.
 #[derive(Debug, Default)]
@@ -36,6 +31,34 @@ pub struct Snapshot {
     /// Where tunnels begin, those to retired servers included, and the ports of those that are GUE.
     tunnel_sources: Map<Addr, ()>,
     gue_ports: Map<u16, ()>,
+    /// By the address of a server whose packets are each scheduled by themselves: as whose its answers go out.
+    answers: Map<Addr, Vec<Answers>>,
+    /// The persistence of live services, each table once.
+    persisted: Vec<Arc<Persisted>>,
+    taken: Taken,
+}
+
+/// Where the answers of one server come from, and go out as.
+#[derive(Clone, Copy, Debug)]
+struct Answers {
+    from: PortRange,
+    vip: Addr,
+    /// The port of the VIP that stands for the first one of `from`.
+    first: u16,
+    server: ServerId,
+}
+
+/// Below these no id is free: while a snapshot is built ids are only taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    services: usize,
+    servers: usize,
+}
+
+/// The snapshot before, and its live services by name.
+struct Previous<'a> {
+    snapshot: &'a Snapshot,
+    by_name: Map<&'a str, &'a Arc<Service>>,
 }
 
 /// What listens at one address besides single ports.
@@ -44,41 +67,6 @@ struct Vip {
     /// No configured service has this address any more; old flows do.
     retired: bool,
     ranges: Vec<(Protocol, PortRange, Arc<Service>)>,
-}
-
-/// Why a specification makes no snapshot.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum SnapshotError {
-    #[error("two services are named {0:?}; names must differ")]
-    DuplicateService(String),
-    #[error("services {first:?} and {second:?} both listen on {protocol:?} {vip} port {ports}")]
-    Overlap { first: String, second: String, protocol: Protocol, vip: Addr, ports: PortRange },
-    #[error("service {service:?}: two servers are named {server:?}; names must differ")]
-    DuplicateServer { service: String, server: String },
-    #[error(
-        "service {service:?}: server {server:?} is of another address family than the VIP {vip}; only method \"tunnel\" goes from one to the other"
-    )]
-    FamilyMismatch { service: String, server: String, vip: Addr },
-    #[error("service {service:?}: servers {first:?} and {second:?} have one address and port; add up their weights")]
-    SameServer { service: String, first: String, second: String },
-    #[error("service {service:?}: server {server:?} has the VIP of service {of:?} as its address; packets would loop")]
-    ServerIsVip { service: String, server: String, of: String },
-    #[error(
-        "service {service:?}: server {server:?} has port {port}, but method {:?} leaves ports as they are; leave the port out", .method.word()
-    )]
-    PortNotTranslated { service: String, server: String, port: u16, method: Method },
-    #[error("service {service:?}: the port range {ports} does not fit from port {base} on at server {server:?}")]
-    PortsDoNotFit { service: String, server: String, ports: PortRange, base: u16 },
-}
-
-/// A [`SnapshotError`] and where in the specification it lies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Index in [`SnapshotSpec::services`].
-    pub service: usize,
-    /// Index in [`ServiceSpec::servers`]; `None`: the service itself.
-    pub server: Option<usize>,
-    pub error: SnapshotError,
 }
 
 impl Snapshot {
@@ -100,6 +88,9 @@ impl Snapshot {
             probe_sources: Map::default(),
             tunnel_sources: Map::default(),
             gue_ports: Map::default(),
+            answers: Map::default(),
+            persisted: Vec::new(),
+            taken: Taken::default(),
         };
         snapshot.sources = snapshot.spec.tunnel_sources.iter().copied().collect();
         let probes = snapshot.spec.probe_sources.iter();
@@ -109,13 +100,24 @@ impl Snapshot {
             snapshot.servers.clone_from(&previous.servers);
             snapshot.release_idle(previous);
         }
+        let previous = previous.map(|snapshot| Previous {
+            snapshot,
+            by_name: snapshot.live.iter().map(|service| (service.spec.name.as_str(), service)).collect(),
+        });
+        let mut tables = Map::default();
         for index in 0..snapshot.spec.services.len() {
-            let service = snapshot.admit_service(index, previous);
+            let service = snapshot.admit_service(index, previous.as_ref());
             snapshot.listen(&service);
+            if let Some(table) = &service.persisted
+                && tables.insert(Arc::as_ptr(table), ()).is_none()
+            {
+                snapshot.persisted.push(table.clone());
+            }
             snapshot.live.push(service);
         }
+        let live: Map<ServiceId, ()> = snapshot.live.iter().map(|service| (service.id, ())).collect();
         for service in snapshot.services.iter().flatten() {
-            if !snapshot.live.iter().any(|live| live.id == service.id) {
+            if !live.contains_key(&service.id) {
                 snapshot.vips.entry(service.vip()).or_insert(Vip { retired: true, ranges: Vec::new() });
             }
         }
@@ -132,16 +134,25 @@ impl Snapshot {
     /// This snapshot without the retired servers and services that no flow uses any more; `None` while there are none.
     /// Flows are forwarded as before, so the generation is the same.
     pub fn tidied(&self) -> Option<Snapshot> {
-        let servers = || self.servers.iter().flatten();
-        let is_live = |service: &Service| self.live.iter().any(|live| live.id == service.id);
-        let serves =
-            |server: &Server| self.live.iter().flat_map(|live| live.all_servers()).any(|live| live.id == server.id);
-        let idle_server = servers().any(|server| server.load.is_idle() && !serves(server));
-        let empty_service = self
-            .services
-            .iter()
-            .flatten()
-            .any(|service| !is_live(service) && !servers().any(|server| server.service == service.id));
+        let (mut live_services, mut used_services) =
+            (vec![false; self.services.len()], vec![false; self.services.len()]);
+        let mut live_servers = vec![false; self.servers.len()];
+        for service in &self.live {
+            live_services[service.id.0 as usize] = true;
+            for server in service.all_servers() {
+                live_servers[server.id.0 as usize] = true;
+            }
+        }
+        let mut idle_server = false;
+        for server in self.servers.iter().flatten() {
+            used_services[server.service.0 as usize] = true;
+            idle_server |= server.load.is_idle() && !live_servers[server.id.0 as usize];
+        }
+        let empty = |service: &Arc<Service>| {
+            let index = service.id.0 as usize;
+            !live_services[index] && !used_services[index]
+        };
+        let empty_service = self.services.iter().flatten().any(empty);
         if !idle_server && !empty_service {
             return None;
         }
@@ -158,6 +169,16 @@ impl Snapshot {
         let ranges = &self.vips.get(&vip)?.ranges;
         // The narrowest range wins, so that one port can be taken out of an all-ports service; ranges stand narrowest first.
         ranges.iter().find(|(p, range, _)| *p == protocol && range.contains(port)).map(|(_, _, service)| service)
+    }
+
+    /// The server without flows that a packet of this tuple comes from, and the VIP and port that it answers for.
+    #[inline]
+    pub fn answers_of(&self, tuple: &Tuple) -> Option<(ServerId, (Addr, u16))> {
+        if self.answers.is_empty() || tuple.protocol != Protocol::UDP {
+            return None;
+        }
+        let answers = self.answers.get(&tuple.src)?.iter().find(|answers| answers.from.contains(tuple.sport))?;
+        Some((answers.server, (answers.vip, answers.first + (tuple.sport - answers.from.first))))
     }
 
     /// Whether `addr` is a VIP, of a live service or of one that still has flows.
@@ -214,6 +235,24 @@ impl Snapshot {
         self.servers.iter().flatten()
     }
 
+    /// The servers that took new flows in `previous` and are not configured any more.
+    pub fn retired_since(&self, previous: &Snapshot) -> Vec<ServerId> {
+        let live = |snapshot: &Snapshot| -> Vec<ServerId> {
+            let mut ids: Vec<_> =
+                snapshot.live.iter().flat_map(|of| of.all_servers()).map(|server| server.id).collect();
+            ids.sort_unstable();
+            ids
+        };
+        let (before, now) = (live(previous), live(self));
+        // An id that is given away again was let go of before: a snapshot retires a server first.
+        before.into_iter().filter(|id| now.binary_search(id).is_err()).collect()
+    }
+
+    /// The tables of clients that persistence remembers; a group's is there once.
+    pub fn persisted(&self) -> &[Arc<Persisted>] {
+        &self.persisted
+    }
+
     /// One past the highest [`ServerId`] in use.
     pub fn server_ids(&self) -> usize {
         self.servers.len()
@@ -245,30 +284,55 @@ impl Snapshot {
         }
     }
 
-    fn admit_service(&mut self, index: usize, previous: Option<&Snapshot>) -> Arc<Service> {
+    fn admit_service(&mut self, index: usize, previous: Option<&Previous<'_>>) -> Arc<Service> {
         let spec = self.spec.services[index].clone();
-        let old = previous.and_then(|p| p.live.iter().find(|service| service.spec.name == spec.name));
+        let old = previous.and_then(|previous| previous.by_name.get(spec.name.as_str()).copied());
         if let (Some(old), Some(previous)) = (old, previous)
             && old.spec == spec
-            && previous.spec.seed == self.spec.seed
+            && previous.snapshot.spec.seed == self.spec.seed
             && old.all_servers().all(|server| server.source == self.sources.get(&server.address).copied())
         {
             return old.clone();
         }
         // A service that moved to another address is a new one: the old flows' VIP must stay known.
         let reused = old.filter(|old| old.spec.vip == spec.vip);
-        let id = reused.map_or_else(|| ServiceId(free_slot(&mut self.services)), |old| old.id);
+        let id =
+            reused.map_or_else(|| ServiceId(free_slot(&mut self.services, &mut self.taken.services)), |old| old.id);
+        let state: Arc<ServiceState> = reused.map(|old| old.state.clone()).unwrap_or_default();
+        let changes = &state.changes;
         let servers: Vec<Arc<Server>> =
-            spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused)).collect();
-        let sorry = spec.sorry.as_ref().map(|server| self.admit_server(id, &spec, server, reused));
+            spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused, changes)).collect();
+        let sorry = spec.sorry.as_ref().map(|server| self.admit_server(id, &spec, server, reused, changes));
         let mut scheduler = scheduler::build(spec.scheduler, spec.scheduler_flags, &servers, self.spec.seed);
         if let Some(old) = reused {
             scheduler.inherit(old.scheduler.memory().moved(&places(&old.servers, &servers)));
         }
-        let state = reused.map(|old| old.state.clone()).unwrap_or_default();
-        let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state });
+        let persisted = self.persistence_of(&spec, reused, previous);
+        let mut homes: Map<_, Vec<_>> = Map::default();
+        for server in servers.iter().filter(|_| persisted.is_some()) {
+            homes.entry(server.address).or_default().push(server.clone());
+        }
+        let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state, persisted, homes });
         self.services[id.0 as usize] = Some(service.clone());
         service
+    }
+
+    /// The table that the service has had, or that its group has, if clients are named in it as they are to be now.
+    fn persistence_of(
+        &self,
+        spec: &ServiceSpec,
+        old: Option<&Arc<Service>>,
+        previous: Option<&Previous<'_>>,
+    ) -> Option<Arc<Persisted>> {
+        let settings = spec.persistence.as_ref()?;
+        let fits = |service: &&Arc<Service>| {
+            service.spec.group == spec.group && service.persisted.as_ref().is_some_and(|table| table.fits(settings))
+        };
+        let known = match spec.group {
+            Some(_) => self.live.iter().chain(previous.iter().flat_map(|previous| &previous.snapshot.live)).find(fits),
+            None => old.filter(fits),
+        };
+        known.and_then(|service| service.persisted.clone()).or_else(|| Some(Arc::new(Persisted::new(settings))))
     }
 
     fn admit_server(
@@ -277,11 +341,17 @@ impl Snapshot {
         of: &ServiceSpec,
         spec: &ServerSpec,
         old: Option<&Arc<Service>>,
+        changes: &Arc<Changes>,
     ) -> Arc<Server> {
         let kept = old.and_then(|old| old.all_servers().find(|server| is_same_server(of, spec, server)));
         let (id, load, path, state) = match kept {
             Some(server) => (server.id, server.load.clone(), server.path.clone(), server.state.clone()),
-            None => (ServerId(free_slot(&mut self.servers)), Arc::default(), Arc::default(), Arc::default()),
+            None => {
+                let id = free_slot(&mut self.servers, &mut self.taken.servers);
+                let mark = || Mark::new(changes, id);
+                let (load, path) = (ServerLoad::marked(mark()), ServerPath::marked(mark()));
+                (ServerId(id), Arc::new(load), Arc::new(path), Arc::new(ServerState::marked(mark())))
+            }
         };
         let server = Arc::new(Server {
             id,
@@ -314,6 +384,13 @@ impl Snapshot {
             }
         }
         vip.ranges.sort_by_key(|(_, range, _)| range.last - range.first);
+        for server in service.all_servers().filter(|server| spec.one_packet && server.method == Method::Nat) {
+            let first = server.port.unwrap_or(spec.ports.first);
+            // That it fits was checked before: `SnapshotError::PortsDoNotFit`.
+            let from = PortRange { first, last: first.saturating_add(spec.ports.last - spec.ports.first) };
+            let answers = Answers { from, vip: spec.vip, first: spec.ports.first, server: server.id };
+            self.answers.entry(server.address).or_default().push(answers);
+        }
     }
 }
 
@@ -323,12 +400,14 @@ fn places(old: &[Arc<Server>], new: &[Arc<Server>]) -> Vec<Option<usize>> {
     old.iter().map(|server| by_id.get(&server.id).copied()).collect()
 }
 
-/// The index of the first free slot; the caller fills it before it asks for another.
-fn free_slot<T>(slots: &mut Vec<Option<T>>) -> u32 {
-    let index = slots.iter().position(Option::is_none).unwrap_or_else(|| {
+/// The index of the first free slot, none of which is below `taken`; the caller fills it before it asks for another.
+fn free_slot<T>(slots: &mut Vec<Option<T>>, taken: &mut usize) -> u32 {
+    let free = slots.iter().skip(*taken).position(Option::is_none).map(|index| index + *taken);
+    let index = free.unwrap_or_else(|| {
         slots.push(None);
         slots.len() - 1
     });
+    *taken = index + 1;
     u32::try_from(index).expect("the configuration that names them fits in memory")
 }
 
@@ -339,81 +418,4 @@ fn is_same_server(of: &ServiceSpec, spec: &ServerSpec, server: &Server) -> bool 
         && spec.port == server.port
         && spec.method.unwrap_or(of.method) == server.method
         && spec.tunnel.unwrap_or(of.tunnel) == server.encapsulation
-}
-
-impl SnapshotSpec {
-    /// Everything for which [`Snapshot::build`] would refuse this, in the order of the configuration.
-    pub fn faults(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        let mut names = Map::default();
-        let mut listeners: Map<(Addr, Protocol), Vec<&ServiceSpec>> = Map::default();
-        // Of several services at one VIP the first is named.
-        let vips: Map<Addr, &str> = self.services.iter().rev().map(|s| (s.vip, s.name.as_str())).collect();
-        for (index, service) in self.services.iter().enumerate() {
-            let mut fault = |error| faults.push(Fault { service: index, server: None, error });
-            if names.insert(service.name.as_str(), ()).is_some() {
-                fault(SnapshotError::DuplicateService(service.name.clone()));
-            }
-            for &protocol in service.protocols.list() {
-                let others = listeners.entry((service.vip, protocol)).or_default();
-                // A narrower range may stand inside a wider one; two equal or partly overlapping ones are a mistake.
-                if let Some(first) = others.iter().find(|other| conflicts(other.ports, service.ports)) {
-                    fault(SnapshotError::Overlap {
-                        first: first.name.clone(),
-                        second: service.name.clone(),
-                        protocol,
-                        vip: service.vip,
-                        ports: service.ports,
-                    });
-                }
-                others.push(service);
-            }
-            let (mut names, mut places) = (Map::default(), Map::default());
-            for (at, server) in service.servers.iter().enumerate() {
-                let name = server.name.as_str();
-                let mut fault = |error| faults.push(Fault { service: index, server: Some(at), error });
-                let first = *places.entry((server.address, server.port)).or_insert(name);
-                if names.insert(name, ()).is_some() {
-                    let (service, server) = (service.name.clone(), server.name.clone());
-                    fault(SnapshotError::DuplicateServer { service, server });
-                } else if first != name {
-                    let (service, second) = (service.name.clone(), server.name.clone());
-                    fault(SnapshotError::SameServer { service, first: first.to_owned(), second });
-                }
-                server_errors(service, server, &vips).into_iter().for_each(fault);
-            }
-        }
-        faults
-    }
-}
-
-fn conflicts(a: PortRange, b: PortRange) -> bool {
-    let inside = |inner: PortRange, outer: PortRange| outer.contains(inner.first) && outer.contains(inner.last);
-    a.overlaps(b) && (a == b || !(inside(a, b) || inside(b, a)))
-}
-
-fn server_errors(service: &ServiceSpec, server: &ServerSpec, vips: &Map<Addr, &str>) -> Vec<SnapshotError> {
-    let names = || (service.name.clone(), server.name.clone());
-    let (vip, ports) = (service.vip, service.ports);
-    let mut errors = Vec::new();
-    let method = server.method.unwrap_or(service.method);
-    if let Some(port) = server.port.filter(|port| method.is_one_way() && *port != ports.first) {
-        let (service, server) = names();
-        errors.push(SnapshotError::PortNotTranslated { service, server, port, method });
-    }
-    if server.address.is_v4() != vip.is_v4() && method != Method::Tunnel {
-        let (service, server) = names();
-        errors.push(SnapshotError::FamilyMismatch { service, server, vip });
-    }
-    if let Some(of) = vips.get(&server.address) {
-        let (service, server) = names();
-        errors.push(SnapshotError::ServerIsVip { service, server, of: (*of).to_owned() });
-    }
-    if let Some(base) = server.port
-        && u32::from(base) + u32::from(ports.last - ports.first) > u32::from(u16::MAX)
-    {
-        let (service, server) = names();
-        errors.push(SnapshotError::PortsDoNotFit { service, server, ports, base });
-    }
-    errors
 }

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::scheduler::Mark;
 use crate::time::Instant;
 
 /// A server's state. A new server is up: until a check says otherwise it may serve.
@@ -14,10 +15,15 @@ pub struct ServerState {
     is_full: AtomicBool,
     /// When it came up after it had been down, in microseconds of the engine's clock; 0: it has been up from the start.
     risen: AtomicU64,
+    /// When passive checks took it down, in microseconds of the engine's clock; 0: they have not.
+    passive_down: AtomicU64,
+    /// An active check looks after it.
+    is_checked: AtomicBool,
     /// Connections that failed in a row, as clients' packets tell.
     failures: AtomicU32,
     /// The same since the server was configured.
     failed: AtomicU64,
+    mark: Mark,
 }
 
 impl Default for ServerState {
@@ -27,13 +33,22 @@ impl Default for ServerState {
             is_draining: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             risen: AtomicU64::new(0),
+            passive_down: AtomicU64::new(0),
+            is_checked: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             failed: AtomicU64::new(0),
+            mark: Mark::default(),
         }
     }
 }
 
 impl ServerState {
+    /// Of a server whose changes are marked by `mark`. Whatever [`Server::is_available`](super::Server::is_available) goes by
+    /// has to set it.
+    pub(crate) fn marked(mark: Mark) -> ServerState {
+        ServerState { mark, ..ServerState::default() }
+    }
+
     /// Whether checks let it serve.
     #[inline]
     pub fn is_up(&self) -> bool {
@@ -57,14 +72,46 @@ impl ServerState {
         let changed = self.is_up.swap(up, Ordering::Relaxed) != up;
         if changed && up {
             self.failures.store(0, Ordering::Relaxed);
+            self.passive_down.store(0, Ordering::Relaxed);
             self.risen.store(now.micros().max(1), Ordering::Relaxed);
         }
+        self.mark.set();
         changed
+    }
+
+    /// When passive checks took it down, if that is why it is down. The control plane polls this: it logs the fall, and
+    /// evacuates the server.
+    pub fn passive_down_since(&self) -> Option<Instant> {
+        let since = self.passive_down.load(Ordering::Relaxed);
+        (since != 0).then(|| Instant::from_micros(since))
+    }
+
+    /// Whether an active check looks after it. If so, passive checks only take it down, and when it has been down for
+    /// [`Passive::hold`](super::Passive) it is the check that brings it up; otherwise the engine does.
+    pub fn set_checked(&self, checked: bool) {
+        self.is_checked.store(checked, Ordering::Relaxed);
+    }
+
+    pub fn is_checked(&self) -> bool {
+        self.is_checked.load(Ordering::Relaxed)
+    }
+
+    /// Passive checks take it down; tells since when, `None` if it was down already.
+    pub(crate) fn fall_passively(&self, now: Instant) -> Option<Instant> {
+        let since = now.max(Instant::from_micros(1));
+        let fell = self.is_up.swap(false, Ordering::Relaxed).then(|| {
+            self.passive_down.store(since.micros(), Ordering::Relaxed);
+            since
+        });
+        self.mark.set();
+        fell
     }
 
     /// Sets or clears the drain mark; tells whether that is a change.
     pub fn set_draining(&self, draining: bool) -> bool {
-        self.is_draining.swap(draining, Ordering::Relaxed) != draining
+        let changed = self.is_draining.swap(draining, Ordering::Relaxed) != draining;
+        self.mark.set();
+        changed
     }
 
     /// How much of its share of new flows it gets at `now`, of 65536.
@@ -98,22 +145,27 @@ impl ServerState {
     }
 
     /// After its number of flows changed to `flows`. Full at `upper`; no longer so below `lower` (Linux,
-    /// `net/netfilter/ipvs/ip_vs_conn.c` and `ip_vs_sched.c`: three quarters of `upper` where `lower` is not set).
+    /// `net/netfilter/ipvs/ip_vs_conn.c` and `ip_vs_sched.c`: three quarters of `upper` where `lower` is 0 or not set).
     pub(crate) fn note_flows(&self, flows: u64, upper: Option<u32>, lower: Option<u32>) {
         let Some(upper) = upper.map(u64::from) else {
             if self.is_full() {
-                self.is_full.store(false, Ordering::Relaxed);
+                self.set_full(false);
             }
             return;
         };
         let has_room = match lower {
-            Some(lower) => flows < u64::from(lower),
-            None => flows * 4 < upper * 3,
+            Some(lower) if lower > 0 => flows < u64::from(lower),
+            _ => flows * 4 < upper * 3,
         };
         if flows >= upper {
-            self.is_full.store(true, Ordering::Relaxed);
+            self.set_full(true);
         } else if has_room && self.is_full() {
-            self.is_full.store(false, Ordering::Relaxed);
+            self.set_full(false);
         }
+    }
+
+    fn set_full(&self, full: bool) {
+        self.is_full.store(full, Ordering::Relaxed);
+        self.mark.set();
     }
 }

@@ -58,8 +58,11 @@ pub(super) fn translate(config: &Config) -> SnapshotSpec {
 /// In mode "tap" a tunnel begins at one of the gateway's own addresses; otherwise the host is to be asked.
 fn tunnel_sources(config: &Config) -> Vec<(Addr, Addr)> {
     let Some(tap) = &config.gateway.tap else { return Vec::new() };
-    let servers =
-        config.services.iter().flat_map(|service| &service.servers).map(|server| server.address.value.address);
+    let servers = config.services.iter().flat_map(|service| {
+        let sorry = service.cluster.sorry.iter().map(|address| address.value);
+        service.servers.iter().map(|server| server.address.value).chain(sorry)
+    });
+    let servers = servers.map(|server| server.address);
     let mut sources: Vec<_> = servers.filter_map(|server| Some((server, tap.source_towards(server)?))).collect();
     sources.sort_unstable();
     sources.dedup();
@@ -124,10 +127,13 @@ fn place(config: &Config, fault: &Fault) -> Option<Range<usize>> {
     let service = config.services.get(fault.service)?;
     let server = fault.server.and_then(|at| service.servers.iter().filter(|server| is_placed(server)).nth(at));
     let located = match (&fault.error, server) {
-        (SnapshotError::DuplicateService(_), _) => &service.name.span,
+        (SnapshotError::DuplicateService(_) | SnapshotError::GroupDiffers { .. }, _) => &service.name.span,
         (SnapshotError::DuplicateServer { .. }, Some(server)) => &server.name.span,
         (_, Some(server)) => &server.address.span,
-        (_, None) => &service.listen.span,
+        (_, None) => match (&service.cluster.sorry, fault.server) {
+            (Some(sorry), Some(_)) => &sorry.span,
+            _ => &service.listen.span,
+        },
     };
     Some(located.clone())
 }

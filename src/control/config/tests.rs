@@ -207,6 +207,14 @@ const BAD: &[(&str, &[&str])] = &[
             "5:10: [[service]] \"web\": method \"fullnat\" is not supported by this version yet; there are nat, direct, tunnel",
         ],
     ),
+    (
+        "[[service]]\nname = \"ftp\"\nlisten = \"203.0.113.10:21\"\nprotocol = \"udp\"\nhelper = \"ftp\"\ndata_ports = \"40010-40000\"\nserver = [{ address = \"10.0.0.1\" }]\n[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\ndata_ports = \"40000\"\nserver = [{ address = \"10.0.0.1\" }]\n",
+        &[
+            "5:10: [[service]] \"ftp\": helper \"ftp\" is for protocol \"tcp\", \"tftp\" for \"udp\"",
+            "6:14: [[service]] \"ftp\": data_ports \"40010-40000\" has its port range the wrong way round; write \"40000-40010\"",
+            "11:14: [[service]] \"web\": data_ports means something only together with helper",
+        ],
+    ),
     // Values.
     (
         "[gateway]\ndevice = \"a-very-long-name\"\nuplink = \"eth0\"\nqueues = 17\ncontrol = \"gatun.sock\"\nmetrics = \"9108\"\nroutes = \"no\"\nmtu = 1279\nseed = -1\n",

@@ -22,8 +22,7 @@ impl Daemon {
         let new = compile(config, Some(&self.compiled.gateway), &self.names).await;
         let new = new.map_err(|error| failed(format!("{error:#}")))?;
         let saving = if save { Some(Saving::prepare(&file, edits)?) } else { None };
-        let (changes, generation) =
-            self.adopt_text(new, Cause::Edit).await.map_err(|error| failed(format!("{error:#}")))?;
+        let (changes, generation) = self.adopt(new, Cause::Edit).await.map_err(|error| failed(format!("{error:#}")))?;
         let mut difference = Difference { changes, generation, ..Difference::default() };
         if let Some(saving) = saving {
             if *saving.before != *self.in_file {

@@ -34,13 +34,13 @@ use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
 use super::drain::{Step, Then};
+use super::evacuate::evacuate;
 use super::health::Health;
 use super::names::Names;
-use super::socket::delete_all;
-use crate::command::FlowFilter;
 use crate::io::tap::Segment;
 use crate::io::worker::Workers;
-use crate::io::{AddressWatch, Gateway};
+use crate::io::{AddressWatch, Cause, Gateway};
+use crate::service::FlowPolicy;
 
 pub use host_plan::host_plan;
 pub use lease::OnDemand;
@@ -173,8 +173,8 @@ impl Daemon {
                     let _ = self.reload(None).await;
                 }
                 Some(order) = orders.recv() => self.obey(order).await,
-                Some(()) = self.renamed.recv() => self.follow_names().await,
                 () = self.health.weights_changed() => self.reweigh(),
+                Some(()) = self.renamed.recv() => self.follow_names().await,
                 Some(ended) = self.tasks.join_next() => {
                     return Err(match ended {
                         Ok(task) => anyhow!("the task \"{task}\" ended"),
@@ -286,8 +286,8 @@ async fn watch_drains(control: Arc<Control>) -> &'static str {
                     tracing::info!(server = server.name, flows, "the drain's deadline: the flows that are left go on");
                 }
                 Step::Deadline(server, Then::Reset, _) => {
-                    let filter = FlowFilter { server: Some(vec![server.id]), ..FlowFilter::default() };
-                    let flows = delete_all(&control, &filter).await;
+                    let cause = Cause::Told(FlowPolicy::Reset);
+                    let flows = evacuate(control.gateway(), &[server.id], cause).await;
                     tracing::info!(
                         server = server.name,
                         flows,

@@ -1,5 +1,6 @@
 //! Another configuration for the running gateway.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,9 +13,10 @@ use super::start::{automatic_mtu, warn_without_raw_sockets};
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
+use crate::control::evacuate::evacuate;
 use crate::control::health::Prepared;
 use crate::control::names::{Learned, Names};
-use crate::io::{AddressWatch, local_addresses, source_towards};
+use crate::io::{self, AddressWatch, addresses_of_links, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
@@ -30,10 +32,10 @@ pub(super) struct Loaded {
 pub(super) enum Cause {
     Reload,
     Edit,
-    /// Servers come and go behind a name.
-    Names,
     /// Another state of the host.
     Host,
+    /// Servers come and go behind a name.
+    Names,
 }
 
 impl Cause {
@@ -41,8 +43,8 @@ impl Cause {
         match self {
             Cause::Reload => "reload",
             Cause::Edit => "edit",
-            Cause::Names => "names",
             Cause::Host => "host",
+            Cause::Names => "names",
         }
     }
 }
@@ -79,8 +81,8 @@ async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
         compiled.snapshot.probe_sources = probe_sources(&compiled, &Place::Segment(tap));
         return Ok(compiled);
     }
-    let own = local_addresses().await.context("the addresses of this host")?;
-    let is_own = |vip: &Addr| own.contains(&vip.ip());
+    let own = addresses_of_links().await.context("the addresses of this host")?;
+    let is_own = |vip: &Addr| own.iter().any(|(_, address)| *address == vip.ip());
     compiled.snapshot.local_vips =
         compiled.snapshot.services.iter().map(|service| service.vip).filter(is_own).collect();
     compiled.snapshot.tunnel_sources = tunnel_sources(&compiled.snapshot);
@@ -91,11 +93,11 @@ async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
 /// Where tunnels begin: the host's address towards each server behind one. A server without a route is told of once here,
 /// and to clients for as long as the next reload does not find one.
 fn tunnel_sources(snapshot: &SnapshotSpec) -> Vec<(Addr, Addr)> {
-    let mut sources = Vec::new();
+    let (mut sources, mut asked) = (Vec::new(), HashSet::new());
     for service in &snapshot.services {
         let tunnelled = |server: &&ServerSpec| server.method.unwrap_or(service.method) == Method::Tunnel;
-        for server in service.servers.iter().filter(tunnelled) {
-            if sources.iter().any(|(to, _)| *to == server.address) {
+        for server in service.servers.iter().chain(&service.sorry).filter(tunnelled) {
+            if !asked.insert(server.address) {
                 continue;
             }
             match source_towards(server.address.ip()) {
@@ -128,7 +130,7 @@ impl Daemon {
         let path = config.unwrap_or_else(|| self.options.config.clone());
         let new = load(&path, Some(&self.compiled.gateway), &self.names).await?;
         let in_file = new.text.clone();
-        let (changes, generation) = self.adopt_text(new, Cause::Reload).await?;
+        let (changes, generation) = self.adopt(new, Cause::Reload).await?;
         self.in_file = in_file;
         *self.control.about().config.lock() = Some(path.clone());
         self.options.config = path;
@@ -137,7 +139,8 @@ impl Daemon {
     }
 
     /// Runs by `new` from now on, or goes on as before and says why. Returns what has changed, and the generation.
-    pub(super) async fn adopt(&mut self, new: Compiled, cause: Cause) -> Result<(Vec<String>, u64)> {
+    pub(super) async fn adopt(&mut self, new: Loaded, cause: Cause) -> Result<(Vec<String>, u64)> {
+        let Loaded { compiled: new, text, learned } = new;
         let prepared = Prepared::new(new.health.clone()).map_err(Error::msg)?;
         let changes = difference(&self.compiled, &new);
         // A file of the other mode cannot name uplinks; until the restart that it needs they are what they were.
@@ -177,31 +180,17 @@ impl Daemon {
         self.tell_segment(&snapshot);
         let generation = snapshot.generation;
         self.compiled = Compiled { gateway, snapshot: new.snapshot, health: new.health };
+        self.text = text;
+        self.names.follow(learned);
         self.log(&changes, generation, cause.word());
+        let retired = snapshot.retired_since(&old);
+        let ended = evacuate(&self.gateway, &retired, io::Cause::Removed).await;
+        if ended > 0 {
+            tracing::info!("ended flows of servers that were removed: {ended}");
+        }
         // What was removed and has no flow need not wait.
         self.tidy().await;
         Ok((lines(&changes), generation))
-    }
-
-    /// The same for what was read or edited, which is then the text that runs.
-    pub(super) async fn adopt_text(&mut self, new: Loaded, cause: Cause) -> Result<(Vec<String>, u64)> {
-        let Loaded { compiled, text, learned } = new;
-        let adopted = self.adopt(compiled, cause).await?;
-        self.text = text;
-        self.names.follow(learned);
-        Ok(adopted)
-    }
-
-    /// Other servers stand behind the names of the configuration that runs.
-    pub(super) async fn follow_names(&mut self) {
-        let changed = async {
-            let config = Config::parse(&self.options.config, &self.text)?;
-            let new = compile(config, Some(&self.compiled.gateway), &self.names).await?;
-            self.adopt_text(new, Cause::Names).await
-        };
-        if let Err(error) = changed.await {
-            tracing::error!("names stand for other servers now, but these cannot serve: {error:#}");
-        }
     }
 
     /// `None` where the host's addresses do not matter.
@@ -215,17 +204,31 @@ impl Daemon {
 
     /// The host's addresses are others now: a VIP may have become one, or is one no more; a tunnel may begin elsewhere.
     pub(super) async fn look_again(&mut self) {
-        let looked = look_around(self.compiled.clone()).await;
-        let changed = looked.map(|new| (new.snapshot != self.compiled.snapshot).then_some(new));
-        let done = match changed {
-            Ok(None) => return,
-            Ok(Some(new)) => self.adopt(new, Cause::Host).await.map(drop),
-            Err(error) => Err(error),
-        };
-        match done {
-            Ok(()) => tracing::info!("the addresses of this host have changed"),
+        match self.adopt_if_changed(Cause::Host).await {
+            Ok(false) => {}
+            Ok(true) => tracing::info!("the addresses of this host have changed"),
             Err(error) => tracing::error!("the addresses of this host have changed, and cannot be followed: {error:#}"),
         }
+    }
+
+    /// Other servers stand behind the names of the configuration that runs.
+    pub(super) async fn follow_names(&mut self) {
+        if let Err(error) = self.adopt_if_changed(Cause::Names).await {
+            tracing::error!("names stand for other servers now, but these cannot serve: {error:#}");
+        }
+    }
+
+    /// Compiles what runs once more, and goes on by it if it has become something else.
+    async fn adopt_if_changed(&mut self, cause: Cause) -> Result<bool> {
+        let config = Config::parse(&self.options.config, &self.text)?;
+        let new = compile(config, Some(&self.compiled.gateway), &self.names).await?;
+        let changed = new.compiled.snapshot != self.compiled.snapshot;
+        if changed {
+            self.adopt(new, cause).await?;
+        } else {
+            self.names.follow(new.learned);
+        }
+        Ok(changed)
     }
 
     /// Whether what runs is what the file had when it was last read or written.

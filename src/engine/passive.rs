@@ -1,0 +1,155 @@
+//! The engine's part in passive checks: what clients' own connections tell of a server.
+//!
+//! A connection counts as failed, once, when the server refuses it, when the client has to send its SYN again, when it
+//! expires without an answer, or when a router or the server's own host says that the server is unreachable. It
+//! counts as a success when the server answers, and that ends the row of failures.
+//!
+//! With the one-way methods answers are not seen. There an ACK of the client's is the success, and what expires half-open
+//! does not count: it may as well be a stranger's SYN with a forged source. A forged SYN that comes twice still does; who
+//! has one-way services should let `fall` be more than one, or have active checks.
+//!
+//! The server that fails too often is down at once, before the control plane knows of it; but never the last one that is
+//! left: if all of them fail, the fault is more likely on the clients' side, and somebody has to serve.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::Engine;
+use crate::flow::{Flow, FlowId, Marks, Sender, track};
+use crate::service::{Server, ServerId, ServerState, Service, ServiceId, Snapshot};
+use crate::time::Instant;
+use crate::wire::{PacketBuf, Protocol, Transport, View, icmp, tcp};
+
+/// After this time at the earliest a client sends its SYN again; RFC 6298 section 2 says a second.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// A server that passive checks have taken down.
+pub(super) struct Held {
+    until: Instant,
+    since: Instant,
+    server: Arc<ServerState>,
+}
+
+impl Engine {
+    /// A flow's connection has failed.
+    pub(super) fn blame(&mut self, now: Instant, id: FlowId) {
+        let flow = self.table.flow(id);
+        if flow.owner.marks.has(Marks::BLAMED) {
+            return;
+        }
+        let snapshot = self.snapshot.clone();
+        let Some((service, server)) = passively_checked(&snapshot, flow) else { return };
+        self.table.mark(id, Marks::BLAMED);
+        let Some(passive) = service.spec.passive else { return };
+        if server.state.note_failure() < passive.fall {
+            return;
+        }
+        let _falling = service.state.falling.lock().unwrap_or_else(PoisonError::into_inner);
+        let serves = |server: &Server| server.is_available() || server.is_only_full();
+        if !service.servers.iter().any(|other| other.id != server.id && serves(other)) {
+            return;
+        }
+        if let Some(since) = server.state.fall_passively(now) {
+            self.held.retain(|held| !Arc::ptr_eq(&held.server, &server.state));
+            self.held.push(Held { until: now + passive.hold, since, server: server.state.clone() });
+        }
+    }
+
+    /// A flow's connection was answered.
+    pub(super) fn praise(&self, flow: &Flow) {
+        if let Some((_, server)) = passively_checked(&self.snapshot, flow) {
+            server.state.note_success();
+        }
+    }
+
+    /// What a packet that changed an unanswered flow says of the server.
+    pub(super) fn judge(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View) {
+        let flow = self.table.flow(id);
+        let is_reset = matches!(view.transport, Transport::Tcp(segment) if segment.has(tcp::RST));
+        match sender {
+            Sender::Server if is_reset => self.blame(now, id),
+            Sender::Server => self.praise(flow),
+            Sender::Client if flow.owner.one_way && flow.is_active() => self.praise(flow),
+            Sender::Client => {}
+        }
+    }
+
+    /// The client of an unanswered flow sends a SYN again. Twice at a time is a network that duplicates.
+    pub(super) fn judge_syn(&mut self, now: Instant, id: FlowId) {
+        let flow = self.table.flow(id);
+        if flow.is_unanswered() && now - flow.seen >= AGAIN {
+            self.blame(now, id);
+        }
+    }
+
+    /// What it says of the server that a flow has expired.
+    pub(super) fn judge_expired(&mut self, now: Instant, id: FlowId) {
+        let flow = self.table.flow(id);
+        match flow.protocol {
+            Protocol::TCP if flow.is_unanswered() && !flow.owner.one_way => self.blame(now, id),
+            // Nobody said that it did not arrive.
+            Protocol::UDP if !flow.replied && !flow.owner.marks.has(Marks::BLAMED) => self.praise(flow),
+            _ => {}
+        }
+    }
+
+    /// An ICMP error about a packet to the server.
+    pub(super) fn judge_error(&mut self, now: Instant, id: FlowId, sender: Sender, buf: &PacketBuf, view: &View) {
+        let flow = self.table.flow(id);
+        if sender == Sender::Server && flow.is_unanswered() && is_unreachable(buf, view) && quotes(flow, buf, view) {
+            self.blame(now, id);
+        }
+    }
+
+    /// As [`Engine::judge_error`], of an error about an outer packet, which says that its destination cannot be reached.
+    pub(super) fn judge_tunnel_error(&mut self, now: Instant, id: FlowId) {
+        if self.table.flow(id).is_unanswered() {
+            self.blame(now, id);
+        }
+    }
+
+    /// Brings up those whose time is over, unless an active check is to decide.
+    pub(super) fn raise_held(&mut self, now: Instant) {
+        self.held.retain(|held| {
+            let is_over = held.until <= now;
+            if is_over && !held.server.is_checked() && held.server.passive_down_since() == Some(held.since) {
+                held.server.set_up(now, true);
+            }
+            !is_over
+        });
+    }
+
+    /// When [`Engine::raise_held`] has something to do, at the earliest.
+    pub(super) fn next_raise(&self) -> Option<Instant> {
+        self.held.iter().map(|held| held.until).min()
+    }
+}
+
+/// The live service and server of a flow, if its connection counts for passive checks. The sorry server's does not: nobody else
+/// takes its place.
+fn passively_checked<'a>(snapshot: &'a Snapshot, flow: &Flow) -> Option<(&'a Arc<Service>, &'a Arc<Server>)> {
+    let service = snapshot.service(ServiceId(flow.owner.service))?;
+    if service.spec.passive.is_none() || flow.owner.marks.has(Marks::PROBE) {
+        return None;
+    }
+    let server = service.servers.iter().find(|server| server.id == ServerId(flow.owner.server))?;
+    Some((service, server))
+}
+
+fn is_unreachable(buf: &PacketBuf, view: &View) -> bool {
+    let header = buf.packet().get(view.l4..).and_then(|message| message.first_chunk::<2>());
+    match (view.src.is_v4(), header) {
+        (true, Some(&[icmp::V4_UNREACHABLE, code])) => code != icmp::V4_FRAGMENTATION_NEEDED,
+        (false, Some(&[icmp::V6_UNREACHABLE, _])) => true,
+        _ => false,
+    }
+}
+
+/// Whether a quoted TCP segment can be the client's SYN (RFC 5927 section 4.1); of other protocols there is nothing to go by.
+fn quotes(flow: &Flow, buf: &PacketBuf, view: &View) -> bool {
+    let quoted = buf.packet().get(view.l4 + icmp::LEN..view.len).unwrap_or_default();
+    let Ok((inner, _)) = View::parse_quoted(quoted) else { return false };
+    let sequence = quoted.get(inner.l4 + tcp::SEQ..).and_then(|rest| rest.first_chunk::<4>());
+    flow.protocol != Protocol::TCP
+        || sequence.is_some_and(|bytes| track::client_began(flow, u32::from_be_bytes(*bytes)))
+}

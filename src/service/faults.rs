@@ -1,0 +1,169 @@
+//! What a specification may have wrong.
+
+use thiserror::Error;
+
+use super::{Map, Method, Persistence, PortRange, ServerSpec, ServiceSpec, SnapshotSpec};
+use crate::wire::{Addr, Protocol};
+
+/// Why a specification makes no snapshot.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SnapshotError {
+    #[error("two services are named {0:?}; names must differ")]
+    DuplicateService(String),
+    #[error("services {first:?} and {second:?} both listen on {protocol:?} {vip} port {ports}")]
+    Overlap { first: String, second: String, protocol: Protocol, vip: Addr, ports: PortRange },
+    #[error("service {service:?}: two servers are named {server:?}; names must differ")]
+    DuplicateServer { service: String, server: String },
+    #[error(
+        "service {service:?}: server {server:?} is of another address family than the VIP {vip}; only method \"tunnel\" goes from one to the other"
+    )]
+    FamilyMismatch { service: String, server: String, vip: Addr },
+    #[error("service {service:?}: servers {first:?} and {second:?} have one address and port; add up their weights")]
+    SameServer { service: String, first: String, second: String },
+    #[error("service {service:?}: server {server:?} has the VIP of service {of:?} as its address; packets would loop")]
+    ServerIsVip { service: String, server: String, of: String },
+    #[error(
+        "service {service:?}: server {server:?} has port {port}, but method {:?} leaves ports as they are; leave the port out", .method.word()
+    )]
+    PortNotTranslated { service: String, server: String, port: u16, method: Method },
+    #[error("service {service:?}: the port range {ports} does not fit from port {base} on at server {server:?}")]
+    PortsDoNotFit { service: String, server: String, ports: PortRange, base: u16 },
+    #[error(
+        "services {first:?} and {second:?} of group {group:?} name a client by different bits of its address; give their persistence the same netmask and prefix"
+    )]
+    GroupDiffers { first: String, second: String, group: String },
+    #[error(
+        "services {first:?} and {second:?} both have one_packet and server {server} port {port}: whose answers come from there cannot be told; give one of them another port on the server, or keep flows"
+    )]
+    AmbiguousAnswers { first: String, second: String, server: Addr, port: u16 },
+}
+
+/// A [`SnapshotError`] and where in the specification it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Index in [`SnapshotSpec::services`].
+    pub service: usize,
+    /// Index in [`ServiceSpec::servers`], one past the last for the sorry server; `None`: the service itself.
+    pub server: Option<usize>,
+    pub error: SnapshotError,
+}
+
+impl SnapshotSpec {
+    /// Everything for which [`Snapshot::build`] would refuse this, in the order of the configuration.
+    pub fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let mut names = Map::default();
+        let mut groups: Map<&str, &ServiceSpec> = Map::default();
+        let mut listeners: Map<(Addr, Protocol), Vec<&ServiceSpec>> = Map::default();
+        // Of several services at one VIP the first is named.
+        let vips: Map<Addr, &str> = self.services.iter().rev().map(|s| (s.vip, s.name.as_str())).collect();
+        for (index, service) in self.services.iter().enumerate() {
+            let mut fault = |error| faults.push(Fault { service: index, server: None, error });
+            if names.insert(service.name.as_str(), ()).is_some() {
+                fault(SnapshotError::DuplicateService(service.name.clone()));
+            }
+            for &protocol in service.protocols.list() {
+                let others = listeners.entry((service.vip, protocol)).or_default();
+                // A narrower range may stand inside a wider one; two equal or partly overlapping ones are a mistake.
+                if let Some(first) = others.iter().find(|other| conflicts(other.ports, service.ports)) {
+                    fault(SnapshotError::Overlap {
+                        first: first.name.clone(),
+                        second: service.name.clone(),
+                        protocol,
+                        vip: service.vip,
+                        ports: service.ports,
+                    });
+                }
+                others.push(service);
+            }
+            let (mut names, mut places) = (Map::default(), Map::default());
+            for (at, server) in service.servers.iter().enumerate() {
+                let name = server.name.as_str();
+                let mut fault = |error| faults.push(Fault { service: index, server: Some(at), error });
+                let first = *places.entry((server.address, server.port)).or_insert(name);
+                if names.insert(name, ()).is_some() {
+                    let (service, server) = (service.name.clone(), server.name.clone());
+                    fault(SnapshotError::DuplicateServer { service, server });
+                } else if first != name {
+                    let (service, second) = (service.name.clone(), server.name.clone());
+                    fault(SnapshotError::SameServer { service, first: first.to_owned(), second });
+                }
+                server_errors(service, server, &vips).into_iter().for_each(fault);
+            }
+            if let Some(sorry) = &service.sorry {
+                let fault = |error| faults.push(Fault { service: index, server: Some(service.servers.len()), error });
+                server_errors(service, sorry, &vips).into_iter().for_each(fault);
+            }
+            if let (Some(group), Some(settings)) = (service.group.as_deref(), service.persistence) {
+                let first = *groups.entry(group).or_insert(service);
+                let bits = |settings: Persistence| (settings.prefix_v4, settings.prefix_v6);
+                if first.persistence.map(bits) != Some(bits(settings)) {
+                    let (first, second) = (first.name.clone(), service.name.clone());
+                    let error = SnapshotError::GroupDiffers { first, second, group: group.to_owned() };
+                    faults.push(Fault { service: index, server: None, error });
+                }
+            }
+        }
+        faults.extend(self.ambiguous_answers());
+        faults
+    }
+
+    /// An answer to a packet that was scheduled by itself is told by where it comes from alone.
+    fn ambiguous_answers(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let mut known: Map<Addr, Vec<(PortRange, &ServiceSpec)>> = Map::default();
+        for (index, service) in self.services.iter().enumerate().filter(|(_, service)| service.one_packet) {
+            for (at, server) in service.servers.iter().chain(&service.sorry).enumerate() {
+                if server.method.unwrap_or(service.method) != Method::Nat {
+                    continue;
+                }
+                let first = server.port.unwrap_or(service.ports.first);
+                let from = PortRange { first, last: first.saturating_add(service.ports.last - service.ports.first) };
+                let others = known.entry(server.address).or_default();
+                let stands_for = |from: PortRange, of: &ServiceSpec| (of.vip, of.ports.first.wrapping_sub(from.first));
+                let clash = others
+                    .iter()
+                    .find(|(other, of)| other.overlaps(from) && stands_for(*other, of) != stands_for(from, service));
+                if let Some((other, first)) = clash {
+                    let (first, second) = (first.name.clone(), service.name.clone());
+                    let port = from.first.max(other.first);
+                    let error = SnapshotError::AmbiguousAnswers { first, second, server: server.address, port };
+                    faults.push(Fault { service: index, server: Some(at), error });
+                }
+                others.push((from, service));
+            }
+        }
+        faults
+    }
+}
+
+fn conflicts(a: PortRange, b: PortRange) -> bool {
+    let inside = |inner: PortRange, outer: PortRange| outer.contains(inner.first) && outer.contains(inner.last);
+    a.overlaps(b) && (a == b || !(inside(a, b) || inside(b, a)))
+}
+
+fn server_errors(service: &ServiceSpec, server: &ServerSpec, vips: &Map<Addr, &str>) -> Vec<SnapshotError> {
+    let names = || (service.name.clone(), server.name.clone());
+    let (vip, ports) = (service.vip, service.ports);
+    let mut errors = Vec::new();
+    let method = server.method.unwrap_or(service.method);
+    if let Some(port) = server.port.filter(|port| method.is_one_way() && *port != ports.first) {
+        let (service, server) = names();
+        errors.push(SnapshotError::PortNotTranslated { service, server, port, method });
+    }
+    if server.address.is_v4() != vip.is_v4() && method != Method::Tunnel {
+        let (service, server) = names();
+        errors.push(SnapshotError::FamilyMismatch { service, server, vip });
+    }
+    if let Some(of) = vips.get(&server.address) {
+        let (service, server) = names();
+        errors.push(SnapshotError::ServerIsVip { service, server, of: (*of).to_owned() });
+    }
+    if let Some(base) = server.port
+        && u32::from(base) + u32::from(ports.last - ports.first) > u32::from(u16::MAX)
+    {
+        let (service, server) = names();
+        errors.push(SnapshotError::PortsDoNotFit { service, server, ports, base });
+    }
+    errors
+}
