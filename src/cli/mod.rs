@@ -22,6 +22,7 @@ mod run;
 mod server;
 mod service;
 mod status;
+mod top;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -54,6 +55,7 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Status(status::Args),
+    Top(top::Args),
     #[command(subcommand)]
     Conntrack(conntrack::Command),
     #[command(subcommand)]
@@ -84,8 +86,11 @@ struct Context {
 
 impl Context {
     fn connect(&self) -> Result<Client> {
-        let default = || PathBuf::from(DEFAULT_CONTROL);
-        Client::connect(&self.control.clone().unwrap_or_else(default))
+        Client::connect(&self.socket())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.control.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONTROL))
     }
 }
 
@@ -144,6 +149,7 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
         Command::Import(command) => return import::run(&command, context),
         Command::Ipvsadm(args) => return Ok(ipvsadm::run(&args, context.control.take())),
         Command::Status(args) => status::run(&args, context),
+        Command::Top(args) => top::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),
         Command::Service(command) => service::run(command, context),
         Command::Server(command) => server::run(command, context),

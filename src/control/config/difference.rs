@@ -1,5 +1,6 @@
 //! What a reload would change, in words.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -170,16 +171,18 @@ fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
     Comparison::live("[gateway]", changes).key("seed", seed, &new.seed, u64::to_string);
     compare_timeouts(*timeouts, new.timeouts, &mut Comparison::live("[conntrack.timeouts]", changes));
     compare_limits(limits, &new.limits, &mut Comparison::live("[limits]", changes));
+    let by_name = |services: &[ServiceSpec]| -> HashMap<String, usize> {
+        services.iter().enumerate().map(|(at, service)| (service.name.clone(), at)).collect()
+    };
+    let (before, after) = (by_name(old_services), by_name(&new.services));
     for service in old_services {
-        match new.services.iter().find(|other| other.name == service.name) {
+        match after.get(&service.name).and_then(|at| new.services.get(*at)) {
             Some(other) => compare_services(service, other, changes),
             None => changes.push(whole(Kind::Removed, service_subject(service), describe_service(service))),
         }
     }
-    for service in &new.services {
-        if !old_services.iter().any(|other| other.name == service.name) {
-            changes.push(whole(Kind::Added, service_subject(service), describe_service(service)));
-        }
+    for service in new.services.iter().filter(|service| !before.contains_key(&service.name)) {
+        changes.push(whole(Kind::Added, service_subject(service), describe_service(service)));
     }
 }
 

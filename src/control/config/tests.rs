@@ -288,7 +288,7 @@ const BAD: &[(&str, &[&str])] = &[
             "3:10: [[service]] \"my web\": listen \"2001:db8::1:80\" is an IPv6 address without brackets; write \"[2001:db8::1]:80\"",
             "4:13: [[service]] \"my web\": scheduler \"wlcc\" is unknown; did you mean \"wlc\"? (rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, fo, ovf, mh, twos)",
             "5:12: [[service]] \"my web\": protocol \"icmp\" is unknown; there are tcp, udp, tcp+udp",
-            "8:11: [[service]] \"my web\", server \"web1.example.org:80\": address \"web1.example.org:80\" is no IP address; names are not looked up",
+            "8:11: [[service]] \"my web\", server \"web1.example.org:80\": address \"web1.example.org:80\" is no IP address; a name that is to be looked up is written \"dns:web.internal:8080\"",
             "9:10: [[service]] \"my web\", server \"web1.example.org:80\": weight = 65536 is out of range; it must be a whole number from 0 to 65535",
             "11:1: [[service]] \"my web\", server number 2: \"address\" is missing; add for example address = \"10.20.0.11:8080\"",
             "12:10: [[service]] \"my web\", server number 2: \"weight\" must be a whole number from 0 to 65535, not a float",

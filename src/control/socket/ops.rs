@@ -244,7 +244,7 @@ async fn delete(control: &Control, filter: &api::Filter) -> Result<u64, Fault> {
 
 /// Ends the flows that match in every shard, and says how many that were. A slice of the table per lock hold, and
 /// other tasks in between: events are pumped while a large table is emptied.
-pub(in crate::control) async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
+async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
     let mut deleted = 0;
     for shard in control.gateway().shards() {
         let mut cursor = Some(0);
