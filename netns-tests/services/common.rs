@@ -1,6 +1,7 @@
 //! What the scenarios share: three servers with the same daemons behind the gateway, by one of the methods, and what each
 //! cluster has to bear: a server killed under load, brought back, drained.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
@@ -11,12 +12,12 @@ use anyhow::{Context, Result, ensure};
 
 use super::flows::FlowWatch;
 use super::load::{Load, Sample, shares};
-use super::wire::{Protocol, Wire};
+use super::wire::{Protocol, Strangers, Wire};
 use crate::gateway::{Gateway, Setup};
 use crate::lab::{Lab, PATIENCE, scenario};
 use crate::one_way::bare;
 use crate::process::eventually;
-use crate::servers::{VIPS, address};
+use crate::servers::{VIPS, address, endpoints};
 
 /// How the gateway forwards to the servers.
 #[derive(Clone, Copy, PartialEq)]
@@ -66,7 +67,8 @@ impl Method {
 /// A service of the cluster: its name, its port and the port's protocol, and further lines of its table.
 pub struct Service {
     pub name: &'static str,
-    pub port: u16,
+    /// `None`: all ports.
+    pub port: Option<u16>,
     pub protocol: &'static str,
     pub keys: &'static str,
 }
@@ -93,7 +95,7 @@ pub fn run(plan: &Plan, method: Method) {
         step("all servers are up");
         (plan.healthy)(&cluster)?;
         step("the service does what it is for");
-        let load = Load::start(lab, &cluster.protocols, &vips())?;
+        let load = Load::start(lab, &cluster.protocols, &vips(), &cluster.strangers)?;
         cluster.all_serve(&load)?;
         step("every server has its share");
         let held = cluster.hold()?;
@@ -151,6 +153,7 @@ pub struct Cluster<'a> {
     pub method: Method,
     pub gateway: Rc<Gateway>,
     pub protocols: Vec<Protocol>,
+    pub strangers: Strangers,
     plan: &'a Plan,
     flows: FlowWatch,
 }
@@ -165,13 +168,14 @@ pub struct Held {
 impl<'a> Cluster<'a> {
     fn up(lab: &'a Lab, plan: &'a Plan, method: Method) -> Result<Cluster<'a>> {
         method.serve(lab)?;
+        strangers_live_at_the_client(lab)?;
         let protocols = (plan.protocols)(lab, method)?;
         for server in method.servers() {
             (plan.start)(lab, method, server)?;
         }
         let gateway = Setup::new(services(plan, method, None)).start(lab)?;
         let flows = FlowWatch::start(lab, &gateway)?;
-        let cluster = Cluster { lab, method, gateway, protocols, plan, flows };
+        let cluster = Cluster { lab, method, gateway, protocols, strangers: Strangers::default(), plan, flows };
         method.servers().iter().try_for_each(|server| cluster.wait_for_daemons(server))?;
         Ok(cluster)
     }
@@ -208,12 +212,29 @@ impl<'a> Cluster<'a> {
     fn hold_at(&self, protocol: &Protocol, to: IpAddr, server: &str) -> Result<Held> {
         // Others take their turns meanwhile.
         for _ in 0..100 {
-            let mut wire = self.lab.inside("client", || protocol.open(None, to))??;
+            let from = self.strangers.source(protocol, to);
+            let mut wire = self.lab.inside("client", || protocol.open(from, to))??;
             if (protocol.ask)(&mut wire)? == server {
                 return Ok(Held { protocol: protocol.clone(), wire, server: server.to_string() });
             }
         }
         anyhow::bail!("{} at {to}: none of a hundred connections came to {server}", protocol.name)
+    }
+
+    /// A client's connections come to one server, another client's to another one perhaps: to all of them in turn.
+    pub fn stays(&self, protocol: &Protocol) -> Result<()> {
+        for to in vips() {
+            let mut servers = BTreeSet::new();
+            for _ in self.method.servers() {
+                let from = self.strangers.next(to);
+                let ask = || self.lab.inside("client", || protocol.ask_once(Some(from), to).1)?;
+                let answers = [ask()?, ask()?, ask()?];
+                ensure!(answers[1..] == [&*answers[0]; 2], "{from} came to several servers: {answers:?}");
+                servers.extend(answers);
+            }
+            ensure!(servers.len() == 3, "{to}: three clients came to {servers:?}");
+        }
+        Ok(())
     }
 
     /// Every server has its share of the load, and no question fails.
@@ -293,6 +314,19 @@ impl<'a> Cluster<'a> {
     }
 }
 
+/// Any address of the strangers' networks is the client's.
+fn strangers_live_at_the_client(lab: &Lab) -> Result<()> {
+    let [v4, v6] = Strangers::NETWORKS;
+    lab.sh(
+        "client",
+        &format!(
+            "ip route add local {v4} dev lo; ip route add local {v6} dev lo; sysctl -qw net.ipv6.ip_nonlocal_bind=1"
+        ),
+    )?;
+    lab.sh("gw", &format!("ip route add {v4} via 198.51.100.2; ip route add {v6} via 2001:db8:1::2"))?;
+    lab.sh("router", &format!("ip route add {v4} via 192.0.2.2; ip route add {v6} via 2001:db8:2::2")).map(drop)
+}
+
 fn no_failure(samples: &[Sample]) -> Result<()> {
     let failed: Vec<&Sample> = samples.iter().filter(|sample| sample.outcome.is_err()).collect();
     ensure!(failed.is_empty(), "{} of {} failed, the first: {:?}", failed.len(), samples.len(), failed[0]);
@@ -304,7 +338,8 @@ fn services(plan: &Plan, method: Method, drained: Option<&str>) -> String {
     let mut tables = String::new();
     for service in &plan.services {
         for (family, vip) in VIPS.iter().enumerate() {
-            let Service { name, port, protocol, keys } = service;
+            let Service { name, protocol, keys, .. } = service;
+            let port = service.port.map_or("*".to_string(), |port| port.to_string());
             let (name, method_name) = (format!("{name}{}", ["", "6"][family]), method.name());
             write!(
                 tables,
@@ -313,7 +348,10 @@ fn services(plan: &Plan, method: Method, drained: Option<&str>) -> String {
             )
             .expect("a String takes everything");
             for server in method.servers() {
-                let endpoint = &crate::servers::endpoints(&[server], family, *port)[0];
+                let endpoint = match service.port {
+                    Some(port) => endpoints(&[server], family, port).remove(0),
+                    None => address(server)[family].to_string(),
+                };
                 let weight = u32::from(drained != Some(server));
                 write!(
                     tables,

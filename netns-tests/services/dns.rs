@@ -13,7 +13,7 @@ use crate::servers::VIPS;
 fn plan() -> Plan {
     Plan {
         needs: &["unbound", "dig", "dnsperf"],
-        services: vec![Service { name: "dns", port: 53, protocol: "tcp+udp", keys: "" }],
+        services: vec![Service { name: "dns", port: Some(53), protocol: "tcp+udp", keys: "" }],
         protocols: |_, _| {
             let tcp = Protocol::tcp("dns over TCP", 53, no_greeting, Wire::whoami);
             Ok(vec![Protocol { name: "dns over UDP", udp: true, ..tcp.clone() }, tcp])

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
-use super::wire::Protocol;
+use super::wire::{Protocol, Strangers};
 use crate::lab::Lab;
 
 /// Between two questions of one client.
@@ -37,13 +37,13 @@ pub struct Load {
 
 impl Load {
     /// One client for each protocol and address.
-    pub fn start(lab: &Lab, protocols: &[Protocol], to: &[IpAddr]) -> Result<Load> {
+    pub fn start(lab: &Lab, protocols: &[Protocol], to: &[IpAddr], strangers: &Strangers) -> Result<Load> {
         let mut load = Load { samples: Arc::default(), stop: Arc::default(), threads: Vec::new() };
         for protocol in protocols {
             for to in to {
-                let (protocol, to) = (protocol.clone(), *to);
+                let (protocol, to, strangers) = (protocol.clone(), *to, strangers.clone());
                 let (samples, stop) = (load.samples.clone(), load.stop.clone());
-                let body = move || ask_until(&stop, &samples, &protocol, to);
+                let body = move || ask_until(&stop, &samples, &protocol, (to, &strangers));
                 // A thread is in the namespace of the one that starts it.
                 load.threads.push(lab.inside("client", || std::thread::spawn(body))?);
             }
@@ -70,10 +70,15 @@ fn locked(samples: &Mutex<Vec<Sample>>) -> MutexGuard<'_, Vec<Sample>> {
     samples.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn ask_until(stop: &AtomicBool, samples: &Mutex<Vec<Sample>>, protocol: &Protocol, to: IpAddr) {
+fn ask_until(
+    stop: &AtomicBool,
+    samples: &Mutex<Vec<Sample>>,
+    protocol: &Protocol,
+    (to, strangers): (IpAddr, &Strangers),
+) {
     while !stop.load(Ordering::Relaxed) {
         let begun = SystemTime::now();
-        let (port, outcome) = protocol.ask_once(None, to);
+        let (port, outcome) = protocol.ask_once(strangers.source(protocol, to), to);
         let outcome = outcome.map_err(|error| format!("{error:#}"));
         locked(samples).push(Sample { protocol: protocol.name, udp: protocol.udp, to, begun, port, outcome });
         std::thread::sleep(PAUSE);

@@ -8,6 +8,7 @@ mod load;
 mod wire;
 
 mod dns;
+mod ftp;
 mod mail;
 mod news;
 mod proxy;

@@ -18,8 +18,8 @@ fn plan() -> Plan {
     Plan {
         needs: &["nginx", "curl", "openssl"],
         services: vec![
-            Service { name: "http", port: 80, protocol: "tcp", keys: "" },
-            Service { name: "https", port: 443, protocol: "tcp", keys: "" },
+            Service { name: "http", port: Some(80), protocol: "tcp", keys: "" },
+            Service { name: "https", port: Some(443), protocol: "tcp", keys: "" },
         ],
         protocols: |lab, _| {
             certify(lab)?;

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -25,6 +26,8 @@ pub struct Protocol {
     pub port: u16,
     pub udp: bool,
     pub tls: Option<Arc<ClientConfig>>,
+    /// Asked from another address each time: of a service that keeps clients on their servers.
+    pub roams: bool,
     /// What is said once, at the beginning of a connection.
     pub greet: fn(&mut Wire) -> Result<()>,
     /// One question; its answer says which server gave it. May be asked again on the same connection.
@@ -38,7 +41,7 @@ impl Protocol {
         greet: fn(&mut Wire) -> Result<()>,
         ask: fn(&mut Wire) -> Result<String>,
     ) -> Protocol {
-        Protocol { name, port, udp: false, tls: None, greet, ask }
+        Protocol { name, port, udp: false, tls: None, roams: false, greet, ask }
     }
 
     /// Connects, greets, asks once, and answers with the server's name. The port is the client's, known also of a
@@ -213,6 +216,30 @@ impl Wire {
         // The record is the last one: its name, type, class and TTL, the length of its data, that of the string.
         let text = answer.get(query.len() + 2 + 8 + 2 + 1..).context("a short answer")?;
         Ok(String::from_utf8_lossy(text).into_owned())
+    }
+}
+
+/// Addresses of clients that have not been seen before.
+#[derive(Clone, Default)]
+pub struct Strangers(Arc<AtomicU16>);
+
+impl Strangers {
+    /// The networks that they are of, for IPv4 and for IPv6.
+    pub const NETWORKS: [&str; 2] = ["198.18.0.0/16", "2001:db8:18::/64"];
+
+    /// One of the family of `to`.
+    pub fn next(&self, to: IpAddr) -> IpAddr {
+        let n = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        let [high, low] = n.to_be_bytes();
+        match to {
+            IpAddr::V4(_) => Ipv4Addr::new(198, 18, high, low).into(),
+            IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0x18, 0, 0, 0, 0, n).into(),
+        }
+    }
+
+    /// For a question of this protocol: a stranger's address, or whichever the client has.
+    pub fn source(&self, protocol: &Protocol, to: IpAddr) -> Option<IpAddr> {
+        protocol.roams.then(|| self.next(to))
     }
 }
 
