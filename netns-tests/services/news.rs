@@ -15,7 +15,7 @@ const ARTICLES: usize = 2;
 fn plan() -> Plan {
     Plan {
         needs: &["innd"],
-        services: vec![Service { name: "nntp", port: Some(119), protocol: "tcp", keys: "" }],
+        services: vec![Service { name: "nntp", port: Some(119), protocol: "tcp", check: "type = \"nntp\"", keys: "" }],
         protocols: |_, _| {
             Ok(vec![Protocol::tcp("nntp", 119, greet, |wire| wire.command("DATE", "111").map(|_| wire.server.clone()))])
         },
@@ -42,6 +42,7 @@ mailcmd: /bin/true
 ovmethod: tradindexed
 hismethod: hisv6
 enableoverview: true
+nnrpdloadlimit: 0
 wireformat: true
 pathnews: /usr/lib/news
 pathbin: /usr/lib/news/bin
