@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, ensure};
 
 use super::load::{Load, Sample, answered, shares};
-use super::watch::{Change, Watch};
+use super::watch::{Begun, Change, Watch};
 use super::wire::{Protocol, Strangers, Wire};
 use crate::gateway::{Gateway, Setup};
 use crate::lab::{Lab, PATIENCE, scenario};
@@ -329,7 +329,7 @@ impl<'a> Cluster<'a> {
         std::thread::sleep(WATCH_LAG);
         let flows = self.watch.begun()?;
         for sample in samples.iter().filter(|sample| sample.outcome.is_err()) {
-            let theirs = flows.iter().find(|flow| flow.is_of(sample));
+            let theirs = Begun::of(sample, &flows);
             ensure!(theirs.is_some_and(|flow| flow.server == server), "{sample:?} failed, of flow {theirs:?}");
         }
         Ok(())
@@ -351,8 +351,10 @@ impl<'a> Cluster<'a> {
         self.all_answer(load, drained, 10)?;
         let samples = load.since(drained);
         no_failure(&samples)?;
-        let there = samples.iter().find(|sample| sample.outcome.as_deref() == Ok(leaving));
-        ensure!(there.is_none(), "{leaving} is drained: {there:?}");
+        // Of UDP an old flow may go on in the samples.
+        let flows = self.watch.begun()?;
+        let there = flows.iter().find(|flow| flow.server == leaving && flow.at > drained + WATCH_LAG);
+        ensure!(there.is_none(), "{leaving} is drained since {drained:?}: {there:?}");
         held.iter_mut().try_for_each(Held::goes_on)
     }
 }

@@ -76,6 +76,8 @@ pathcontrol: /usr/lib/news/bin/control
                    newsgroups: \"*\"\n access: RPA\n addcanlockuser: none\n}\n";
     write_file(lab, node, "etc/readers.conf", readers)?;
     let config = write_file(lab, node, "etc/inn.conf", &config)?;
+    // Who asks as another news server is answered without a process of its own: the gateway, which asks often.
+    write_file(lab, node, "etc/incoming.conf", "peer gateway {\n hostname: \"10.20.0.1, fd20::1\"\n}\n")?;
     // A server that was killed has left the files behind by which a second one is kept from starting.
     let script = format!(
         "chown -R news:news {work}; rm -f {work}/run/*

@@ -28,9 +28,15 @@ pub struct Begun {
 }
 
 impl Begun {
-    /// Whether it is the one of this question. Of several the first one is: ports come again.
-    pub fn is_of(&self, sample: &Sample) -> bool {
-        self.at >= sample.begun && (self.port, self.to, self.protocol == "udp") == (sample.port, sample.to, sample.udp)
+    /// The flow of a question. A client's ports come again: it is the first one since the question was begun, or else, of
+    /// UDP, an old one that goes on.
+    pub fn of<'a>(sample: &Sample, flows: &'a [Begun]) -> Option<&'a Begun> {
+        let theirs = || flows.iter().filter(|flow| flow.is_of(sample));
+        theirs().find(|flow| flow.at >= sample.begun).or(theirs().next_back())
+    }
+
+    fn is_of(&self, sample: &Sample) -> bool {
+        (self.port, self.to, self.protocol == "udp") == (sample.port, sample.to, sample.udp)
     }
 }
 
