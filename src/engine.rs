@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
-use crate::flow::{Fate, Flow, FlowId, FlowTable, Fragments, Marks, Sender, track};
+use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, Marks, Sender, track};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo};
 use crate::service::{Method, ServerId, ServiceId, Snapshot};
@@ -36,6 +36,7 @@ use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, tcp};
 
 pub(crate) use admit::request;
+pub(crate) use lost::Fate;
 use lost::Meeting;
 use passive::Held;
 pub use shard::{client_between, client_of, shard_of};
@@ -69,7 +70,7 @@ pub struct Engine {
     released: VecDeque<PacketBuf>,
     helpers: helper::Helpers,
     /// What became of the first fragment just handled, where it is no flow's.
-    alone: Option<Fate>,
+    alone: Option<FragmentFate>,
     held: Vec<Held>,
     watched: bool,
     events: VecDeque<Event>,
@@ -85,7 +86,7 @@ impl Engine {
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
-            helpers: helper::Helpers::new(config.seed),
+            helpers: helper::Helpers::new(&config),
             alone: None,
             held: Vec::new(),
             watched: false,
@@ -351,6 +352,9 @@ impl Engine {
     /// Panics when the engine contradicts itself; for tests.
     pub fn check_invariants(&mut self) {
         self.table.check_invariants();
+        self.snapshot.persisted().iter().for_each(|clients| clients.check_invariants());
+        assert!(self.alone.is_none(), "a fragment's fate was not noted");
+        assert!(self.held.len() <= self.snapshot.server_ids(), "more servers held down than there are");
         self.helpers.expectations.check_invariants();
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);

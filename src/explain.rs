@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::command::FlowRecord;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Fate};
 use crate::flow::Sender;
 use crate::forward;
 use crate::service::{Method, Server, Way};
@@ -25,6 +25,9 @@ pub enum Explained {
     Known { flow: Box<FlowRecord>, from_client: bool, translated: Tuple, via: Option<Via> },
     /// The packet starts a flow.
     Admitted { choice: Choice, translated: Tuple, via: Option<Via> },
+    /// The packet belongs to no flow, but comes from a server whose packets are scheduled one by one: it is translated to
+    /// this tuple.
+    Answer { service: String, server: String, translated: Tuple },
     /// An echo request to a VIP: the gateway answers.
     Echo,
     /// Neither for a VIP nor part of a flow: the host routes it on as it is.
@@ -121,7 +124,17 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     if packet.src.is_martian_source() || packet.dst.is_multicast_or_broadcast() || to_itself {
         return dropped(DropReason::Martian, None);
     }
-    if let Some((flow, sender)) = engine.find(now, packet) {
+    let known = engine.find(now, packet).map(|(flow, sender)| (flow, sender, engine.foresee_lost(packet)));
+    if let Some((_, sender, Some(Fate::Reset))) = known
+        && (sender == Sender::Server || packet.protocol != Protocol::TCP || !is_start(tcp_flags))
+    {
+        return dropped(DropReason::ServerDown, None);
+    }
+    // A flow whose server is down is over for the client's next packet.
+    let goes_on = |sender, lost| lost == Some(Fate::Keep) || sender == Sender::Server;
+    if let Some((flow, sender, lost)) = known
+        && (lost.is_none() || goes_on(sender, lost))
+    {
         let translated = match sender {
             Sender::Client => flow.reply.reversed(),
             Sender::Server => flow.original.reversed(),
@@ -133,6 +146,15 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     let ours = snapshot.is_ours(packet.dst);
     let Some(service) = snapshot.service_for(packet.dst, packet.protocol, packet.dport) else {
         return match packet.protocol {
+            _ if !ours && let Some((server, (src, sport))) = snapshot.answers_of(packet) => {
+                let server = snapshot.server(server);
+                let service = server.and_then(|server| snapshot.service(server.service));
+                Explained::Answer {
+                    service: service.map_or_else(String::new, |service| service.spec.name.clone()),
+                    server: server.map_or_else(String::new, |server| server.name.clone()),
+                    translated: Tuple { src, sport, ..*packet },
+                }
+            }
             _ if !ours && snapshot.spec.is_hop => dropped(DropReason::NotOurs, None),
             _ if !ours => Explained::Passed,
             protocol if protocol.is_icmp() => Explained::Echo,
@@ -140,7 +162,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
             _ => dropped(DropReason::UnsupportedProtocol, None),
         };
     };
-    if packet.protocol == Protocol::TCP && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN {
+    if packet.protocol == Protocol::TCP && !is_start(tcp_flags) {
         return dropped(DropReason::NoFlow, Some(&service.spec.name));
     }
     let request = engine::request(now, packet);
@@ -167,6 +189,10 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     };
     let translated = forward::plan(service, server, packet).reversed();
     Explained::Admitted { choice, translated, via: Via::to(server) }
+}
+
+fn is_start(tcp_flags: u8) -> bool {
+    tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
 }
 
 /// As [`crate::forward::refuse`] does it.

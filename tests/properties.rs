@@ -22,8 +22,13 @@ proptest! {
     }
 
     #[test]
-    fn connections_of_few_clients(size in (0u8..8, 0u8..8).prop_map(|(limit, spec)| spec << 5 | limit), ops in vec(few_clients(), 1..80)) {
+    fn connections_of_few_clients(
+        size in (0u8..8, 0u8..8).prop_map(|(limit, spec)| spec << 5 | limit),
+        first in any::<u8>(),
+        ops in vec(few_clients(), 1..80),
+    ) {
         let mut world = World::new(size);
+        world.step(&Op::Swap(first));
         for op in &ops {
             world.step(op);
         }
@@ -74,7 +79,9 @@ fn few_clients() -> impl Strategy<Value = Op> {
         2 => (shape, 0u8..2, any::<u8>(), prop_oneof![Just(0u8), any::<u8>()])
             .prop_map(|(shape, id, order, mask)| Op::Fragments { shape, id, order, mask }),
         2 => (any::<u8>(), 0u8..6).prop_map(|(mantissa, exponent)| Op::Wait { mantissa, exponent }),
-        1 => (0u8..8).prop_map(Op::Swap),
+        1 => any::<u8>().prop_map(Op::Swap),
+        2 => any::<u8>().prop_map(Op::Health),
+        1 => any::<u8>().prop_map(Op::Evacuate),
         1 => any::<u8>().prop_map(Op::Delete),
     ]
 }

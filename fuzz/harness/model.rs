@@ -103,7 +103,10 @@ impl Model {
                     Cause::Command => true,
                     Cause::Time => idle >= self.shortest_timeout(flow.original.protocol),
                     // A new connection over its ports, or the table was full.
-                    Cause::Packet(Some(tuple)) => tuple == flow.original || self.flows.len() + 1 == self.limit,
+                    // Or its server is down.
+                    Cause::Packet(Some(tuple)) => {
+                        tuple == flow.original || tuple == flow.reply || self.flows.len() + 1 == self.limit
+                    }
                     Cause::Packet(None) => false,
                 };
                 assert!(legitimate, "{flow:?} ended after {idle:?} by {cause:?}");
@@ -145,8 +148,36 @@ impl Model {
                 && (service.ports.first..=service.ports.last).contains(&tuple.dport)
         });
         let service = fits.min_by_key(|service| service.ports.last - service.ports.first)?;
+        let servers = service.servers.iter().chain(&service.sorry);
         let port = |base: Option<u16>| base.map_or(tuple.dport, |base| base + (tuple.dport - service.ports.first));
-        Some(service.servers.iter().map(|server| (server.address, port(server.port), server.weight)).collect())
+        Some(servers.map(|server| (server.address, port(server.port), server.weight)).collect())
+    }
+
+    /// What a packet of no flow may become where packets are scheduled by themselves, and by which method.
+    pub fn alone(&self, tuple: &Tuple) -> Vec<(Tuple, Method)> {
+        let mut to = Vec::new();
+        let services = self.spec.services.iter().filter(|service| service.one_packet);
+        for service in services.filter(|_| tuple.protocol == Protocol::UDP) {
+            let Some(last) = self.servers(&Tuple { dst: service.vip, dport: service.ports.first, ..*tuple }) else {
+                continue;
+            };
+            let offset = |port: u16, first: u16| port.checked_sub(first);
+            let size = service.ports.last - service.ports.first;
+            for (address, first, _) in last {
+                let method = service.method;
+                let asked = offset(tuple.dport, service.ports.first).filter(|n| tuple.dst == service.vip && *n <= size);
+                to.extend(asked.map(|n| match method {
+                    Method::Nat => (Tuple { dst: address, dport: first + n, ..*tuple }, method),
+                    _ => (*tuple, method),
+                }));
+                let answered = offset(tuple.sport, first).filter(|n| tuple.src == address && *n <= size);
+                let answered = answered.filter(|_| method == Method::Nat);
+                to.extend(
+                    answered.map(|n| (Tuple { src: service.vip, sport: service.ports.first + n, ..*tuple }, method)),
+                );
+            }
+        }
+        to
     }
 
     /// Notes where a first fragment went.

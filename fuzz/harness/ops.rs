@@ -42,6 +42,10 @@ pub enum Op {
     Swap(u8),
     /// Flows are deleted: by protocol, source, server, state or all.
     Delete(u8),
+    /// A server fails, comes up, is drained or not; a service loses its quorum or has it again.
+    Health(u8),
+    /// The flows of some servers are ended.
+    Evacuate(u8),
 }
 
 /// A packet from a client. Every field is taken modulo what there is.
@@ -64,7 +68,10 @@ pub struct Shape {
 
 impl Op {
     pub fn decode(bytes: &mut Bytes<'_>) -> Op {
-        match bytes.u8() % 16 {
+        let kind = bytes.u8();
+        match kind % 16 {
+            _ if kind >= 0xfc => Op::Evacuate(bytes.u8()),
+            _ if kind >= 0xf4 => Op::Health(bytes.u8()),
             0..=4 => Op::Client(Shape::decode(bytes)),
             5..=7 => Op::Answer { flags: bytes.u8(), seq: bytes.u8(), len: bytes.u8() },
             8 => {

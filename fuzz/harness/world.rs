@@ -6,7 +6,8 @@ use std::time::Duration;
 use gatun::command::{Command, FlowFilter, Outcome};
 use gatun::engine::{Engine, EngineConfig};
 use gatun::service::{
-    Limits, Method, PortRange, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec,
+    FlowPolicy, Limits, Method, Passive, Persistence, PortRange, Protocols, SchedulerKind, ServerId, ServerSpec,
+    ServiceSpec, Snapshot, SnapshotSpec,
 };
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
@@ -83,6 +84,8 @@ impl World {
             Op::Wait { mantissa, exponent } => self.wait(*mantissa, *exponent),
             Op::Swap(number) => self.swap(*number),
             Op::Delete(number) => self.delete(*number),
+            Op::Health(number) => self.health(*number),
+            Op::Evacuate(number) => self.evacuate(*number),
         }
         self.check();
     }
@@ -99,6 +102,8 @@ impl World {
         }
         self.check();
         assert_eq!(self.engine.occupancy().0, 0, "flows are left without a deadline");
+        let tables = self.engine.snapshot().persisted();
+        assert!(tables.iter().all(|table| table.occupancy().0 == 0), "clients are left without a deadline");
         assert_eq!(counted(&self.engine), self.packets, "each packet has one verdict");
     }
 
@@ -136,6 +141,13 @@ impl World {
         }
         while let Some(released) = self.engine.poll_transmit() {
             let output = oracle::decode(unwrapped(&released).packet()).expect("a released fragment is a packet");
+            if output.protocol == 6 && output.fragment.is_none() {
+                let starts =
+                    input.as_ref().and_then(|input| input.tcp.as_ref()).is_some_and(|tcp| tcp.flags & 0x12 == 2);
+                assert!(verdict == Verdict::Drop(DropReason::ServerDown) || starts, "a RST by {verdict:?}");
+                is_own_reset(&released);
+                continue;
+            }
             assert!(output.fragment.is_some_and(|(_, offset, _)| offset != 0));
             if let (Some(input), Verdict::Forward) = (&input, verdict) {
                 self.model.later_fragment(input, &output);
@@ -159,8 +171,10 @@ impl World {
         }
         let (from, to) = (tuple_of(input), tuple_of(&output));
         let from = from.expect("only TCP and UDP are forwarded");
-        assert_eq!(to, self.model.translation(&from), "{from:?} went another way than its flow");
         let to = to.expect("what is forwarded has ports");
+        let known = self.model.translation(&from);
+        let alone = self.model.alone(&from).into_iter().find(|(alone, _)| known.is_none() && *alone == to);
+        assert!(known == Some(to) || alone.is_some(), "{from:?} went another way than its flow: {to:?}, {known:?}");
         assert_eq!(
             self.client_of(before),
             self.client_of_answer(&to),
@@ -173,7 +187,9 @@ impl World {
         } else if is_right(before) {
             assert!(is_right(buf), "a checksum went wrong");
         }
-        let (method, from_client) = self.model.method(&from).expect("it is of a flow");
+        let of_flow = self.model.method(&from);
+        let from_client = |(_, method)| (method, self.model.vips.contains(&from.dst));
+        let (method, from_client) = of_flow.or(alone.map(from_client)).expect("it is of a flow");
         match method {
             Method::Nat => assert_eq!((sent.hop, sent.wrap), (None, None)),
             _ => {
@@ -212,7 +228,12 @@ impl World {
             assert_eq!(buf.packet(), &before.packet()[..input.len], "an error of a one-way flow was changed");
             return;
         }
-        let (to, dst, src) = self.model.quoted(&quoted).expect("the error is about no flow");
+        let Some((to, dst, src)) = self.model.quoted(&quoted) else {
+            let about = quoted_tuple(output).expect("it quotes as much as came").reversed();
+            let alone = self.model.alone(&quoted.reversed());
+            assert!(alone.iter().any(|(to, _)| *to == about), "the error is about no flow: {quoted:?}");
+            return;
+        };
         assert_eq!(quoted_tuple(output), Some(to));
         assert_eq!(Addr::from(output.dst), dst);
         let to = self.model.translation(&quoted.reversed()).expect("it is about a flow");
@@ -248,7 +269,12 @@ impl World {
         let service = self.model.servers(&tuple);
         match reason {
             R::NoService => assert!(service.is_none(), "{tuple:?} has a service"),
-            R::NoServer => assert!(service.expect("a service").iter().all(|(_, _, weight)| *weight == 0)),
+            R::NoServer | R::ServersFull => {
+                let snapshot = self.engine.snapshot();
+                let service = snapshot.service_for(tuple.dst, tuple.protocol, tuple.dport).expect("a service");
+                assert!(service.all_servers().all(|server| !server.is_available()), "{tuple:?} could be served");
+                assert_eq!(reason == R::ServersFull, service.servers.iter().any(|server| server.is_only_full()));
+            }
             R::NoFlow => assert!(input.tcp.as_ref().is_some_and(|tcp| tcp.flags & 0x12 != 2), "a SYN has no flow"),
             R::TableFull => assert_eq!(occupancy.0, occupancy.1),
             R::TtlExceeded => assert!(input.ttl <= 1),
@@ -368,6 +394,54 @@ impl World {
         self.drain_events(Cause::Command);
     }
 
+    fn health(&mut self, number: u8) {
+        let snapshot = self.engine.snapshot();
+        let server = snapshot.server(ServerId(u32::from(number >> 3) % 8));
+        match (number % 8, server) {
+            (0..=2, Some(server)) => {
+                server.state.set_up(self.now, false);
+            }
+            (3..=5, Some(server)) => {
+                server.state.set_up(self.now, true);
+            }
+            (6, Some(server)) => {
+                server.state.set_draining(!server.state.is_draining());
+            }
+            (7, _) => {
+                if let Some(service) = snapshot.live.get(usize::from(number >> 3) % snapshot.live.len().max(1)) {
+                    service.state.set_quorum(!service.state.has_quorum());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn evacuate(&mut self, number: u8) {
+        let policies = [None, Some(FlowPolicy::Reset), Some(FlowPolicy::Reschedule), Some(FlowPolicy::Keep)];
+        let policy = policies[usize::from(number % 4)];
+        let servers: Vec<ServerId> = (0..6).filter(|n| number >> 2 & 1 << n != 0).map(ServerId).collect();
+        let before = self.engine.occupancy().0;
+        let (mut ended, mut cursor) = (0, Some(0));
+        while let Some(from) = cursor {
+            let command = Command::Evacuate { servers: servers.as_slice().into(), policy, cursor: from };
+            let Outcome::Deleted { count, next } = self.engine.apply(self.now, command) else {
+                panic!("an evacuation says how many")
+            };
+            (ended, cursor) = (ended + count, next);
+        }
+        assert_eq!(before - self.engine.occupancy().0, ended as usize);
+        let (left, _) = self.engine.flows(self.now, 0, usize::MAX);
+        let keeps = policy == Some(FlowPolicy::Keep);
+        assert!(keeps || left.iter().all(|flow| !servers.contains(&flow.server)), "some are left");
+        let mut resets = 0;
+        while let Some(reset) = self.engine.poll_transmit() {
+            is_own_reset(&reset);
+            resets += 1;
+        }
+        assert!(resets <= 2 * ended, "{resets} RSTs for {ended} flows");
+        self.drain_events(Cause::Command);
+    }
+
     /// What must hold whatever happened.
     fn check(&mut self) {
         self.engine.check_invariants();
@@ -380,10 +454,24 @@ impl World {
         assert_eq!(load, occupancy as u64, "the servers' load is not that of the flows");
         let stats = self.engine.stats();
         let ended = stats.flows_expired + stats.flows_evicted + stats.flows_deleted + stats.flows_reused;
-        assert_eq!(stats.flows_created - ended, occupancy as u64);
+        assert_eq!(stats.flows_created - ended - stats.flows_evacuated, occupancy as u64);
+        for table in snapshot.persisted() {
+            let (clients, most) = table.occupancy();
+            assert!(clients <= most && most <= snapshot.spec.limits.persistent_clients);
+            let counted: u32 = table.entries(self.now, 0, usize::MAX).0.iter().map(|entry| entry.flows).sum();
+            assert!(counted as usize <= occupancy, "persistence counts {counted} flows of {occupancy}");
+        }
         let counted = counted(&self.engine);
         assert!(counted <= self.packets && self.packets <= counted + stats.fragments_held);
     }
+}
+
+/// A RST that the engine made.
+fn is_own_reset(sent: &PacketBuf) {
+    let inner = unwrapped(sent);
+    assert!(is_right(&inner), "a RST with a wrong checksum");
+    let output = oracle::decode(inner.packet()).expect("a RST is a packet");
+    assert_eq!(output.tcp.expect("a RST is TCP").flags & 4, 4);
 }
 
 /// The packet without the outer headers of a tunnel, if it has any. All of these are small enough to go in one piece.
@@ -441,6 +529,7 @@ fn spec(number: u8) -> SnapshotSpec {
             }
         };
     use Protocols::{Tcp, TcpAndUdp, Udp};
+    let kept = |service: ServiceSpec| keep_clients(number, service);
     let by = |method: Method, tunnel: Encapsulation, service: ServiceSpec| ServiceSpec { method, tunnel, ..service };
     let services = match number % 6 {
         4 => vec![
@@ -483,7 +572,7 @@ fn spec(number: u8) -> SnapshotSpec {
         _ => vec![service("web", v4(10), 80, 80, Tcp, &[]), service("dns", v4(12), 53, 53, Udp, &[(11, None, 0)])],
     };
     SnapshotSpec {
-        services,
+        services: services.into_iter().map(kept).collect(),
         tunnel_sources: [(true, 11), (true, 12), (false, 11), (false, 12)]
             .map(|(v4, host)| (server_addr(v4, host), server_addr(v4, 1)))
             .to_vec(),
@@ -492,11 +581,35 @@ fn spec(number: u8) -> SnapshotSpec {
             replies_per_second: 100,
             fragmented_packets: 4,
             held_fragment_bytes: 1500,
+            persistent_clients: 3,
             ..Limits::default()
         },
         mtu: if number % 6 == 1 { 1280 } else { 1500 },
         ..SnapshotSpec::default()
     }
+}
+
+/// What a service may have besides; the upper bits of `number` say what.
+fn keep_clients(number: u8, mut service: ServiceSpec) -> ServiceSpec {
+    if number & 0x10 != 0 {
+        service.group = (number & 0x40 != 0).then(|| "group".into());
+        service.persistence = Some(Persistence { timeout: Duration::from_secs(100), prefix_v4: 31, prefix_v6: 127 });
+    }
+    if number & 0x20 != 0 {
+        service.passive = Some(Passive { fall: 1 + u32::from(number & 1), hold: Duration::from_secs(20) });
+        service.on_server_down = (number & 0x40 != 0).then_some(FlowPolicy::Reschedule);
+        for server in &mut service.servers {
+            (server.max_connections, server.slow_start) = (Some(2), Some(Duration::from_secs(50)));
+        }
+        let address = server_addr(service.vip.is_v4(), 13);
+        let port = (service.method == Method::Nat).then_some(9);
+        service.sorry = Some(ServerSpec { name: "sorry".into(), address, port, ..ServerSpec::default() });
+        if service.ports.first != service.ports.last || service.method == Method::Tunnel {
+            service.sorry = None;
+        }
+    }
+    service.one_packet = number & 0x80 != 0 && service.protocols == Protocols::Udp;
+    service
 }
 
 fn from_client(shape: &Shape) -> PacketBuf {

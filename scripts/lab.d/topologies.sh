@@ -9,6 +9,7 @@ nodes_of() {
     case $1 in
         routed) echo client gw rs1 rs2 rs3 router rs4 ;;
         bridged) echo client gw rs1 rs2 rs3 router ;;
+        bare) echo client gw rs1 ;;
     esac
 }
 
@@ -166,3 +167,5 @@ route add default via 2001:db8:1::1
 EOF
     segment_servers 10.20.0.2 fd20::2
 }
+
+make_bare() { :; }

@@ -99,6 +99,7 @@ fn rows(explanation: &api::Explanation, tcp_flags: &str) -> Vec<(&'static str, S
             _ => server.clone(),
         }),
     );
+    row("chosen by", explanation.chosen_by.clone());
     row("method", explanation.method.clone());
     row("flow", flow(explanation));
     row("after", after.as_ref().map(show));
@@ -116,6 +117,7 @@ fn flow(explanation: &api::Explanation) -> Option<String> {
             let state = flow.state.as_deref().unwrap_or(&flow.proto);
             format!("known, {state}, expires in {} s; {direction}", flow.timeout)
         }
+        None if explanation.keeps_flow == Some(false) => format!("none is kept; {direction}"),
         None => format!("new; {direction}"),
     })
 }

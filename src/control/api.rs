@@ -704,6 +704,12 @@ pub struct Explanation {
     /// In the scheduler's own words.
     pub scheduler_state: Option<String>,
     pub server: Option<String>,
+    /// What chose the server: `the scheduler`, persistence, or why it is the sorry server.
+    #[serde(default)]
+    pub chosen_by: Option<String>,
+    /// Whether the packet is of a flow or starts one; `false` where every packet is forwarded by itself.
+    #[serde(default)]
+    pub keeps_flow: Option<bool>,
     /// Servers that could have been chosen, out of `servers`.
     pub servers_available: Option<usize>,
     pub servers: Option<usize>,

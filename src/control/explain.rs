@@ -79,6 +79,8 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
         scheduler: None,
         scheduler_state: None,
         server: None,
+        chosen_by: None,
+        keeps_flow: None,
         servers_available: None,
         servers: None,
         method: None,
@@ -101,12 +103,20 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.scheduler = Some(choice.scheduler.to_owned());
             told.scheduler_state = Some(choice.scheduler_state).filter(|state| !state.is_empty());
             told.server = Some(choice.server);
+            told.chosen_by = Some(choice.way.words().to_owned());
+            told.keeps_flow = Some(choice.keeps_flow);
             told.servers_available = Some(choice.available.0);
             told.servers = Some(choice.available.1);
             told.method = Some(choice.method.word().to_owned());
             told.direction = Some("to_server".to_owned());
             told.after = Some(endpoints(&translated));
             told.via = via.map(|via| via.to_string());
+        }
+        Explained::Answer { service, server, translated } => {
+            (told.service, told.server) = (Some(service), Some(server));
+            told.keeps_flow = Some(false);
+            told.direction = Some("to_client".to_owned());
+            told.after = Some(endpoints(&translated));
         }
         Explained::Echo => told.verdict = "reply".to_owned(),
         Explained::Passed => told.verdict = "pass".to_owned(),

@@ -10,6 +10,7 @@ pub mod evacuate;
 pub mod explain;
 pub mod health;
 pub mod metrics;
+mod names;
 pub mod real_server;
 pub mod socket;
 mod view;

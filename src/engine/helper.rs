@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
-use super::Engine;
 use super::admit::{PORT_ATTEMPTS, next_random};
+use super::{Engine, EngineConfig};
 use crate::command::FlowChange;
 use crate::flow::{FlowId, InsertError, Sender, TcpState};
 use crate::forward::helper::expect::{Expectation, Expectations};
@@ -20,20 +20,23 @@ use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{PacketBuf, Transport, Tuple, View, segment, tcp};
 
-/// Connections that are read at a time, per shard. One takes less than a kilobyte, with lines that wait up to five.
+/// Connections that are read at a time, per shard; and no more than a quarter of its flows. One takes less than a kilobyte,
+/// with lines that wait up to five.
 const MAX_SESSIONS: usize = 1 << 16;
 
 /// What the helpers of a shard keep.
 pub(super) struct Helpers {
     /// By the flow. Nobody chooses its number.
     sessions: HashMap<FlowId, Session, BuildHasherDefault<SipHasher13>>,
+    max_sessions: usize,
     pub expectations: Expectations,
 }
 
 impl Helpers {
-    /// `key` must be a secret.
-    pub fn new(key: [u64; 2]) -> Helpers {
-        Helpers { sessions: HashMap::default(), expectations: Expectations::new(key) }
+    /// For a shard of so many flows; its seed must be a secret.
+    pub fn new(config: &EngineConfig) -> Helpers {
+        let max_sessions = (config.max_flows / 4).clamp(1, MAX_SESSIONS);
+        Helpers { sessions: HashMap::default(), max_sessions, expectations: Expectations::new(config.seed) }
     }
 
     /// A helped flow has ended. What it announced may still come.
@@ -80,7 +83,7 @@ impl Engine {
     ) -> Result<helper::Outcome, DropReason> {
         let unread = Ok(helper::Outcome { sent: *view, is_changed: false });
         let flow = self.table.flow(id);
-        let Helpers { sessions, expectations } = &mut self.helpers;
+        let Helpers { sessions, expectations, max_sessions } = &mut self.helpers;
         let mut fresh = None;
         let session = match sessions.get_mut(&id) {
             Some(session) => session,
@@ -88,7 +91,7 @@ impl Engine {
                 let service = self.snapshot.service(ServiceId(flow.owner.service));
                 let Some(kind) = service.and_then(|service| service.spec.helper) else { return unread };
                 if let Transport::Tcp(header) = view.transport {
-                    if header.has(tcp::SYN | tcp::RST) || sessions.len() >= MAX_SESSIONS {
+                    if header.has(tcp::SYN | tcp::RST) || sessions.len() >= *max_sessions {
                         return unread;
                     }
                     // What either end says begins where the handshake ended: nothing else has been let through so far.

@@ -8,7 +8,7 @@ use crate::forward::{self, Context, reset};
 use crate::service::{FlowPolicy, ServerId, ServiceId};
 use crate::time::Instant;
 use crate::verdict::DropReason;
-use crate::wire::{Protocol, Transport, View, tcp};
+use crate::wire::{Protocol, Transport, Tuple, View, tcp};
 
 /// What becomes of a flow whose server is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) enum Meeting {
 
 /// A connection that the server has not answered is forgotten: the client's next SYN comes to another server. One that is
 /// over as well; nobody waits for it.
-pub(crate) fn fate(flow: &Flow, policy: Option<FlowPolicy>) -> Fate {
+fn fate(flow: &Flow, policy: Option<FlowPolicy>) -> Fate {
     let is_over = matches!(flow.tcp_state, TcpState::TimeWait | TcpState::Close);
     let is_half_open = flow.tcp_state.is_half_open();
     match policy {
@@ -112,8 +112,16 @@ impl Engine {
         Meeting::Anew
     }
 
+    /// What becomes of the flow that a packet of this tuple is of; `None` while its server is up, or where there is none.
+    pub(crate) fn foresee_lost(&self, tuple: &Tuple) -> Option<Fate> {
+        let (id, _) = self.table.lookup(tuple)?;
+        let flow = self.table.flow(id);
+        let server = self.snapshot.server(ServerId(flow.owner.server))?;
+        (!server.state.is_up()).then(|| self.fate_of(flow))
+    }
+
     /// What becomes of a flow whose server is down, by the policy of its service.
-    pub(crate) fn fate_of(&self, flow: &Flow) -> Fate {
+    fn fate_of(&self, flow: &Flow) -> Fate {
         let service = self.snapshot.service(ServiceId(flow.owner.service));
         fate(flow, service.and_then(|service| service.spec.on_server_down))
     }

@@ -145,10 +145,11 @@ fn is_unreachable(buf: &PacketBuf, view: &View) -> bool {
     }
 }
 
-/// Whether a quoted TCP segment can be the client's (RFC 5927 section 4.1); of other protocols there is nothing to go by.
+/// Whether a quoted TCP segment can be the client's SYN (RFC 5927 section 4.1); of other protocols there is nothing to go by.
 fn quotes(flow: &Flow, buf: &PacketBuf, view: &View) -> bool {
     let quoted = buf.packet().get(view.l4 + icmp::LEN..view.len).unwrap_or_default();
     let Ok((inner, _)) = View::parse_quoted(quoted) else { return false };
     let sequence = quoted.get(inner.l4 + tcp::SEQ..).and_then(|rest| rest.first_chunk::<4>());
-    flow.protocol != Protocol::TCP || sequence.is_some_and(|bytes| track::client_sent(flow, u32::from_be_bytes(*bytes)))
+    flow.protocol != Protocol::TCP
+        || sequence.is_some_and(|bytes| track::client_began(flow, u32::from_be_bytes(*bytes)))
 }

@@ -36,6 +36,12 @@ pub fn client_sent(flow: &Flow, sequence: u32) -> bool {
     own.is_known && (0..=MAX_WINDOW).contains(&distance(sequence, own.end))
 }
 
+/// The same of a connection of which there was only a SYN yet; some carry data (RFC 7413).
+pub fn client_began(flow: &Flow, sequence: u32) -> bool {
+    let own = &flow.sequence[Sender::Client as usize];
+    own.is_known && (1..=1500).contains(&distance(sequence, own.end))
+}
+
 /// Whether a RST from `sender` fits what both ends have sent (RFC 5961 section 3, RFC 9293 section 3.10.7). A forged one
 /// must not end the flow; it is forwarded all the same, for the end host to judge.
 pub fn rst_is_plausible(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {

@@ -9,8 +9,9 @@ use netlink_packet_route::address::AddressAttribute;
 use rtnetlink::MulticastGroup;
 use tokio::task::JoinHandle;
 
-/// Every address of every interface of this network namespace. To be called within a tokio runtime.
-pub async fn local_addresses() -> io::Result<Vec<IpAddr>> {
+/// Every address of every interface of this network namespace, with the interface's index. To be called within a tokio
+/// runtime.
+pub async fn addresses_of_links() -> io::Result<Vec<(u32, IpAddr)>> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let connection = tokio::spawn(connection);
     let mut messages = handle.address().get().execute();
@@ -26,7 +27,7 @@ pub async fn local_addresses() -> io::Result<Vec<IpAddr>> {
             AddressAttribute::Address(address) => Some(*address),
             _ => None,
         });
-        addresses.extend(local.or(either));
+        addresses.extend(local.or(either).map(|address| (message.header.index, address)));
     }
     connection.abort();
     Ok(addresses)
@@ -67,7 +68,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_loopback_address_is_local_and_a_documentation_address_is_not() {
-        let addresses = local_addresses().await.unwrap();
+        let addresses: Vec<IpAddr> = addresses_of_links().await.unwrap().into_iter().map(|(_, ip)| ip).collect();
         assert!(addresses.contains(&"127.0.0.1".parse().unwrap()), "{addresses:?}");
         assert!(!addresses.contains(&"203.0.113.10".parse().unwrap()), "{addresses:?}");
     }

@@ -25,7 +25,7 @@ pub mod tunnel_socket;
 mod tuntap;
 pub mod worker;
 
-pub use addresses::{AddressWatch, local_addresses};
+pub use addresses::{AddressWatch, addresses_of_links};
 pub use evacuation::{Cause, Evacuation};
 pub use gateway::Gateway;
 pub use own_errors::source_towards;

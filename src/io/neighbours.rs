@@ -22,7 +22,7 @@ use crate::wire::Addr;
 
 const LOOK: Duration = Duration::from_secs(1);
 /// While a server has just been asked for.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Between two probes of a server that is known.
 const PROBE: Duration = Duration::from_secs(5);
 

@@ -80,11 +80,13 @@ pub struct ServiceState {
     has_quorum: AtomicBool,
     /// Held while passive checks take a server down, so that two of them do not take the last two.
     pub(crate) falling: Mutex<()>,
+    /// Which servers have changed since the scheduler looked.
+    changes: Arc<scheduler::Changes>,
 }
 
 impl Default for ServiceState {
     fn default() -> ServiceState {
-        ServiceState { has_quorum: AtomicBool::new(true), falling: Mutex::new(()) }
+        ServiceState { has_quorum: AtomicBool::new(true), falling: Mutex::new(()), changes: Arc::default() }
     }
 }
 
@@ -169,13 +171,13 @@ impl Server {
     }
 
     /// A flow to it starts.
-    pub(crate) fn start(&self, active: bool) {
+    pub fn start(&self, active: bool) {
         self.load.start(active);
         self.note_load();
     }
 
     /// A flow to it has ended.
-    pub(crate) fn end(&self, active: bool) {
+    pub fn end(&self, active: bool) {
         self.load.end(active);
         self.note_load();
     }
@@ -197,9 +199,19 @@ pub struct ServerLoad {
     active: AtomicI64,
     inactive: AtomicI64,
     admitted: AtomicU64,
+    mark: scheduler::Mark,
 }
 
 impl ServerLoad {
+    /// Of a server whose changes are marked by `mark`.
+    pub(crate) fn marked(mark: scheduler::Mark) -> ServerLoad {
+        ServerLoad { mark, ..ServerLoad::default() }
+    }
+
+    pub(crate) fn mark(&self) -> &scheduler::Mark {
+        &self.mark
+    }
+
     /// Flows in TCP state ESTABLISHED (IPVS: ActiveConn).
     pub fn active(&self) -> u64 {
         self.active.load(Ordering::Relaxed).max(0) as u64
@@ -239,16 +251,19 @@ impl ServerLoad {
         self.flows.fetch_add(1, Ordering::Relaxed);
         self.admitted.fetch_add(1, Ordering::Relaxed);
         self.side(active).fetch_add(1, Ordering::Relaxed);
+        self.mark.set();
     }
 
     pub(crate) fn end(&self, active: bool) {
         self.side(active).fetch_sub(1, Ordering::Relaxed);
         self.flows.fetch_sub(1, Ordering::Release);
+        self.mark.set();
     }
 
     pub(crate) fn shift(&self, to_active: bool) {
         self.side(to_active).fetch_add(1, Ordering::Relaxed);
         self.side(!to_active).fetch_sub(1, Ordering::Relaxed);
+        self.mark.set();
     }
 
     fn side(&self, active: bool) -> &AtomicI64 {

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::scheduler::Mark;
 use crate::time::Instant;
 
 /// How long a path MTU is believed before a larger one is tried again (RFC 1191 section 6.3; Linux, `mtu_expires`).
@@ -16,9 +17,15 @@ pub struct ServerPath {
     unreachable: AtomicBool,
     /// The last identification that an outer header to the server had.
     last_id: AtomicU16,
+    mark: Mark,
 }
 
 impl ServerPath {
+    /// Of a server whose changes are marked by `mark`.
+    pub(crate) fn marked(mark: Mark) -> ServerPath {
+        ServerPath { mark, ..ServerPath::default() }
+    }
+
     /// Bytes that a packet to the server may have, where the path was found to be narrower than `link`.
     #[inline]
     pub fn mtu(&self, now: Instant, link: u16) -> u16 {
@@ -52,6 +59,7 @@ impl ServerPath {
 
     pub fn set_unreachable(&self, unreachable: bool) {
         self.unreachable.store(unreachable, Ordering::Relaxed);
+        self.mark.set();
     }
 }
 

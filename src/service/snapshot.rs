@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::scheduler::{Changes, Mark};
 use super::{
-    Map, Method, Persisted, PortRange, Server, ServerId, ServerSpec, Service, ServiceId, ServiceSpec, SnapshotError,
-    SnapshotSpec, scheduler,
+    Map, Method, Persisted, PortRange, Server, ServerId, ServerLoad, ServerPath, ServerSpec, ServerState, Service,
+    ServiceId, ServiceSpec, ServiceState, SnapshotError, SnapshotSpec, scheduler,
 };
 use crate::wire::{Addr, Encapsulation, Protocol, Tuple};
 
@@ -266,14 +267,15 @@ impl Snapshot {
         // A service that moved to another address is a new one: the old flows' VIP must stay known.
         let reused = old.filter(|old| old.spec.vip == spec.vip);
         let id = reused.map_or_else(|| ServiceId(free_slot(&mut self.services)), |old| old.id);
+        let state: Arc<ServiceState> = reused.map(|old| old.state.clone()).unwrap_or_default();
+        let changes = &state.changes;
         let servers: Vec<Arc<Server>> =
-            spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused)).collect();
-        let sorry = spec.sorry.as_ref().map(|server| self.admit_server(id, &spec, server, reused));
+            spec.servers.iter().map(|server| self.admit_server(id, &spec, server, reused, changes)).collect();
+        let sorry = spec.sorry.as_ref().map(|server| self.admit_server(id, &spec, server, reused, changes));
         let mut scheduler = scheduler::build(spec.scheduler, spec.scheduler_flags, &servers, self.spec.seed);
         if let Some(old) = reused {
             scheduler.inherit(old.scheduler.memory().moved(&places(&old.servers, &servers)));
         }
-        let state = reused.map(|old| old.state.clone()).unwrap_or_default();
         let persisted = self.persistence_of(&spec, reused, previous);
         let mut homes: Map<_, Vec<_>> = Map::default();
         for server in servers.iter().filter(|_| persisted.is_some()) {
@@ -308,11 +310,17 @@ impl Snapshot {
         of: &ServiceSpec,
         spec: &ServerSpec,
         old: Option<&Arc<Service>>,
+        changes: &Arc<Changes>,
     ) -> Arc<Server> {
         let kept = old.and_then(|old| old.all_servers().find(|server| is_same_server(of, spec, server)));
         let (id, load, path, state) = match kept {
             Some(server) => (server.id, server.load.clone(), server.path.clone(), server.state.clone()),
-            None => (ServerId(free_slot(&mut self.servers)), Arc::default(), Arc::default(), Arc::default()),
+            None => {
+                let id = free_slot(&mut self.servers);
+                let mark = || Mark::new(changes, id);
+                let (load, path) = (ServerLoad::marked(mark()), ServerPath::marked(mark()));
+                (ServerId(id), Arc::new(load), Arc::new(path), Arc::new(ServerState::marked(mark())))
+            }
         };
         let server = Arc::new(Server {
             id,

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::scheduler::Mark;
 use crate::time::Instant;
 
 /// A server's state. A new server is up: until a check says otherwise it may serve.
@@ -22,6 +23,7 @@ pub struct ServerState {
     failures: AtomicU32,
     /// The same since the server was configured.
     failed: AtomicU64,
+    mark: Mark,
 }
 
 impl Default for ServerState {
@@ -35,11 +37,18 @@ impl Default for ServerState {
             is_checked: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             failed: AtomicU64::new(0),
+            mark: Mark::default(),
         }
     }
 }
 
 impl ServerState {
+    /// Of a server whose changes are marked by `mark`. Whatever [`Server::is_available`](super::Server::is_available) goes by
+    /// has to set it.
+    pub(crate) fn marked(mark: Mark) -> ServerState {
+        ServerState { mark, ..ServerState::default() }
+    }
+
     /// Whether checks let it serve.
     #[inline]
     pub fn is_up(&self) -> bool {
@@ -66,6 +75,7 @@ impl ServerState {
             self.passive_down.store(0, Ordering::Relaxed);
             self.risen.store(now.micros().max(1), Ordering::Relaxed);
         }
+        self.mark.set();
         changed
     }
 
@@ -89,15 +99,19 @@ impl ServerState {
     /// Passive checks take it down; tells since when, `None` if it was down already.
     pub(crate) fn fall_passively(&self, now: Instant) -> Option<Instant> {
         let since = now.max(Instant::from_micros(1));
-        self.is_up.swap(false, Ordering::Relaxed).then(|| {
+        let fell = self.is_up.swap(false, Ordering::Relaxed).then(|| {
             self.passive_down.store(since.micros(), Ordering::Relaxed);
             since
-        })
+        });
+        self.mark.set();
+        fell
     }
 
     /// Sets or clears the drain mark; tells whether that is a change.
     pub fn set_draining(&self, draining: bool) -> bool {
-        self.is_draining.swap(draining, Ordering::Relaxed) != draining
+        let changed = self.is_draining.swap(draining, Ordering::Relaxed) != draining;
+        self.mark.set();
+        changed
     }
 
     /// How much of its share of new flows it gets at `now`, of 65536.
@@ -135,7 +149,7 @@ impl ServerState {
     pub(crate) fn note_flows(&self, flows: u64, upper: Option<u32>, lower: Option<u32>) {
         let Some(upper) = upper.map(u64::from) else {
             if self.is_full() {
-                self.is_full.store(false, Ordering::Relaxed);
+                self.set_full(false);
             }
             return;
         };
@@ -144,9 +158,14 @@ impl ServerState {
             _ => flows * 4 < upper * 3,
         };
         if flows >= upper {
-            self.is_full.store(true, Ordering::Relaxed);
+            self.set_full(true);
         } else if has_room && self.is_full() {
-            self.is_full.store(false, Ordering::Relaxed);
+            self.set_full(false);
         }
+    }
+
+    fn set_full(&self, full: bool) {
+        self.is_full.store(full, Ordering::Relaxed);
+        self.mark.set();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use gatun::command::{Command, FlowFilter};
 use gatun::engine::Engine;
 use gatun::service::{HelperKind, Limits, Method, PortRange, Protocols, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
@@ -339,6 +340,8 @@ fn with_addresses(net: Net) -> Vec<Row> {
     let next_out = next.clone().seq(passive.server + grown, passive.client).with_src(vip);
     let ack = tcp(client, vip).flags(ACK).seq(passive.client, passive.server + grown);
     let sack = |left: u32, right: u32| [&[1, 1, 5, 10][..], &left.to_be_bytes(), &right.to_be_bytes()].concat();
+    // Where the address begins.
+    let given = asked.server + 27;
     let data_syn = tcp(net.client(41000), net.vip(40007)).syn();
     let to_server = data_syn.with_dst(net.rs(1, 40007));
     let forms = [
@@ -388,6 +391,35 @@ fn with_addresses(net: Net) -> Vec<Row> {
             ack.clone().seq(passive.client, passive.server - 4).with_dst(rs),
         )
         .after(&passive.packets),
+        // The text that was given has 19 bytes for 17.
+        Row::forward(
+            "nor does one that ends within the address count for what is behind it",
+            spec(net),
+            ack.clone().seq(passive.client, given + 18),
+            ack.clone().seq(passive.client, given + 16).with_dst(rs),
+        )
+        .after(&passive.packets),
+        Row::forward(
+            "a block that begins there is one of what is whole",
+            spec(net),
+            ack.clone().tcp_options(&sack(given + 18, 6000)),
+            ack.clone().seq(passive.client, passive.server).with_dst(rs).tcp_options(&sack(given + 17, 6000 - grown)),
+        )
+        .after(&passive.packets),
+        Row::forward(
+            "a block that lies there is none",
+            spec(net),
+            ack.clone().tcp_options(&sack(given + 17, given + 18)),
+            ack.clone().seq(passive.client, passive.server).with_dst(rs).tcp_options(&[1; 12]),
+        )
+        .after(&passive.packets),
+        Row::forward("a stranger's acknowledgement counts for nothing", spec(net), asked.reply(&said), {
+            asked.reply(&heard).with_src(vip)
+        })
+        .after(passive.packets.iter().cloned().chain([
+            ack.clone().seq(passive.client, passive.server + 5_000_000),
+            ack.clone().seq(passive.client + 5_000_000, passive.server + grown),
+        ])),
         Row::forward(
             "blocks of a SACK move back",
             spec(net),
@@ -578,6 +610,34 @@ fn announcements_are_bounded_and_the_oldest_go() {
         }
     }
     assert_eq!(ports(&engine), (3014..3030).collect::<Vec<_>>());
+}
+
+#[test]
+fn connections_that_are_read_are_bounded() {
+    let net = Net::V6;
+    let mut engine = world::engine(Snapshot::build(spec(net), None).expect("valid").into(), 16);
+    let mut connect = |n: u8| {
+        let announce = Control::new(net).sent(format!("EPRT {}\r\n", eprt(net.other(n, 3000)))).packets;
+        let (client, server) = (net.other(n, 40000), net.rs(1 + n % 2, 2121));
+        for packet in announce {
+            let packet = match packet.src == net.client(40000) {
+                true => packet.with_src(client),
+                false => packet.with_src(server).with_dst(client),
+            };
+            send(&mut engine, Instant::ZERO, packet);
+        }
+        engine.expectations().count()
+    };
+    // A quarter of the flows that there may be. The others go on unread.
+    assert_eq!((0..6).map(&mut connect).collect::<Vec<_>>(), [1, 2, 3, 4, 4, 4]);
+    // One that ends makes room.
+    let by_client = |n: u8| FlowFilter { src: Some((net.other(n, 0).ip().into(), 128)), ..FlowFilter::default() };
+    engine.apply(Instant::ZERO, Command::Delete { filter: by_client(0), cursor: 0 });
+    let next = Control::new(net).sent(format!("EPRT {}\r\n", eprt(net.other(6, 3000)))).packets;
+    for packet in next.into_iter().filter(|packet| packet.src == net.client(40000)) {
+        send(&mut engine, Instant::ZERO, packet.with_src(net.other(6, 40000)));
+    }
+    assert_eq!(engine.expectations().count(), 5);
 }
 
 #[test]

@@ -11,9 +11,12 @@ mod ftp;
 mod gateway;
 mod hop;
 mod icmp;
+mod lost;
 mod malformed;
 mod nat;
+mod one_packet;
 mod one_way;
+mod passive;
 mod probe;
 mod refusal;
 mod reload;
@@ -75,6 +78,11 @@ fn malformed_packets() {
 #[test]
 fn thresholds() {
     run(cluster::rows);
+}
+
+#[test]
+fn packets_by_themselves() {
+    run(one_packet::rows);
 }
 
 #[test]

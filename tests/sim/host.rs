@@ -13,6 +13,8 @@ pub const WEB: u16 = 8080;
 pub const ECHO: u16 = 5353;
 /// How long a client waits for an answer before it asks again, in microseconds.
 const ASK_AGAIN: i64 = 1_000_000;
+/// How long it waits before it connects again.
+const AGAIN: i64 = 50_000;
 
 pub struct Host {
     pub addresses: Vec<IpAddr>,
@@ -22,6 +24,8 @@ pub struct Host {
     programs: Vec<Program>,
     /// Connections that were served here to their end.
     pub served: usize,
+    /// Connections may break; then they are tried again.
+    pub persists: bool,
 }
 
 /// What runs on a host.
@@ -69,7 +73,7 @@ impl Host {
             }
         });
         let sockets = SocketSet::new(Vec::new());
-        Host { addresses, interface, sockets, queue, programs: Vec::new(), served: 0 }
+        Host { addresses, interface, sockets, queue, programs: Vec::new(), served: 0, persists: false }
     }
 
     pub fn serve(&mut self, connections: usize) {
@@ -106,6 +110,7 @@ impl Host {
             self.interface.poll(time, &mut self.queue, &mut self.sockets);
             let mut busy = false;
             for program in &mut self.programs {
+                busy |= program.retry(now, &mut self.sockets, self.persists);
                 busy |= program.run(now, &mut self.interface, &mut self.sockets, &mut self.served);
             }
             if !busy {
@@ -136,6 +141,20 @@ impl Host {
 }
 
 impl Program {
+    /// A connection that was reset is begun anew, from another port.
+    fn retry(&mut self, now: i64, sockets: &mut SocketSet<'static>, persists: bool) -> bool {
+        let Program::Get { socket, at, local, sent, got, expected, state, .. } = self else { return false };
+        let socket = sockets.get_mut::<tcp::Socket<'_>>(*socket);
+        // What has come is read first: it may be all.
+        take(socket, got);
+        if !persists || *state != Progress::Connected || socket.is_open() || got.len() >= expected.len() {
+            return false;
+        }
+        (*at, *local, *sent, *state) = (now + AGAIN, *local + 1000, 0, Progress::Waiting);
+        got.clear();
+        true
+    }
+
     /// Does one round; whether there may be more to do at once.
     fn run(
         &mut self,

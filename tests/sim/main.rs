@@ -39,6 +39,23 @@ fn transfers_survive_bad_links_and_reloads() {
 }
 
 #[test]
+fn no_client_hangs_when_a_server_dies() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a seed is a number"));
+    let seeds = match number("GATUN_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("GATUN_SEEDS").unwrap_or(SEEDS)).collect::<Vec<u64>>(),
+    };
+    let mut resets = 0;
+    for &seed in &seeds {
+        let _guard = SayOnPanic(seed);
+        let mut network = Network::with_a_death(seed);
+        network.run();
+        resets += network.resets();
+    }
+    assert!(seeds.len() == 1 || resets > 0, "nobody was talking to the server that died");
+}
+
+#[test]
 fn one_seed_is_one_run() {
     let run = || {
         let mut network = Network::new(4711);

@@ -4,11 +4,14 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fastrand::Rng;
-use gatun::command::Command;
+use gatun::command::{Command, Outcome};
 use gatun::engine::{Engine, EngineConfig};
-use gatun::service::{PortRange, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
+use gatun::service::{
+    Passive, PortRange, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec,
+};
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
 use gatun::wire::{Addr, PacketBuf, View};
@@ -33,6 +36,16 @@ pub struct Network {
     under_way: BinaryHeap<Reverse<Transit>>,
     reloads: Vec<i64>,
     scheduler: SchedulerKind,
+    death: Option<Death>,
+}
+
+/// A server that dies without a word, and when its checks notice.
+#[derive(Clone, Copy)]
+struct Death {
+    server: usize,
+    at: i64,
+    noticed: i64,
+    is_noticed: bool,
 }
 
 /// A packet under way: when it arrives, in which order it was sent, where, and what.
@@ -64,7 +77,7 @@ impl Network {
             jitter: rng.i64(1..10_000),
         };
         let scheduler = SchedulerKind::ALL[rng.usize(..SchedulerKind::ALL.len())];
-        let snapshot = Snapshot::build(spec(scheduler, &[1; SERVERS]), None).expect("valid");
+        let snapshot = Snapshot::build(spec(scheduler, &[1; SERVERS], None), None).expect("valid");
         let config = EngineConfig { shard: 0, max_flows: 256, seed: [seed, 1] };
         let mut network = Network {
             now: 0,
@@ -76,9 +89,27 @@ impl Network {
             under_way: BinaryHeap::new(),
             reloads: (0..4).map(|_| rng.i64(100_000..8_000_000)).collect(),
             scheduler,
+            death: None,
             rng,
         };
         network.start_clients();
+        network
+    }
+
+    /// With a server that dies while clients talk to it, and that a check or the clients' own connections give away.
+    pub fn with_a_death(seed: u64) -> Network {
+        let mut network = Network::new(seed);
+        let at = network.rng.i64(200_000..4_000_000);
+        let passive = network.rng.bool().then_some(Passive { fall: 2, hold: Duration::from_secs(3600) });
+        let server = network.rng.usize(..SERVERS);
+        let noticed = at + if passive.is_some() { 8_000_000 } else { 700_000 };
+        network.death = Some(Death { server, at, noticed, is_noticed: false });
+        // A reload could leave the dead one alone.
+        network.reloads.clear();
+        let spec = spec(network.scheduler, &[1; SERVERS], passive);
+        let next = Snapshot::build(spec, Some(network.engine.snapshot())).expect("valid");
+        network.engine.apply(Instant::ZERO, Command::Swap(Arc::new(next)));
+        network.hosts.iter_mut().for_each(|host| host.persists = true);
         network
     }
 
@@ -101,6 +132,10 @@ impl Network {
         assert_eq!((stats.drops(DropReason::TableFull), stats.drops(DropReason::NoServer)), (0, 0));
     }
 
+    pub fn resets(&self) -> u64 {
+        self.engine.stats().resets
+    }
+
     pub fn served(&self) -> [usize; SERVERS] {
         std::array::from_fn(|n| self.hosts[CLIENTS + n].served)
     }
@@ -108,10 +143,14 @@ impl Network {
     /// Jumps to what comes next, and lets it happen.
     fn step(&mut self) {
         let arrival = self.under_way.peek().map(|Reverse((at, ..))| *at);
-        let hosts = self.hosts.iter_mut().filter_map(|host| host.poll_at(self.now)).min();
+        let (now, dead) = (self.now, self.dead());
+        let alive = self.hosts.iter_mut().enumerate().filter(|(n, _)| Some(*n) != dead);
+        let hosts = alive.filter_map(|(_, host)| host.poll_at(now)).min();
         let engine = self.engine.poll_timeout().map(|at| at.micros() as i64);
         let reload = self.reloads.iter().min().copied();
-        let next = [arrival, hosts, engine, reload].into_iter().flatten().min().expect("something is left to happen");
+        let noticed = self.death.filter(|death| !death.is_noticed).map(|death| death.noticed);
+        let next =
+            [arrival, hosts, engine, reload, noticed].into_iter().flatten().min().expect("something is left to happen");
         self.now = self.now.max(next);
         self.engine.handle_timeout(self.engine_now());
         if self.reloads.iter().any(|at| *at <= self.now) {
@@ -121,10 +160,12 @@ impl Network {
             let Some(Reverse((_, _, place, packet))) = self.under_way.pop() else { break };
             match place {
                 Place::Gateway => self.forward(&packet),
+                Place::Host(n) if Some(n) == self.dead() => {}
                 Place::Host(n) => self.hosts[n].receive(packet),
             }
         }
-        for n in 0..self.hosts.len() {
+        self.notice();
+        for n in (0..self.hosts.len()).filter(|n| Some(*n) != self.dead()).collect::<Vec<_>>() {
             for packet in self.hosts[n].poll(self.now) {
                 self.packets += 1;
                 self.send(Place::Gateway, packet);
@@ -136,13 +177,60 @@ impl Network {
         let mut buf = PacketBuf::from_packet(packet);
         let verdict = self.engine.handle_packet(self.engine_now(), &mut buf);
         // What nobody corrupted is never refused.
-        assert!(!matches!(verdict, Verdict::Refuse(_)) || self.link.corruption > 0, "{verdict:?}");
+        let may_refuse = self.link.corruption > 0 || self.death.is_some();
+        assert!(!matches!(verdict, Verdict::Refuse(_)) || may_refuse, "{verdict:?}");
         if verdict.sends() {
-            let destination = View::parse(buf.packet()).expect("what is sent is a packet").dst.ip();
-            if let Some(host) = self.hosts.iter().position(|host| host.addresses.contains(&destination)) {
-                self.send(Place::Host(host), buf.packet().to_vec());
-            }
+            self.deliver(&buf);
         }
+        self.flush();
+    }
+
+    fn deliver(&mut self, buf: &PacketBuf) {
+        let destination = View::parse(buf.packet()).expect("what is sent is a packet").dst.ip();
+        if let Some(host) = self.hosts.iter().position(|host| host.addresses.contains(&destination)) {
+            self.send(Place::Host(host), buf.packet().to_vec());
+        }
+    }
+
+    /// What the engine sends by itself.
+    fn flush(&mut self) {
+        while let Some(buf) = self.engine.poll_transmit() {
+            self.deliver(&buf);
+        }
+    }
+
+    fn dead(&self) -> Option<usize> {
+        self.death.filter(|death| death.at <= self.now).map(|death| CLIENTS + death.server)
+    }
+
+    /// The control plane: what is down is evacuated, whoever found out.
+    fn notice(&mut self) {
+        let Some(death) = &mut self.death else { return };
+        let checked = death.noticed <= self.now && !std::mem::replace(&mut death.is_noticed, death.noticed <= self.now);
+        let dead = death.server;
+        let now = self.engine_now();
+        let mut down = Vec::new();
+        for service in &self.engine.snapshot().live {
+            let server = &service.servers[dead];
+            if checked {
+                server.state.set_up(now, false);
+                // Nobody else is down for good: a lossy link has made passive checks think so.
+                for other in service.servers.iter().filter(|other| other.id != server.id) {
+                    other.state.set_up(now, true);
+                }
+            }
+            down.extend(service.servers.iter().filter(|server| !server.state.is_up()).map(|server| server.id));
+        }
+        down.sort_unstable();
+        let mut cursor = (!down.is_empty()).then_some(0);
+        while let Some(from) = cursor {
+            let command = Command::Evacuate { servers: down.as_slice().into(), policy: None, cursor: from };
+            cursor = match self.engine.apply(now, command) {
+                Outcome::Deleted { next, .. } => next,
+                Outcome::Done | Outcome::NotProbed(_) => None,
+            };
+        }
+        self.flush();
     }
 
     /// Puts a packet on a link, which does with it what links do.
@@ -172,7 +260,7 @@ impl Network {
         self.reloads.retain(|at| *at > self.now);
         let mut weights: [u32; SERVERS] = std::array::from_fn(|_| self.rng.u32(..4));
         weights[self.rng.usize(..SERVERS)] = 1;
-        let mut spec = spec(self.scheduler, &weights);
+        let mut spec = spec(self.scheduler, &weights, None);
         if self.rng.bool() {
             for service in &mut spec.services {
                 service.servers.retain(|server| server.weight > 0);
@@ -213,7 +301,7 @@ fn hosts(rng: &mut Rng) -> Vec<Host> {
     for n in 0..SERVERS {
         let [v4, v6] = server_addresses(n);
         let mut host = Host::new(&[&v4, &v6], rng.u64(..));
-        host.serve(32);
+        host.serve(64);
         hosts.push(host);
     }
     hosts
@@ -224,7 +312,7 @@ fn server_addresses(n: usize) -> [String; 2] {
 }
 
 /// A web service and an echo service on each VIP, both on other ports than the servers'.
-fn spec(scheduler: SchedulerKind, weights: &[u32; SERVERS]) -> SnapshotSpec {
+fn spec(scheduler: SchedulerKind, weights: &[u32; SERVERS], passive: Option<Passive>) -> SnapshotSpec {
     let addr = |text: &str| Addr::from(text.parse::<IpAddr>().expect("an address"));
     let service = |(family, vip): (usize, &&str), name: &str, port: u16, server_port: u16, protocols: Protocols| {
         let server = |(n, weight): (usize, &u32)| ServerSpec {
@@ -240,6 +328,7 @@ fn spec(scheduler: SchedulerKind, weights: &[u32; SERVERS]) -> SnapshotSpec {
             ports: PortRange::single(port),
             protocols,
             scheduler,
+            passive,
             servers: weights.iter().enumerate().map(server).collect(),
             ..ServiceSpec::default()
         }

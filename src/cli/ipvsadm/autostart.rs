@@ -21,11 +21,10 @@ use crate::cli::DEFAULT_CONTROL;
 use crate::cli::client::Client;
 use crate::control::api::{self, Request};
 use crate::io::detach::{self, Lock};
+use crate::io::host::STATE_DIRECTORY;
 use crate::io::link_mtu;
 use crate::io::netns::{Netns, peer_pid};
 
-/// Below it are the directories of gateways that were started on demand.
-const RUN_DIRECTORY: &str = "/run/gatun";
 /// For a gateway to start, or for one that is stopping to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -42,6 +41,8 @@ pub enum Place {
 /// This network namespace.
 pub struct Here {
     netns: Option<Netns>,
+    /// Below it are the directories of gateways that were started on demand.
+    directories: PathBuf,
     directory: PathBuf,
 }
 
@@ -52,7 +53,11 @@ impl Place {
         }
         let netns = Netns::own().ok();
         let inode = netns.map_or(0, |netns| netns.inode);
-        Place::Here(Here { netns, directory: Path::new(RUN_DIRECTORY).join(format!("ns-{inode}")) })
+        // As `gatun run` takes it, which the gateway will be.
+        let named = std::env::var_os("GATUN_STATE_DIR").filter(|directory| !directory.is_empty());
+        let directories = named.map_or_else(|| PathBuf::from(STATE_DIRECTORY), PathBuf::from);
+        let directory = directories.join(format!("ns-{inode}"));
+        Place::Here(Here { netns, directories, directory })
     }
 
     /// A connection to the gateway; `None` where none runs.
@@ -123,7 +128,7 @@ impl Here {
 
     /// Starts the gateway and waits until it answers.
     fn launch(&self, lock: Lock) -> Result<()> {
-        remove_leftovers(&self.directory);
+        remove_leftovers(&self.directories, &self.directory);
         let config = self.directory.join("gatun.toml");
         let what = || format!("cannot start a gateway in {}", self.directory.display());
         fs::write(&config, self.config()?).with_context(what)?;
@@ -175,8 +180,8 @@ fn free_device() -> Result<String> {
 }
 
 /// Directories of gateways that are gone without having removed them: killed, or from before the last boot.
-fn remove_leftovers(own: &Path) {
-    let Ok(entries) = fs::read_dir(RUN_DIRECTORY) else { return };
+fn remove_leftovers(directories: &Path, own: &Path) {
+    let Ok(entries) = fs::read_dir(directories) else { return };
     for directory in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         let is_one = directory.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ns-"));
         if is_one && directory != own && matches!(Lock::take(&directory.join("lock")), Ok(Some(_))) {

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -24,7 +25,11 @@ const NOT_LISTED: u8 = 1;
 /// How often an edit is tried again when somebody else changed the gateway meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// Lines and bytes that a restore reads at most.
+/// In this time the gateway finds the MAC address of a server that was added for direct routing and answers. What comes for
+/// it earlier is lost.
+const FINDING: Duration = Duration::from_millis(60);
+
+/// Bytes that a restore reads at most.
 const LONGEST_RESTORE: u64 = 16 << 20;
 
 pub struct Session<'a> {
@@ -174,7 +179,11 @@ impl<'a> Session<'a> {
                     self.place.start()?;
                     continue;
                 };
+                let has_new_neighbours = plan.edits.iter().any(adds_neighbour);
                 let edited: Result<api::Difference> = client.call(&Request::Edit { edits: plan.edits, save: false });
+                if edited.is_ok() && has_new_neighbours {
+                    std::thread::sleep(FINDING);
+                }
                 if let Err(error) = edited {
                     // Somebody else was faster, or it has just stopped because nobody needed it.
                     if self.table()?.services != table.services {
@@ -233,6 +242,16 @@ fn is_rule(command: &Command) -> bool {
         command,
         Add(_) | Edit(_) | Delete(_) | Clear | AddServer(..) | EditServer(..) | DeleteServer(..) | SetTimeouts(_)
     )
+}
+
+/// Whether a server is to be reached by its MAC address from now on.
+fn adds_neighbour(edit: &api::Edit) -> bool {
+    match edit {
+        api::Edit::AddServer { keys, .. } | api::Edit::SetServer { keys, .. } => {
+            keys.get("method").is_some_and(|method| method == "direct")
+        }
+        _ => false,
+    }
 }
 
 fn status(client: &mut Client) -> Result<api::Status> {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 use proptest::strategy::Union;
+use serde_json::json;
 
 use super::apply::Plan;
 use super::command::*;
@@ -232,28 +233,14 @@ fn a_flow_is_a_connection() {
 }
 
 fn server(name: &str, address: &str, port: Option<u16>) -> api::Server {
-    api::Server {
-        service: "web".to_owned(),
-        name: name.to_owned(),
-        address: address.parse().unwrap(),
-        port,
-        weight: 1,
-        method: "nat".to_owned(),
-        tunnel: None,
-        path_mtu: None,
-        reachable: true,
-        state: "up".to_owned(),
-        drain: None,
-        health: None,
-        active: 0,
-        inactive: 0,
-        admitted: 0,
-        to_server: api::Volume::default(),
-        to_client: api::Volume::default(),
-        rates: api::Rates::default(),
-        max_connections: None,
-        min_connections: None,
-    }
+    let (none, volume) = (json!(0.0), json!({ "packets": 0, "bytes": 0 }));
+    let rates = json!({ "flows": none, "packets_to_server": none, "bytes_to_server": none, "packets_to_client": none,
+                        "bytes_to_client": none });
+    // As an older gateway tells it: what it does not know of is at its default.
+    let told = json!({ "service": "web", "name": name, "address": address, "port": port, "weight": 1, "method": "nat",
+                       "reachable": true, "active": 0, "inactive": 0, "admitted": 0, "to_server": volume,
+                       "to_client": volume, "rates": rates });
+    serde_json::from_value(told).unwrap()
 }
 
 fn addresses(is_v6: bool) -> BoxedStrategy<IpAddr> {

@@ -20,7 +20,7 @@ impl fmt::Display for Listen {
 }
 
 /// Where a server is. Without a port it is the one that the client asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServerAddress {
     pub address: Addr,
     pub port: Option<u16>,
@@ -40,6 +40,8 @@ fn bracketed(addr: Addr) -> String {
 }
 
 const NO_BRACKETS: &str = r#"is an IPv6 address without brackets; write "[2001:db8::1]:80""#;
+
+pub(super) const NO_NAMES: &str = "is no IP address; names are not looked up";
 
 /// On failure says what is wrong, as the end of a sentence that begins with the text.
 pub fn parse_listen(text: &str) -> Result<Listen, String> {
@@ -101,9 +103,7 @@ pub(super) fn parse_address(text: &str, unfit: &str) -> Result<Addr, String> {
     let Ok(ip) = text.parse::<IpAddr>() else {
         return Err(match text.contains('%') {
             true => "has a zone; gatun forwards to addresses that mean the same on every interface".to_owned(),
-            false if text.contains(|c: char| c.is_ascii_alphabetic()) && !text.contains(':') => {
-                "is no IP address; names are not looked up".to_owned()
-            }
+            false if text.contains(|c: char| c.is_ascii_alphabetic()) && !text.contains(':') => NO_NAMES.to_owned(),
             false => r#"is no IP address; write "203.0.113.10:80" or "[2001:db8::1]:80""#.to_owned(),
         });
     };

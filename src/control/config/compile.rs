@@ -40,7 +40,7 @@ pub(super) fn report_faults(config: &Config, problems: &Problems) -> SnapshotSpe
     spec
 }
 
-fn translate(config: &Config) -> SnapshotSpec {
+pub(super) fn translate(config: &Config) -> SnapshotSpec {
     SnapshotSpec {
         services: config.services.iter().map(translate_service).collect(),
         timeouts: config.timeouts,
@@ -89,12 +89,22 @@ fn translate_service(service: &ServiceConfig) -> ServiceSpec {
         passive: cluster.passive,
         helper: cluster.helper,
         data_ports: cluster.data_ports,
-        servers: service.servers.iter().map(|server| translate_server(service, server)).collect(),
+        servers: service
+            .servers
+            .iter()
+            .filter(|server| is_placed(server))
+            .map(|server| translate_server(service, server))
+            .collect(),
     }
 }
 
 fn sorry(at: ServerAddress) -> ServerSpec {
     ServerSpec { name: "sorry".to_owned(), address: at.address, port: at.port, ..ServerSpec::default() }
+}
+
+/// An entry that stands for others is none itself.
+pub(super) fn is_placed(server: &ServerConfig) -> bool {
+    server.origin.is_none() || server.address.value.address != Addr::UNSPECIFIED
 }
 
 fn translate_server(service: &ServiceConfig, server: &ServerConfig) -> ServerSpec {
@@ -115,7 +125,7 @@ fn translate_server(service: &ServiceConfig, server: &ServerConfig) -> ServerSpe
 /// The value at which an operator would mend it.
 fn place(config: &Config, fault: &Fault) -> Option<Range<usize>> {
     let service = config.services.get(fault.service)?;
-    let server = fault.server.and_then(|server| service.servers.get(server));
+    let server = fault.server.and_then(|at| service.servers.iter().filter(|server| is_placed(server)).nth(at));
     let located = match (&fault.error, server) {
         (SnapshotError::DuplicateService(_) | SnapshotError::GroupDiffers { .. }, _) => &service.name.span,
         (SnapshotError::DuplicateServer { .. }, Some(server)) => &server.name.span,

@@ -99,8 +99,20 @@ fn health(old: &HealthSpec, new: &HealthSpec, changes: &mut Vec<Change>) {
 
 fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) {
     // Taken apart so that a new field cannot be forgotten here.
-    let GatewayConfig { tap, device, uplinks, queues, control, metrics, routes, offload, priority, mtu, max_flows } =
-        old;
+    let GatewayConfig {
+        tap,
+        device,
+        uplinks,
+        queues,
+        control,
+        metrics,
+        routes,
+        offload,
+        priority,
+        resolvers,
+        mtu,
+        max_flows,
+    } = old;
     let mut fixed = Comparison { subject: "[gateway]".to_owned(), needs_restart: true, changes };
     fixed.key("mode", &tap.is_some(), &new.tap.is_some(), |tap| if *tap { "\"tap\"" } else { "\"tun\"" }.to_owned());
     if let (Some(old), Some(new)) = (tap, &new.tap) {
@@ -121,6 +133,9 @@ fn gateway(old: &GatewayConfig, new: &GatewayConfig, changes: &mut Vec<Change>) 
     fixed.key("priority", priority, &new.priority, u8::to_string);
     let mut live = Comparison { needs_restart: false, ..fixed };
     live.key("uplink", uplinks, &new.uplinks, |names| format!("{names:?}"));
+    live.key("resolver", resolvers, &new.resolvers, |list| {
+        format!("{:?}", list.iter().map(ToString::to_string).collect::<Vec<_>>())
+    });
     live.key("mtu", mtu, &new.mtu, |mtu| mtu.map_or("\"auto\"".to_owned(), |mtu| mtu.to_string()));
     let mut table = Comparison { subject: "[conntrack]".to_owned(), needs_restart: true, changes: live.changes };
     table.key("max_flows", max_flows, &new.max_flows, usize::to_string);

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 
-use super::{Config, GatewayConfig, RealServerConfig, ServiceConfig};
-use crate::service::Method;
+use super::{Config, GatewayConfig, Listen, RealServerConfig, ServerConfig, ServiceConfig};
+use crate::service::{Method, PortRange};
 
 /// Bytes of memory that a flow may take.
 const BYTES_PER_FLOW: u64 = 256;
@@ -71,6 +71,7 @@ impl Host {
         if UnixStream::connect(&gateway.control).is_err() {
             warnings.extend(gateway.metrics.and_then(metrics_taken));
         }
+        warnings.extend(config.services.iter().filter_map(helpless));
         if config.services.is_empty() {
             warnings.push("the file has no [[service]]; nothing will be forwarded".to_owned());
         }
@@ -177,6 +178,21 @@ fn memory_total(meminfo: &Path) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
+/// What a helper does not do where the server answers by itself.
+fn helpless(service: &ServiceConfig) -> Option<String> {
+    let helper = service.cluster.helper?;
+    let one_way = |server: &ServerConfig| server.method.unwrap_or(service.method).is_one_way();
+    service.servers.iter().any(one_way).then(|| {
+        format!(
+            "service {:?}: helper {:?} does nothing where replies go past the gateway; with such a method let the service \
+             listen on all ports (\"{}\"), with persistence",
+            service.name.value,
+            helper.word(),
+            Listen { vip: service.listen.value.vip, ports: PortRange::ALL },
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -243,6 +259,18 @@ server = [{ address = "10.20.0.11" }]
                 "[conntrack] max_flows 1000000 may take 244 MiB; the host has 0 MiB".to_owned(),
             ]
         );
+    }
+
+    #[test]
+    fn a_helper_that_cannot_help_is_named() {
+        let (_root, host) = host();
+        let with = |method: &str| {
+            let service = "[[service]]\nname = \"ftp\"\nlisten = \"203.0.113.10:21\"\nhelper = \"ftp\"\n";
+            format!("{CONFIG}\n{service}method = \"{method}\"\nserver = [{{ address = \"10.20.0.11\" }}]\n")
+        };
+        assert_eq!(warnings(&host, &with("nat")), [""; 0]);
+        let found = warnings(&host, &with("direct"));
+        assert!(matches!(&found[..], [one] if one.contains("helper \"ftp\" does nothing")), "{found:?}");
     }
 
     #[test]

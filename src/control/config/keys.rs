@@ -20,7 +20,7 @@ pub(super) static GATEWAY: Keys = Keys {
     header: "[gateway]",
     known: &[
         "mode", "device", "uplink", "queues", "control", "metrics", "routes", "offload", "priority", "mtu", "seed",
-        "bridge", "mac", "address", "router",
+        "bridge", "mac", "address", "router", "resolver",
     ],
     later: &[],
 };

@@ -14,6 +14,7 @@ mod duration;
 pub mod edit;
 pub mod host;
 mod keys;
+mod names;
 mod problem;
 mod read;
 mod real_server;
@@ -35,6 +36,7 @@ pub use cluster::ClusterConfig;
 pub use compile::{Compiled, compile};
 pub use difference::{Change, Kind as ChangeKind, difference};
 pub use duration::{format_duration, parse_duration};
+pub use names::{Found, MAX_FOUND, Origin, Resolved, parse_list};
 pub use problem::{ConfigErrors, Located, Problem, Source};
 pub use real_server::{AnyConfig, RealServerConfig};
 pub use tap::TapConfig;
@@ -81,6 +83,8 @@ pub struct GatewayConfig {
     pub offload: bool,
     /// By how much the packet workers go before ordinary processes: they run at this nice value, negated. 0 to 20.
     pub priority: u8,
+    /// Name servers for `dns:` addresses; empty: those of the host.
+    pub resolvers: Vec<SocketAddr>,
     /// MTU of the device, 1280 to 65535; `None`: what the host's links tell, else [`GatewayConfig::AUTO_MTU`].
     pub mtu: Option<u16>,
     /// Flows that all shards together may hold.
@@ -108,6 +112,7 @@ impl Default for GatewayConfig {
             routes: true,
             offload: true,
             priority: 4,
+            resolvers: Vec::new(),
             mtu: None,
             max_flows: 1_048_576,
         }
@@ -152,6 +157,8 @@ pub struct ServerConfig {
     /// Its place is that of the address when the file gives no name.
     pub name: Located<String>,
     pub address: Located<ServerAddress>,
+    /// Where servers are to be had in whose place this one stands: until then it has no address.
+    pub origin: Option<Origin>,
     pub weight: u32,
     pub method: Option<Method>,
     pub tunnel: Option<Encapsulation>,

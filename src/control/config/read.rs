@@ -10,17 +10,18 @@ use toml::de::DeTable;
 use super::check;
 use super::cluster;
 use super::keys;
+use super::names::{Place, parse_place};
 use super::problem::{Located, Problems, Source};
 use super::section::Section;
 use super::tap;
 use super::{
-    Config, ConfigErrors, GatewayConfig, HealthConfig, Queues, ServerConfig, ServiceConfig, compile, parse_listen,
-    parse_server,
+    Config, ConfigErrors, GatewayConfig, HealthConfig, Queues, ServerAddress, ServerConfig, ServiceConfig, compile,
+    parse_listen,
 };
 use crate::service::{Limits, Method, Protocols, SchedulerKind};
 use crate::timeouts::Timeouts;
-use crate::wire::Encapsulation;
 use crate::wire::outer::GUE_PORT;
+use crate::wire::{Addr, Encapsulation};
 
 /// Methods that are documented but not built.
 const LATER_METHODS: &[&str] = &["fullnat"];
@@ -81,6 +82,9 @@ fn read_gateway(section: &Section<'_>, config: &mut Config) {
     gateway.routes = section.boolean("routes").unwrap_or(gateway.routes);
     gateway.offload = section.boolean("offload").unwrap_or(gateway.offload);
     gateway.priority = section.integer("priority", 0..=20).unwrap_or(gateway.priority);
+    if let Some(resolvers) = section.strings("resolver", r#"["10.0.0.53"]"#) {
+        gateway.resolvers = resolvers.into_iter().filter_map(|resolver| read_resolver(section, resolver)).collect();
+    }
     gateway.mtu = section.auto_or_integer("mtu", 1280..=65535);
     config.seed = section.integer("seed", 0..=u64::MAX).unwrap_or(config.seed);
 }
@@ -93,6 +97,17 @@ fn read_uplink(section: &Section<'_>, uplink: Located<&str>) -> Option<String> {
             None
         }
     }
+}
+
+/// An address, with a port if that is another than 53.
+fn read_resolver(section: &Section<'_>, resolver: Located<&str>) -> Option<SocketAddr> {
+    let text = resolver.value;
+    let found = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, 53)));
+    if found.is_none() {
+        let message = format!("resolver {text:?} is no address; write \"10.0.0.53\", with a port \"10.0.0.53:5353\"");
+        section.refuse(resolver.span, message);
+    }
+    found
 }
 
 fn read_conntrack(section: &Section<'_>, config: &mut Config) {
@@ -148,16 +163,26 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
 
 fn read_server(section: &Section<'_>, of: &HealthConfig) -> Option<ServerConfig> {
     section.require("address", r#"address = "10.20.0.11:8080""#);
-    let address = section.parsed("address", parse_server);
+    let place = section.parsed("address", parse_place);
     let given = section.parsed("name", name);
     let weight = section.integer("weight", 0..=65535).unwrap_or(1);
     let method = method(section);
     let tunnel = section.parsed("tunnel", encapsulation).map(|found| found.value);
-    let address = address?;
-    let name = given.unwrap_or_else(|| address.clone().map(|address| address.to_string()));
+    let place = place?;
+    let shown = match &place.value {
+        Place::At(address) => address.to_string(),
+        Place::From(origin) => origin.to_string(),
+    };
+    let name = given.unwrap_or_else(|| Located { value: shown, span: place.span.clone() });
+    let (value, origin) = match place.value {
+        Place::At(address) => (address, None),
+        Place::From(origin) => (ServerAddress { address: Addr::UNSPECIFIED, port: None }, Some(origin)),
+    };
+    let address = Located { value, span: place.span };
     let mut server = ServerConfig {
         name,
         address,
+        origin,
         weight,
         method,
         tunnel,

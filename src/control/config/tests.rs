@@ -16,6 +16,7 @@ device = "gw0"
 uplink = ["eth0", "eth1"]
 queues = 4
 priority = 20
+resolver = ["10.0.0.53", "10.0.0.54:5353"]
 offload = false
 control = "/run/gw.sock"
 metrics = "[::1]:9000"
@@ -81,6 +82,7 @@ fn every_key_arrives_where_it_belongs() {
             routes: false,
             offload: false,
             priority: 20,
+            resolvers: vec![SocketAddr::from(([10, 0, 0, 53], 53)), SocketAddr::from(([10, 0, 0, 54], 5353))],
             mtu: Some(9000),
             max_flows: 4096,
         }
@@ -118,7 +120,7 @@ fn a_config_changed_after_it_was_parsed_is_checked_again() {
     let mut config = good(GOOD);
     config.services[1].name.value = "web".to_owned();
     let errors = compile(&config).expect_err("two services of one name");
-    assert!(errors.to_string().starts_with("x.toml:41:8: two services are named \"web\""), "{errors}");
+    assert!(errors.to_string().starts_with("x.toml:42:8: two services are named \"web\""), "{errors}");
 }
 
 /// A file, and the first line of each of its problems, without the name of the file.
@@ -203,6 +205,14 @@ const BAD: &[(&str, &[&str])] = &[
         &[
             "4:12: [[service]] \"web\": protocol \"sctp\" is not supported by this version yet; there are tcp, udp, tcp+udp",
             "5:10: [[service]] \"web\": method \"fullnat\" is not supported by this version yet; there are nat, direct, tunnel",
+        ],
+    ),
+    (
+        "[[service]]\nname = \"ftp\"\nlisten = \"203.0.113.10:21\"\nprotocol = \"udp\"\nhelper = \"ftp\"\ndata_ports = \"40010-40000\"\nserver = [{ address = \"10.0.0.1\" }]\n[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\ndata_ports = \"40000\"\nserver = [{ address = \"10.0.0.1\" }]\n",
+        &[
+            "5:10: [[service]] \"ftp\": helper \"ftp\" is for protocol \"tcp\", \"tftp\" for \"udp\"",
+            "6:14: [[service]] \"ftp\": data_ports \"40010-40000\" has its port range the wrong way round; write \"40000-40010\"",
+            "11:14: [[service]] \"web\": data_ports means something only together with helper",
         ],
     ),
     // Values.

@@ -17,12 +17,12 @@ impl Daemon {
     /// All edits or none. With `save` a file that cannot be written refuses them as well.
     pub(super) async fn edit(&mut self, edits: &[Edit], save: bool) -> Result<Difference, Fault> {
         let file = self.options.config.clone();
-        let text = apply(&self.text, edits).map_err(fault)?;
+        let text = apply(&self.text, edits).map_err(|error| self.fault(error))?;
         let config = Config::parse(&file, &text).map_err(|errors| failed(without_places(&errors)))?;
-        let new = compile(config, Some(&self.compiled.gateway)).await.map_err(|error| failed(format!("{error:#}")))?;
+        let new = compile(config, Some(&self.compiled.gateway), &self.names).await;
+        let new = new.map_err(|error| failed(format!("{error:#}")))?;
         let saving = if save { Some(Saving::prepare(&file, edits)?) } else { None };
         let (changes, generation) = self.adopt(new, Cause::Edit).await.map_err(|error| failed(format!("{error:#}")))?;
-        self.text = text.into();
         let mut difference = Difference { changes, generation, ..Difference::default() };
         if let Some(saving) = saving {
             if *saving.before != *self.in_file {
@@ -69,6 +69,27 @@ impl Daemon {
         })
     }
 
+    /// A server that stands behind a name is no entry of the configuration.
+    fn fault(&self, error: EditError) -> Fault {
+        if let EditError::NoServer { service, server } = &error
+            && let Ok(config) = Config::parse(&self.options.config, &self.text)
+            && let (config, _) = config.expanded(&self.names.resolved())
+            && let Some(origin) = config.origin_of(service, server)
+        {
+            let message = format!(
+                "server {server:?} of service {service:?} comes from {origin}: it is to be changed there, or in the \
+                 entry with that address"
+            );
+            return failed(message);
+        }
+        let code = match error {
+            EditError::NoService(_) | EditError::NoServer { .. } => FaultCode::NotFound,
+            EditError::OtherName { .. } | EditError::Number { .. } => FaultCode::BadRequest,
+            _ => FaultCode::Failed,
+        };
+        Fault::new(code, error.to_string())
+    }
+
     fn saved(&mut self, file: &Path, text: Arc<str>) {
         tracing::info!("saved to {}", file.display());
         self.in_file = text;
@@ -96,15 +117,6 @@ impl Saving {
         let replacement = Replacement::write(file, &text).map_err(|error| failed(format!("{error:#}")))?;
         Ok(Saving { before, text: text.into(), replacement })
     }
-}
-
-fn fault(error: EditError) -> Fault {
-    let code = match error {
-        EditError::NoService(_) | EditError::NoServer { .. } => FaultCode::NotFound,
-        EditError::OtherName { .. } | EditError::Number { .. } => FaultCode::BadRequest,
-        _ => FaultCode::Failed,
-    };
-    Fault::new(code, error.to_string())
 }
 
 fn failed(message: impl Into<String>) -> Fault {

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::control::config::GatewayConfig;
-use crate::io::host::{HostPlan, Listener, Ports, ReturnPath, VipPlan};
+use crate::io::host::{HostPlan, Listener, Ports, ProbePath, ReturnPath, VipPlan};
 use crate::service::{HelperKind, Method, PortRange, Server, Service, Snapshot};
-use crate::wire::Addr;
+use crate::wire::{Addr, Protocol};
 
 /// Packets that the kernel may queue towards the workers. Its own default of 500 is too few for a burst of small packets
 /// from more than one link.
@@ -91,10 +91,25 @@ fn one_way(snapshot: &Snapshot) -> Vec<IpNet> {
     servers.map(|server| IpNet::from(server.address.ip())).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Where the gateway's own probes come from.
-fn probes(snapshot: &Snapshot) -> Vec<IpAddr> {
-    let sources = snapshot.spec.probe_sources.iter().map(|probe| probe.client.ip());
-    sources.collect::<BTreeSet<_>>().into_iter().collect()
+/// What can be an answer to a probe: of a server, or of a VIP where the server answers under that. A check may ask by another
+/// protocol than clients do.
+fn probes(snapshot: &Snapshot) -> Vec<ProbePath> {
+    let mut paths = BTreeSet::new();
+    for service in &snapshot.live {
+        for server in &service.servers {
+            let Some(own) = snapshot.probe_source(service.vip(), server.address) else { continue };
+            let (from, of) = match server.method.is_one_way() {
+                true => (service.vip(), service.spec.ports),
+                false => (server.address, server_ports(server, service)),
+            };
+            for protocol in [Protocol::TCP, Protocol::UDP] {
+                let from = IpNet::from(from.ip());
+                let from = ReturnPath { from, protocol: Some(protocol.0), ports: ports(of) };
+                paths.insert(ProbePath { own: own.ip(), from });
+            }
+        }
+    }
+    paths.into_iter().collect()
 }
 
 /// The ports that replies of `server` come from.

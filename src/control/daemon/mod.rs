@@ -35,6 +35,7 @@ use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
 use super::drain::{Step, Then};
 use super::health::Health;
+use super::names::Names;
 use super::socket::delete_all;
 use crate::command::FlowFilter;
 use crate::io::tap::Segment;
@@ -108,6 +109,9 @@ pub(super) struct Daemon {
     health: Arc<Health>,
     control: Arc<Control>,
     tasks: JoinSet<&'static str>,
+    /// What stands behind the names of the configuration, and how a change of that is told.
+    names: Arc<Names>,
+    renamed: mpsc::Receiver<()>,
     done: Done,
     /// What the file has otherwise, and only a restart changes.
     pending: Vec<Change>,
@@ -169,6 +173,7 @@ impl Daemon {
                 }
                 Some(order) = orders.recv() => self.obey(order).await,
                 () = self.health.weights_changed() => self.reweigh(),
+                Some(()) = self.renamed.recv() => self.follow_names().await,
                 Some(ended) = self.tasks.join_next() => {
                     return Err(match ended {
                         Ok(task) => anyhow!("the task \"{task}\" ended"),

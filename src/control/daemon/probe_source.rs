@@ -18,8 +18,8 @@ use crate::wire::Addr;
 pub(super) enum Place<'a> {
     /// On a segment of its own.
     Segment(&'a TapConfig),
-    /// In a host with these addresses.
-    Host(&'a [IpAddr]),
+    /// In a host with these addresses, each of an interface.
+    Host(&'a [(u32, IpAddr)]),
 }
 
 /// The sources of probes to every server that is checked through the gateway. A server without one is told of here, and cannot be probed
@@ -40,15 +40,10 @@ pub(super) fn probe_sources(compiled: &Compiled, place: &Place<'_>) -> Vec<Probe
             let found = match place {
                 Place::Segment(tap) => on_segment(tap, service.vip, server.address),
                 Place::Host(own) => {
-                    let mut way =
-                        |to: Addr| *towards.entry(to).or_insert_with(|| source_towards(to.ip()).ok().map(Addr::from));
-                    of_host(
-                        own,
-                        |addr| vips.contains(&addr),
-                        service.vip,
-                        method,
-                        [way(server.address), way(service.vip)],
-                    )
+                    let way = towards
+                        .entry(server.address)
+                        .or_insert_with(|| source_towards(server.address.ip()).ok().map(Addr::from));
+                    of_host(own, |addr| vips.contains(&addr), (service.vip, server.address), method, *way)
                 }
             };
             match found {
@@ -73,28 +68,33 @@ fn on_segment(tap: &TapConfig, vip: Addr, server: Addr) -> Option<Addr> {
     tap.source_towards(server).filter(of_family).or_else(|| tap.own_addresses().into_iter().find(of_family))
 }
 
-/// The first that will do: of those that the host uses by itself (`preferred`), then of all it has.
+/// The first that will do: the one that the host uses by itself towards the server (`way`), then those of the same interface,
+/// then all.
 fn of_host(
-    own: &[IpAddr],
+    own: &[(u32, IpAddr)],
     is_vip: impl Fn(Addr) -> bool,
-    vip: Addr,
+    (vip, server): (Addr, Addr),
     method: Method,
-    preferred: [Option<Addr>; 2],
+    way: Option<Addr>,
 ) -> Option<Addr> {
-    let own: Vec<Addr> = own.iter().copied().map(Addr::from).collect();
+    let own: Vec<(u32, Addr)> = own.iter().map(|(link, ip)| (*link, Addr::from(*ip))).collect();
+    let link = own.iter().find(|(_, addr)| Some(*addr) == way).map(|(link, _)| *link);
+    let (near, far): (Vec<_>, Vec<_>) = own.iter().copied().partition(|(of, _)| Some(*of) == link);
     let is_link_local = |addr: &Addr| match addr.ip() {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
     let can_be = |addr: &Addr| {
-        addr.is_v4() == vip.is_v4() && !addr.is_martian_source() && !is_link_local(addr) && own.contains(addr)
+        let is_own = own.iter().any(|(_, own)| own == addr);
+        is_own && *addr != server && addr.is_v4() == vip.is_v4() && !addr.is_martian_source() && !is_link_local(addr)
     };
-    let all = preferred.into_iter().flatten().chain(own.iter().copied()).filter(can_be).collect::<Vec<_>>();
+    let others = near.into_iter().chain(far).map(|(_, addr)| addr);
+    let all = way.into_iter().chain(others).filter(can_be).collect::<Vec<_>>();
     let beside_vips = all.iter().copied().find(|addr| !is_vip(*addr));
     beside_vips.or_else(|| all.first().copied().filter(|_| method == Method::Nat))
 }
 
-/// Programs of the host that get source ports of the probes' by chance are still served, only more slowly.
+/// A program of the host that got such a port by chance for a connection to a server would not get its answers.
 pub(super) fn warn_of_ports(snapshot: &Snapshot) {
     if snapshot.spec.probe_sources.is_empty() {
         return;
@@ -126,23 +126,29 @@ mod tests {
 
     #[test]
     fn the_address_towards_the_server_that_is_no_vip() {
-        let own: Vec<IpAddr> = ["127.0.0.1", "::1", "198.51.100.1", "203.0.113.10", "10.20.0.1", "fe80::1", "fd20::1"]
-            .map(|ip| ip.parse().unwrap())
-            .into();
+        let of = |link: u32, ip: &str| (link, ip.parse::<IpAddr>().unwrap());
+        let host = [(1, "127.0.0.1"), (1, "::1"), (2, "198.51.100.1"), (2, "203.0.113.10"), (2, "2001:db8:1::1")];
+        let lan = [(3, "10.20.0.1"), (3, "fe80::1"), (3, "fd20::1")];
+        let own: Vec<(u32, IpAddr)> = host.into_iter().chain(lan).map(|(link, ip)| of(link, ip)).collect();
         let is_vip = |vip: Addr| vip == addr("203.0.113.10");
-        let pick = |own: &[IpAddr], vip: &str, method, towards: Option<&str>| {
-            of_host(own, is_vip, addr(vip), method, [towards.map(addr), None]).map(|addr| addr.to_string())
+        let pick = |own: &[(u32, IpAddr)], vip: &str, method, towards: Option<&str>| {
+            of_host(own, is_vip, (addr(vip), addr("10.20.0.13")), method, towards.map(addr))
+                .map(|addr| addr.to_string())
         };
         let is = |text: &str| Some(text.to_owned());
         assert_eq!(pick(&own, "203.0.113.10", Method::Direct, Some("10.20.0.1")), is("10.20.0.1"));
-        // Of another family than the server: the first of the VIP's.
-        assert_eq!(pick(&own, "203.0.113.10", Method::Tunnel, Some("fd20::1")), is("198.51.100.1"));
+        // Of another family than the server: of the interface towards it.
+        assert_eq!(pick(&own, "203.0.113.10", Method::Tunnel, Some("fd20::1")), is("10.20.0.1"));
         assert_eq!(pick(&own, "2001:db8:f::10", Method::Tunnel, Some("10.20.0.1")), is("fd20::1"));
         // The host's own choice is a VIP, or nothing of its own at all.
         assert_eq!(pick(&own, "203.0.113.10", Method::Nat, Some("203.0.113.10")), is("198.51.100.1"));
         assert_eq!(pick(&own, "203.0.113.10", Method::Nat, Some("192.0.2.1")), is("198.51.100.1"));
+        // A server on the gateway's host itself.
+        let here = (addr("203.0.113.10"), addr("10.20.0.1"));
+        let other = of_host(&own, is_vip, here, Method::Nat, Some(addr("10.20.0.1")));
+        assert_eq!(other, Some(addr("198.51.100.1")));
         // One address for everything.
-        let one: Vec<IpAddr> = ["127.0.0.1", "203.0.113.10"].map(|ip| ip.parse().unwrap()).into();
+        let one = [of(1, "127.0.0.1"), of(2, "203.0.113.10")];
         assert_eq!(pick(&one, "203.0.113.10", Method::Nat, None), is("203.0.113.10"));
         assert_eq!(pick(&one, "203.0.113.10", Method::Direct, None), None);
         assert_eq!(pick(&one, "2001:db8:f::10", Method::Nat, None), None);

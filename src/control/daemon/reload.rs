@@ -14,14 +14,16 @@ use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
 use crate::control::evacuate::evacuate;
 use crate::control::health::Prepared;
-use crate::io::{self, AddressWatch, local_addresses, source_towards};
+use crate::control::names::{Learned, Names};
+use crate::io::{self, AddressWatch, addresses_of_links, source_towards};
 use crate::service::{Method, ServerSpec, Snapshot, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
 
-/// A configuration, and the text that it was read from.
+/// A configuration that can run, the text that it was read from, and what the names in it stand for.
 pub(super) struct Loaded {
     pub(super) compiled: Compiled,
     pub(super) text: Arc<str>,
+    pub(super) learned: Learned,
 }
 
 /// What a change of what runs is called in the log.
@@ -31,6 +33,8 @@ pub(super) enum Cause {
     Edit,
     /// Another state of the host.
     Host,
+    /// Servers come and go behind a name.
+    Names,
 }
 
 impl Cause {
@@ -39,19 +43,24 @@ impl Cause {
             Cause::Reload => "reload",
             Cause::Edit => "edit",
             Cause::Host => "host",
+            Cause::Names => "names",
         }
     }
 }
 
 /// Reads the file, and adds what only this host can tell. `running`: the gateway that is to go on by it.
-pub(super) async fn load(path: &Path, running: Option<&GatewayConfig>) -> Result<Loaded> {
-    let config = Config::load(path)?;
-    let text = config.source.text.clone();
-    Ok(Loaded { compiled: compile(config, running).await?, text })
+pub(super) async fn load(path: &Path, running: Option<&GatewayConfig>, names: &Names) -> Result<Loaded> {
+    compile(Config::load(path)?, running, names).await
 }
 
-/// Adds what only this host can tell: an automatic MTU, and which VIPs are its own addresses.
-pub(super) async fn compile(mut config: Config, running: Option<&GatewayConfig>) -> Result<Compiled> {
+/// Adds what only this host can tell: what names stand for, an automatic MTU, and which VIPs are its own addresses.
+pub(super) async fn compile(config: Config, running: Option<&GatewayConfig>, names: &Names) -> Result<Loaded> {
+    let text = config.source.text.clone();
+    let learned = names.learn(config.origins(), &config.gateway.resolvers).await;
+    let (mut config, left_out) = config.expanded(&learned.resolved());
+    for reason in left_out {
+        tracing::warn!("left out: {reason}");
+    }
     let in_file = config.gateway.tap.clone();
     // Who the gateway is on a segment, if it is on one, changes at a restart only.
     if let Some(running) = running {
@@ -59,7 +68,7 @@ pub(super) async fn compile(mut config: Config, running: Option<&GatewayConfig>)
     }
     let mut compiled = look_around(config.compiled()?).await?;
     compiled.gateway.tap = in_file;
-    Ok(compiled)
+    Ok(Loaded { compiled, text, learned })
 }
 
 async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
@@ -71,8 +80,8 @@ async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
         compiled.snapshot.probe_sources = probe_sources(&compiled, &Place::Segment(tap));
         return Ok(compiled);
     }
-    let own = local_addresses().await.context("the addresses of this host")?;
-    let is_own = |vip: &Addr| own.contains(&vip.ip());
+    let own = addresses_of_links().await.context("the addresses of this host")?;
+    let is_own = |vip: &Addr| own.iter().any(|(_, address)| *address == vip.ip());
     compiled.snapshot.local_vips =
         compiled.snapshot.services.iter().map(|service| service.vip).filter(is_own).collect();
     compiled.snapshot.tunnel_sources = tunnel_sources(&compiled.snapshot);
@@ -107,7 +116,7 @@ impl Daemon {
     /// What a reload would change; changes nothing.
     pub(super) async fn diff(&self, config: Option<PathBuf>) -> Result<Difference> {
         let path = config.as_deref().unwrap_or(&self.options.config);
-        let new = load(path, Some(&self.compiled.gateway)).await?.compiled;
+        let new = load(path, Some(&self.compiled.gateway), &self.names).await?.compiled;
         Ok(Difference {
             changes: lines(&difference(&self.compiled, &new)),
             generation: self.gateway.snapshot().generation,
@@ -118,10 +127,10 @@ impl Daemon {
     /// Does everything or nothing. A file named here is the one that later reloads read.
     pub(super) async fn try_reload(&mut self, config: Option<PathBuf>) -> Result<Difference> {
         let path = config.unwrap_or_else(|| self.options.config.clone());
-        let new = load(&path, Some(&self.compiled.gateway)).await?;
-        let (changes, generation) = self.adopt(new.compiled, Cause::Reload).await?;
-        self.text = new.text.clone();
-        self.in_file = new.text;
+        let new = load(&path, Some(&self.compiled.gateway), &self.names).await?;
+        let in_file = new.text.clone();
+        let (changes, generation) = self.adopt(new, Cause::Reload).await?;
+        self.in_file = in_file;
         *self.control.about().config.lock() = Some(path.clone());
         self.options.config = path;
         self.tell_unsaved();
@@ -129,7 +138,8 @@ impl Daemon {
     }
 
     /// Runs by `new` from now on, or goes on as before and says why. Returns what has changed, and the generation.
-    pub(super) async fn adopt(&mut self, new: Compiled, cause: Cause) -> Result<(Vec<String>, u64)> {
+    pub(super) async fn adopt(&mut self, new: Loaded, cause: Cause) -> Result<(Vec<String>, u64)> {
+        let Loaded { compiled: new, text, learned } = new;
         let prepared = Prepared::new(new.health.clone()).map_err(Error::msg)?;
         let changes = difference(&self.compiled, &new);
         // A file of the other mode cannot name uplinks; until the restart that it needs they are what they were.
@@ -169,6 +179,8 @@ impl Daemon {
         self.tell_segment(&snapshot);
         let generation = snapshot.generation;
         self.compiled = Compiled { gateway, snapshot: new.snapshot, health: new.health };
+        self.text = text;
+        self.names.follow(learned);
         self.log(&changes, generation, cause.word());
         let retired = snapshot.retired_since(&old);
         let ended = evacuate(&self.gateway, &retired, io::Cause::Removed).await;
@@ -191,17 +203,31 @@ impl Daemon {
 
     /// The host's addresses are others now: a VIP may have become one, or is one no more; a tunnel may begin elsewhere.
     pub(super) async fn look_again(&mut self) {
-        let looked = look_around(self.compiled.clone()).await;
-        let changed = looked.map(|new| (new.snapshot != self.compiled.snapshot).then_some(new));
-        let done = match changed {
-            Ok(None) => return,
-            Ok(Some(new)) => self.adopt(new, Cause::Host).await.map(drop),
-            Err(error) => Err(error),
-        };
-        match done {
-            Ok(()) => tracing::info!("the addresses of this host have changed"),
+        match self.adopt_if_changed(Cause::Host).await {
+            Ok(false) => {}
+            Ok(true) => tracing::info!("the addresses of this host have changed"),
             Err(error) => tracing::error!("the addresses of this host have changed, and cannot be followed: {error:#}"),
         }
+    }
+
+    /// Other servers stand behind the names of the configuration that runs.
+    pub(super) async fn follow_names(&mut self) {
+        if let Err(error) = self.adopt_if_changed(Cause::Names).await {
+            tracing::error!("names stand for other servers now, but these cannot serve: {error:#}");
+        }
+    }
+
+    /// Compiles what runs once more, and goes on by it if it has become something else.
+    async fn adopt_if_changed(&mut self, cause: Cause) -> Result<bool> {
+        let config = Config::parse(&self.options.config, &self.text)?;
+        let new = compile(config, Some(&self.compiled.gateway), &self.names).await?;
+        let changed = new.compiled.snapshot != self.compiled.snapshot;
+        if changed {
+            self.adopt(new, cause).await?;
+        } else {
+            self.names.follow(new.learned);
+        }
+        Ok(changed)
     }
 
     /// Whether what runs is what the file had when it was last read or written.

@@ -22,6 +22,7 @@ use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
 use crate::control::health::{self, Health, Prepared};
 use crate::control::metrics::{self, Bounds};
+use crate::control::names::Names;
 use crate::control::socket::{Limits, Socket};
 use crate::io::direct::{PacketSocket, Places};
 use crate::io::host::{self, Host};
@@ -63,7 +64,9 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
         state_dir: std::path::absolute(&options.state_dir)?,
         ..options.clone()
     };
-    let Loaded { compiled, text } = load(&options.config, None).await?;
+    let (names, renamed) = Names::new();
+    let Loaded { compiled, text, learned } = load(&options.config, None, &names).await?;
+    names.follow(learned);
     let snapshot = Arc::new(Snapshot::build(compiled.snapshot.clone(), None)?);
     let prepared = Prepared::new(compiled.health.clone()).map_err(Error::msg)?;
     if compiled.gateway.routes && !options.no_routes {
@@ -88,7 +91,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     if let Err(error) = privilege::set_nice(ordinary) {
         tracing::debug!(%error, "the control thread keeps the workers' priority");
     }
-    let (control, tasks) = match brought {
+    let (control, mut tasks) = match brought {
         Ok(brought) => brought,
         Err(error) => {
             done.undo().await;
@@ -102,8 +105,10 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
         env!("CARGO_PKG_VERSION"),
         config.device
     );
+    tasks.spawn(names.clone().watch());
     let in_file = text.clone();
-    Ok(Daemon { options, compiled, text, in_file, gateway, health, control, tasks, done, pending: Vec::new() })
+    let pending = Vec::new();
+    Ok(Daemon { options, compiled, text, in_file, gateway, health, control, tasks, names, renamed, done, pending })
 }
 
 async fn bring_up(
@@ -233,7 +238,7 @@ fn has_server(snapshot: &Snapshot, method: Method) -> bool {
 pub fn print_routes(config: &Path) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Loaded { compiled, .. } = load(config, None).await?;
+        let Loaded { compiled, .. } = load(config, None, &Names::new().0).await?;
         let snapshot = Snapshot::build(compiled.snapshot.clone(), None)?;
         Ok(Host::print_commands(&host_plan(&compiled.gateway, &snapshot)).await?)
     })

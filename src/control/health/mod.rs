@@ -29,6 +29,8 @@ mod quorum;
 pub mod spec;
 mod standing;
 mod table;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 mod view;
 

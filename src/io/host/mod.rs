@@ -52,7 +52,7 @@ use plan::Facts;
 use state::{Entry, Peer, Record, Refused, Saved, Trouble, Turn, Undo};
 
 pub use change::Ports;
-pub use plan::{HostPlan, Listener, ReturnPath, VipPlan};
+pub use plan::{HostPlan, Listener, ProbePath, ReturnPath, VipPlan};
 pub(in crate::io) use state::lock;
 pub use sweep::sweep;
 

@@ -28,8 +28,9 @@
 //! attribute for "any" (`rule_find` in net/core/fib_rules.c), and would find the wrong rule otherwise.
 //!
 //! Probes through the gateway come from own addresses and a range of ports. Answers to those would be the host's, which
-//! knows nothing of them; so they are taken for the device before the local table, and there what belongs to no probe is
-//! passed back. What the host sends to itself is not: to the engine it would look forged.
+//! knows nothing of them; so they are taken for the device before the local table. Only what can be an answer is, by where it
+//! comes from: a packet for a connection of the host's own would not survive that, since the kernel has found its socket
+//! by then, and does not forward what has one (`ip_forward`, net/ipv4/ip_forward.c).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -39,7 +40,6 @@ use ipnet::IpNet;
 use super::change::{Action, Change, Family, LinkProperty, PROTOCOL, Ports, Rule, TABLE_LOCAL, TABLE_MAIN};
 use super::returns::Returns;
 use crate::io::probe::PORTS as PROBE_PORTS;
-use crate::wire::Protocol;
 
 /// What the gateway wants of the host. Plain data, comparable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,8 +60,8 @@ pub struct HostPlan {
     pub returns: Vec<ReturnPath>,
     /// Servers whose replies go another way. Errors about those come back to the VIP, by the server's link as likely as not.
     pub one_way: Vec<IpNet>,
-    /// Own addresses that probes through the gateway come from: what comes to their ports there goes to the device.
-    pub probes: Vec<IpAddr>,
+    /// Answers to probes through the gateway.
+    pub probes: Vec<ProbePath>,
 }
 
 /// An address whose packets the gateway takes.
@@ -82,7 +82,7 @@ pub struct Listener {
 }
 
 /// Packets from `from`, of this protocol and with this source port, belong to the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReturnPath {
     /// A server, or the inside network of a masquerade.
     pub from: IpNet,
@@ -90,6 +90,13 @@ pub struct ReturnPath {
     pub protocol: Option<u8>,
     /// Source port; `None`: all. Means something only together with a protocol.
     pub ports: Option<Ports>,
+}
+
+/// What comes from there to the address `own` and one of the ports that probes use belongs to the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProbePath {
+    pub own: IpAddr,
+    pub from: ReturnPath,
 }
 
 /// What must be known of the host to plan the changes.
@@ -204,14 +211,13 @@ pub mod at {
     pub const LINK_LOCAL: u32 = 1;
     pub const OTHERS: u32 = 2;
     // Zone A.
-    pub const PROBES_OF_HOST: u32 = 3;
-    pub const PROBES: u32 = 4;
-    pub const VIP_PORTS: u32 = 5;
-    pub const VIP_PROTOCOL: u32 = 6;
-    pub const HOST_PORTS: u32 = 7;
-    pub const HOST_PROTOCOL: u32 = 8;
-    pub const VIP_OTHER_PORTS: u32 = 9;
-    pub const VIP_FRAGMENTS: u32 = 10;
+    pub const PROBES: u32 = 3;
+    pub const VIP_PORTS: u32 = 4;
+    pub const VIP_PROTOCOL: u32 = 5;
+    pub const HOST_PORTS: u32 = 6;
+    pub const HOST_PROTOCOL: u32 = 7;
+    pub const VIP_OTHER_PORTS: u32 = 8;
+    pub const VIP_FRAGMENTS: u32 = 9;
     // Zone B.
     pub const LOCAL_TABLE: u32 = 3;
     pub const LOCAL_SERVER_PORTS: u32 = 4;
@@ -252,7 +258,7 @@ pub fn needs_slot(plan: &HostPlan, facts: &Facts) -> bool {
 pub fn uses(plan: &HostPlan, family: Family) -> bool {
     plan.vips.iter().any(|vip| Family::of(vip.address) == family)
         || plan.returns.iter().any(|r| Family::of(r.from.addr()) == family)
-        || plan.probes.iter().any(|own| Family::of(*own) == family)
+        || plan.probes.iter().any(|probe| Family::of(probe.own) == family)
 }
 
 /// VIPs that are routed to the device, so that the host has to answer for them on the uplinks.
@@ -289,8 +295,8 @@ fn device_sysctls(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec
             // What the engine passes on to the host itself (ping to a local VIP, errors about the host's own
             // connections, what comes to a probe's port and is none) is delivered here, and even the loose filter drops that from an interface that has no
             // address at all (`no_addr` in __fib_validate_source, net/ipv4/fib_frontend.c).
-            let mut passed = facts.local_vips.keys().chain(&plan.probes);
-            if facts.rp_filter_all != 0 && passed.any(IpAddr::is_ipv4) {
+            let mut passed = facts.local_vips.keys().copied().chain(plan.probes.iter().map(|probe| probe.own));
+            if facts.rp_filter_all != 0 && passed.any(|own| own.is_ipv4()) {
                 list.push(Change::Anchor { device: plan.device.clone() });
             }
         }
@@ -310,7 +316,7 @@ fn forwarding(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Cha
     if family == Family::V4 {
         list.extend(inbound.iter().map(|name| sysctl(family, "conf", name, "forwarding", "1")));
         // Answers to probes come from the VIP, and by the interface where clients do not: 2 lets them in.
-        if plan.probes.iter().any(IpAddr::is_ipv4) {
+        if plan.probes.iter().any(|probe| probe.own.is_ipv4()) {
             list.extend(facts.strict.iter().map(|name| sysctl(family, "conf", name, "rp_filter", "2")));
         }
         return;
@@ -384,7 +390,7 @@ fn rules(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Change>)
     });
     zone_b(plan, facts, family, &local_returns, &returns, list);
 
-    let probes: Vec<IpAddr> = plan.probes.iter().copied().filter(|own| Family::of(*own) == family).collect();
+    let probes: Vec<&ProbePath> = plan.probes.iter().filter(|probe| Family::of(probe.own) == family).collect();
     if vips.is_empty() && probes.is_empty() {
         return;
     }
@@ -427,17 +433,16 @@ fn block(plan: &HostPlan, facts: &Facts, family: Family, zone: Zone, list: &mut 
 }
 
 /// Zone A: answers to probes.
-fn probe_rules(facts: &Facts, family: Family, probes: &[IpAddr], list: &mut Vec<Change>) {
-    let start = Zone::A.start(facts.slot);
+fn probe_rules(facts: &Facts, family: Family, probes: &[&ProbePath], list: &mut Vec<Change>) {
+    let (pref, lookup) = (Zone::A.start(facts.slot) + at::PROBES, Action::Lookup(table(facts.slot)));
     let ports = Ports { first: *PROBE_PORTS.start(), last: *PROBE_PORTS.end() };
-    let rule = |offset, action, own: IpAddr, protocol| {
-        Rule::new(family, start + offset, action).to(IpNet::from(own)).protocol(protocol).dport(ports)
-    };
-    for own in probes {
-        for protocol in [Protocol::TCP.0, Protocol::UDP.0] {
-            let out = rule(at::PROBES_OF_HOST, Action::Goto(Zone::A.end(facts.slot)), *own, protocol);
-            list.push(Change::Rule(out.iif("lo")));
-            list.push(Change::Rule(rule(at::PROBES, Action::Lookup(table(facts.slot)), *own, protocol)));
+    for own in probes.iter().map(|probe| probe.own).collect::<BTreeSet<_>>() {
+        let from: Vec<&ReturnPath> = probes.iter().filter(|probe| probe.own == own).map(|probe| &probe.from).collect();
+        let from = Returns::gather(&from);
+        let whole = from.whole().map(|(protocol, from)| (protocol, ANY_PORT, from));
+        for (protocol, sport, from) in named(&from).chain(whole) {
+            let rule = Rule::new(family, pref, lookup.clone()).from(from).to(IpNet::from(own));
+            list.push(Change::Rule(rule.protocol(protocol).sport(sport).dport(ports)));
         }
     }
 }

@@ -3,14 +3,16 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::{Request, Scheduler};
-use crate::service::{Server, ServerId, ServerLoad, ServiceId};
+use super::{Changes, Mark, Request, Scheduler};
+use crate::service::{Server, ServerId, ServerLoad, ServerPath, ServerState, ServiceId};
 use crate::time::Instant;
 use crate::wire::Addr;
 
 /// Idle servers with these weights, at addresses of their own that depend on their place alone.
 pub(super) fn servers(weights: &[u32]) -> Vec<Arc<Server>> {
+    let changes = Arc::new(Changes::default());
     let server = |(index, &weight): (usize, &u32)| {
+        let mark = || Mark::new(&changes, index as u32);
         let address = Addr::from_v4([10, 20, (index >> 8) as u8, index as u8]);
         Arc::new(Server {
             id: ServerId(index as u32),
@@ -19,14 +21,14 @@ pub(super) fn servers(weights: &[u32]) -> Vec<Arc<Server>> {
             address,
             port: Some(8080),
             weight,
-            load: Arc::new(ServerLoad::default()),
+            load: Arc::new(ServerLoad::marked(mark())),
             method: crate::service::Method::Nat,
             encapsulation: Default::default(),
             source: None,
             thresholds: (None, None),
             slow_start: None,
-            path: Arc::default(),
-            state: Arc::default(),
+            path: Arc::new(ServerPath::marked(mark())),
+            state: Arc::new(ServerState::marked(mark())),
         })
     };
     weights.iter().enumerate().map(server).collect()

@@ -15,8 +15,8 @@ pub(super) struct Failover {
 }
 
 impl Failover {
-    pub(super) fn new() -> Failover {
-        Failover { ranking: Ranking::new(cost) }
+    pub(super) fn new(servers: &[Arc<Server>]) -> Failover {
+        Failover { ranking: Ranking::new(servers, cost) }
     }
 }
 
@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn the_heaviest_available_server_gets_everything() {
         let list = servers(&[1, 5, 9, 9, 0]);
-        let scheduler = Failover::new();
+        let scheduler = Failover::new(&list);
         admit(&list[2], 1000, 1000);
         assert_eq!(scheduler.pick(&list, &request(1)), Some(2));
         list[2].state.set_draining(true);

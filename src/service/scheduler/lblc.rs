@@ -22,8 +22,8 @@ pub(super) struct LocalityLeastConnections {
 }
 
 impl LocalityLeastConnections {
-    pub(super) fn new() -> LocalityLeastConnections {
-        LocalityLeastConnections { ranking: Ranking::new(wlc::cost), homes: Mutex::new(Homes::new()) }
+    pub(super) fn new(servers: &[Arc<Server>]) -> LocalityLeastConnections {
+        LocalityLeastConnections { ranking: Ranking::new(servers, wlc::cost), homes: Mutex::new(Homes::new()) }
     }
 
     fn homes(&self) -> MutexGuard<'_, Homes> {
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn a_destination_stays_until_its_server_is_busy_and_another_half_idle() {
         let list = servers(&[4, 4, 4]);
-        let scheduler = LocalityLeastConnections::new();
+        let scheduler = LocalityLeastConnections::new(&list);
         assert_eq!(scheduler.pick(&list, &to(1)), Some(0));
         admit(&list[0], 4, 0);
         assert_eq!(scheduler.pick(&list, &to(1)), Some(0), "as many flows as its weight is not too many");
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn a_destination_moves_from_an_unavailable_server_and_stays_where_it_went() {
         let list = servers(&[1, 1]);
-        let scheduler = LocalityLeastConnections::new();
+        let scheduler = LocalityLeastConnections::new(&list);
         assert_eq!(scheduler.pick(&list, &to(1)), Some(0));
         list[0].state.set_draining(true);
         assert_eq!(scheduler.pick(&list, &to(1)), Some(1));

@@ -23,8 +23,8 @@ pub(super) struct ReplicatedLocality {
 }
 
 impl ReplicatedLocality {
-    pub(super) fn new() -> ReplicatedLocality {
-        ReplicatedLocality { ranking: Ranking::new(wlc::cost), homes: Mutex::new(Homes::new()) }
+    pub(super) fn new(servers: &[Arc<Server>]) -> ReplicatedLocality {
+        ReplicatedLocality { ranking: Ranking::new(servers, wlc::cost), homes: Mutex::new(Homes::new()) }
     }
 
     fn homes(&self) -> MutexGuard<'_, Homes> {
@@ -81,7 +81,7 @@ impl Scheduler for ReplicatedLocality {
 }
 
 fn by_load(servers: &[Arc<Server>], a: usize, b: usize) -> Ordering {
-    wlc::cost(&servers[a]).compare(&wlc::cost(&servers[b]))
+    wlc::cost(&servers[a]).cmp(&wlc::cost(&servers[b]))
 }
 
 /// Servers that are unavailable go first: they hold nothing of use.
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn a_busy_destination_gets_further_servers_and_loses_one_after_a_day() {
         let list = servers(&[2, 2, 2]);
-        let scheduler = ReplicatedLocality::new();
+        let scheduler = ReplicatedLocality::new(&list);
         let pick_at = |second| scheduler.pick(&list, &Request { now: Instant::from_secs(second), ..request(1) });
         assert_eq!(pick_at(0), Some(0));
         admit(&list[0], 3, 0);
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn the_set_is_bounded_and_still_every_idle_server_gets_its_flow() {
         let list = servers(&[1; 40]);
-        let scheduler = ReplicatedLocality::new();
+        let scheduler = ReplicatedLocality::new(&list);
         for round in 0..40 {
             let index = scheduler.pick(&list, &request(1)).expect("all are available");
             assert_eq!(index, round);
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn unavailable_members_are_passed_over() {
         let list = servers(&[9, 9]);
-        let scheduler = ReplicatedLocality::new();
+        let scheduler = ReplicatedLocality::new(&list);
         assert_eq!(scheduler.pick(&list, &request(1)), Some(0));
         list[0].state.set_draining(true);
         assert_eq!(scheduler.pick(&list, &request(1)), Some(1));

@@ -15,8 +15,8 @@ pub(super) struct LeastConnections {
 }
 
 impl LeastConnections {
-    pub(super) fn new() -> LeastConnections {
-        LeastConnections { ranking: Ranking::new(|server| Cost::quotient(server.load.overhead(), 1)) }
+    pub(super) fn new(servers: &[Arc<Server>]) -> LeastConnections {
+        LeastConnections { ranking: Ranking::new(servers, |server| Cost::quotient(server.load.overhead(), 1)) }
     }
 }
 
@@ -38,11 +38,11 @@ mod tests {
     #[test]
     fn the_first_of_equals_wins() {
         let list = servers(&[1, 1, 1]);
-        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(0));
+        assert_eq!(LeastConnections::new(&list).pick(&list, &request(1)), Some(0));
         admit(&list[0], 1, 0);
-        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(1));
+        assert_eq!(LeastConnections::new(&list).pick(&list, &request(1)), Some(1));
         admit(&list[1], 1, 0);
-        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(2));
+        assert_eq!(LeastConnections::new(&list).pick(&list, &request(1)), Some(2));
     }
 
     #[test]
@@ -50,9 +50,9 @@ mod tests {
         let list = servers(&[1, 1]);
         admit(&list[0], 1, 0);
         admit(&list[1], 0, 255);
-        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(1));
+        assert_eq!(LeastConnections::new(&list).pick(&list, &request(1)), Some(1));
         admit(&list[1], 0, 2);
-        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(0));
+        assert_eq!(LeastConnections::new(&list).pick(&list, &request(1)), Some(0));
     }
 
     #[test]
@@ -60,7 +60,7 @@ mod tests {
         let list = servers(&[0, 1, 9]);
         admit(&list[1], 1, 0);
         admit(&list[2], 1, 1);
-        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(1));
+        assert_eq!(LeastConnections::new(&list).pick(&list, &request(1)), Some(1));
     }
 
     #[test]
@@ -70,6 +70,6 @@ mod tests {
         admit(&list[1], 1, 0);
         list[0].load.end(true);
         list[0].load.shift(false);
-        assert_eq!(LeastConnections::new().pick(&list, &request(1)), Some(0), "one inactive against one active");
+        assert_eq!(LeastConnections::new(&list).pick(&list, &request(1)), Some(0), "one inactive against one active");
     }
 }

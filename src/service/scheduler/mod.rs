@@ -29,6 +29,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use homes::Homes;
+pub use ranking::{Changes, Mark};
 
 use super::Server;
 use crate::time::Instant;
@@ -176,16 +177,16 @@ pub fn build(kind: Kind, flags: Flags, servers: &[Arc<Server>], seed: u64) -> Bo
     match kind {
         Kind::Rr => Box::new(rr::RoundRobin::default()),
         Kind::Wrr => Box::new(wrr::WeightedRoundRobin::new(servers)),
-        Kind::Lc => Box::new(lc::LeastConnections::new()),
-        Kind::Wlc => Box::new(wlc::WeightedLeastConnections::new()),
-        Kind::Lblc => Box::new(lblc::LocalityLeastConnections::new()),
-        Kind::Lblcr => Box::new(lblcr::ReplicatedLocality::new()),
+        Kind::Lc => Box::new(lc::LeastConnections::new(servers)),
+        Kind::Wlc => Box::new(wlc::WeightedLeastConnections::new(servers)),
+        Kind::Lblc => Box::new(lblc::LocalityLeastConnections::new(servers)),
+        Kind::Lblcr => Box::new(lblcr::ReplicatedLocality::new(servers)),
         Kind::Dh => Box::new(dh::DestinationHash::new(servers, seed)),
         Kind::Sh => Box::new(sh::SourceHash::new(servers, flags, seed)),
-        Kind::Sed => Box::new(sed::ShortestExpectedDelay::new()),
-        Kind::Nq => Box::new(nq::NeverQueue::new()),
-        Kind::Fo => Box::new(fo::Failover::new()),
-        Kind::Ovf => Box::new(ovf::Overflow::new()),
+        Kind::Sed => Box::new(sed::ShortestExpectedDelay::new(servers)),
+        Kind::Nq => Box::new(nq::NeverQueue::new(servers)),
+        Kind::Fo => Box::new(fo::Failover::new(servers)),
+        Kind::Ovf => Box::new(ovf::Overflow::new(servers)),
         Kind::Mh => Box::new(mh::Maglev::new(servers, flags, seed)),
         Kind::Twos => Box::new(twos::TwoChoices::new(servers, seed)),
     }

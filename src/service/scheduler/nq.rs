@@ -15,8 +15,8 @@ pub(super) struct NeverQueue {
 }
 
 impl NeverQueue {
-    pub(super) fn new() -> NeverQueue {
-        NeverQueue { ranking: Ranking::new(cost) }
+    pub(super) fn new(servers: &[Arc<Server>]) -> NeverQueue {
+        NeverQueue { ranking: Ranking::new(servers, cost) }
     }
 }
 
@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn an_idle_server_is_never_passed_over() {
         let list = servers(&[100, 0, 1, 50]);
-        let scheduler = NeverQueue::new();
+        let scheduler = NeverQueue::new(&list);
         let mut picked = Vec::new();
         for _ in 0..5 {
             let index = scheduler.pick(&list, &request(1)).expect("three are available");

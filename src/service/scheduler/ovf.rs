@@ -19,8 +19,8 @@ pub(super) struct Overflow {
 }
 
 impl Overflow {
-    pub(super) fn new() -> Overflow {
-        Overflow { ranking: Ranking::new(cost) }
+    pub(super) fn new(servers: &[Arc<Server>]) -> Overflow {
+        Overflow { ranking: Ranking::new(servers, cost) }
     }
 }
 
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn fills_one_server_after_the_other_and_then_all() {
         let list = servers(&[2, 3, 0, 2]);
-        let scheduler = Overflow::new();
+        let scheduler = Overflow::new(&list);
         let mut picked = Vec::new();
         for _ in 0..12 {
             let index = scheduler.pick(&list, &request(1)).expect("three are available");
@@ -67,6 +67,6 @@ mod tests {
     fn only_active_flows_count() {
         let list = servers(&[2, 1]);
         admit(&list[0], 2, 100);
-        assert_eq!(Overflow::new().pick(&list, &request(1)), Some(0));
+        assert_eq!(Overflow::new(&list).pick(&list, &request(1)), Some(0));
     }
 }

@@ -16,8 +16,8 @@ pub(super) struct ShortestExpectedDelay {
 }
 
 impl ShortestExpectedDelay {
-    pub(super) fn new() -> ShortestExpectedDelay {
-        ShortestExpectedDelay { ranking: Ranking::new(cost) }
+    pub(super) fn new(servers: &[Arc<Server>]) -> ShortestExpectedDelay {
+        ShortestExpectedDelay { ranking: Ranking::new(servers, cost) }
     }
 }
 
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn the_fastest_of_idle_servers_is_first_and_the_others_join_in_when_it_is_busy() {
         let list = servers(&[1, 3, 0]);
-        let scheduler = ShortestExpectedDelay::new();
+        let scheduler = ShortestExpectedDelay::new(&list);
         let mut picked = Vec::new();
         for _ in 0..4 {
             let index = scheduler.pick(&list, &request(1)).expect("two are available");
@@ -59,6 +59,6 @@ mod tests {
     fn inactive_flows_do_not_count() {
         let list = servers(&[1, 1]);
         admit(&list[0], 0, 500);
-        assert_eq!(ShortestExpectedDelay::new().pick(&list, &request(1)), Some(0));
+        assert_eq!(ShortestExpectedDelay::new(&list).pick(&list, &request(1)), Some(0));
     }
 }

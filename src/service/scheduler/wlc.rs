@@ -15,8 +15,8 @@ pub(super) struct WeightedLeastConnections {
 }
 
 impl WeightedLeastConnections {
-    pub(super) fn new() -> WeightedLeastConnections {
-        WeightedLeastConnections { ranking: Ranking::new(cost) }
+    pub(super) fn new(servers: &[Arc<Server>]) -> WeightedLeastConnections {
+        WeightedLeastConnections { ranking: Ranking::new(servers, cost) }
     }
 }
 
@@ -43,18 +43,18 @@ mod tests {
     #[test]
     fn the_first_of_equals_wins() {
         let list = servers(&[1, 3, 1]);
-        assert_eq!(WeightedLeastConnections::new().pick(&list, &request(1)), Some(0), "all idle");
+        assert_eq!(WeightedLeastConnections::new(&list).pick(&list, &request(1)), Some(0), "all idle");
         admit(&list[0], 1, 0);
         admit(&list[1], 3, 0);
         admit(&list[2], 1, 0);
-        assert_eq!(WeightedLeastConnections::new().pick(&list, &request(1)), Some(0), "1/1 = 3/3 = 1/1");
+        assert_eq!(WeightedLeastConnections::new(&list).pick(&list, &request(1)), Some(0), "1/1 = 3/3 = 1/1");
     }
 
     #[test]
     fn flows_that_stay_are_spread_by_weight() {
         let list = servers(&[1, 2, 0, 5]);
         for _ in 0..800 {
-            let picked = WeightedLeastConnections::new().pick(&list, &request(1)).expect("a server is available");
+            let picked = WeightedLeastConnections::new(&list).pick(&list, &request(1)).expect("a server is available");
             admit(&list[picked], 1, 0);
         }
         let active: Vec<u64> = list.iter().map(|server| server.load.active()).collect();

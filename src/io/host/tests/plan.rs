@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::io::host::change::{Action, Change, Family, LinkProperty, Ports, Rule, TABLE_MAIN};
-use crate::io::host::plan::{Facts, HostPlan, Listener, ReturnPath, Uplink, VipPlan, Way, Zone, changes, table};
+use crate::io::host::plan::{
+    Facts, HostPlan, Listener, ProbePath, ReturnPath, Uplink, VipPlan, Way, Zone, changes, table,
+};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -152,13 +154,13 @@ fn local_vip_gives_up_only_its_services() {
         [
             "ip rule add pref 31 nop",
             "ip rule add pref 16 iif gatun0 goto 31",
-            "ip rule add pref 21 to 198.51.100.1/32 ipproto tcp dport 8000-8099 lookup 26368",
-            "ip rule add pref 22 to 198.51.100.1/32 ipproto udp lookup 26368",
-            "ip rule add pref 22 to 198.51.100.1/32 ipproto icmp lookup 26368",
-            "ip rule add pref 25 to 198.51.100.1/32 ipproto tcp dport 1-65534 goto 31",
-            "ip rule add pref 26 to 198.51.100.1/32 ipproto tcp lookup 26368",
-            "ip rule add pref 23 from 10.20.0.11/32 to 198.51.100.1/32 ipproto tcp sport 8080 lookup 26368",
-            "ip rule add pref 23 from 10.20.0.12/31 to 198.51.100.1/32 ipproto tcp sport 8080 lookup 26368",
+            "ip rule add pref 20 to 198.51.100.1/32 ipproto tcp dport 8000-8099 lookup 26368",
+            "ip rule add pref 21 to 198.51.100.1/32 ipproto udp lookup 26368",
+            "ip rule add pref 21 to 198.51.100.1/32 ipproto icmp lookup 26368",
+            "ip rule add pref 24 to 198.51.100.1/32 ipproto tcp dport 1-65534 goto 31",
+            "ip rule add pref 25 to 198.51.100.1/32 ipproto tcp lookup 26368",
+            "ip rule add pref 22 from 10.20.0.11/32 to 198.51.100.1/32 ipproto tcp sport 8080 lookup 26368",
+            "ip rule add pref 22 from 10.20.0.12/31 to 198.51.100.1/32 ipproto tcp sport 8080 lookup 26368",
             "ip rule add pref 272 lookup local",
             "ip rule del pref 0 lookup local",
         ]
@@ -189,8 +191,8 @@ fn ports_that_no_rule_can_name_take_the_way_of_fragments() {
     let list = commands(&changes(&plan, &facts));
     assert!(!list.iter().any(|line| line.contains("65535")), "the kernel refuses it: {list:#?}");
     for line in [
-        "ip rule add pref 21 to 198.51.100.1/32 ipproto udp dport 1024-65534 lookup 26368",
-        "ip rule add pref 26 to 198.51.100.1/32 ipproto tcp lookup 26368",
+        "ip rule add pref 20 to 198.51.100.1/32 ipproto udp dport 1024-65534 lookup 26368",
+        "ip rule add pref 25 to 198.51.100.1/32 ipproto tcp lookup 26368",
         "ip rule add pref 301 from 10.20.0.11/32 ipproto tcp lookup 26368",
     ] {
         assert!(list.contains(&line.to_owned()), "{line}");
@@ -339,10 +341,20 @@ fn interface_names_with_dots_print_as_sysctl_takes_them() {
 }
 
 #[test]
-fn answers_to_probes_go_to_the_device_and_what_the_host_sends_itself_does_not() {
+fn what_can_be_an_answer_to_a_probe_goes_to_the_device() {
     let mut plan = plan();
     let before = commands(&changes(&plan, &facts(&plan)));
-    plan.probes = vec![ip("10.20.0.1"), ip("fd20::1")];
+    let from = |own: &str, from: &str, protocol, ports| ProbePath {
+        own: ip(own),
+        from: ReturnPath { from: IpNet::from(ip(from)), protocol: Some(protocol), ports },
+    };
+    let web = Some(Ports::one(8080));
+    plan.probes = vec![
+        from("10.20.0.1", "10.20.0.12", TCP, web),
+        from("10.20.0.1", "10.20.0.13", TCP, web),
+        from("10.20.0.1", "203.0.113.10", UDP, None),
+        from("fd20::1", "fd20::11", TCP, web),
+    ];
     plan.one_way = vec![IpNet::from(ip("10.20.0.14"))];
     let mut facts = facts(&plan);
     facts.strict = ["lan".to_owned()].into();
@@ -352,19 +364,14 @@ fn answers_to_probes_go_to_the_device_and_what_the_host_sends_itself_does_not() 
         "sysctl -w net.ipv4.conf.lan.rp_filter=2",
         "ip rule add pref 31 nop",
         "ip rule add pref 16 iif gatun0 goto 31",
-        "ip rule add pref 19 to 10.20.0.1/32 iif lo ipproto tcp dport 61000-61999 goto 31",
-        "ip rule add pref 20 to 10.20.0.1/32 ipproto tcp dport 61000-61999 lookup 26368",
-        "ip rule add pref 19 to 10.20.0.1/32 iif lo ipproto udp dport 61000-61999 goto 31",
-        "ip rule add pref 20 to 10.20.0.1/32 ipproto udp dport 61000-61999 lookup 26368",
+        "ip rule add pref 19 from 10.20.0.12/31 to 10.20.0.1/32 ipproto tcp sport 8080 dport 61000-61999 lookup 26368",
+        "ip rule add pref 19 from 203.0.113.10/32 to 10.20.0.1/32 ipproto udp sport 1-65534 dport 61000-61999 lookup 26368",
         "ip rule add pref 272 lookup local",
         "ip rule del pref 0 lookup local",
         "ip -6 rule add pref 31 nop",
         "ip -6 rule add pref 16 iif gatun0 goto 31",
         "ip -6 rule add pref 17 from fe80::/10 goto 31",
-        "ip -6 rule add pref 19 to fd20::1/128 iif lo ipproto tcp dport 61000-61999 goto 31",
-        "ip -6 rule add pref 20 to fd20::1/128 ipproto tcp dport 61000-61999 lookup 26368",
-        "ip -6 rule add pref 19 to fd20::1/128 iif lo ipproto udp dport 61000-61999 goto 31",
-        "ip -6 rule add pref 20 to fd20::1/128 ipproto udp dport 61000-61999 lookup 26368",
+        "ip -6 rule add pref 19 from fd20::11/128 to fd20::1/128 ipproto tcp sport 8080 dport 61000-61999 lookup 26368",
         "ip -6 rule add pref 272 lookup local",
         "ip -6 rule del pref 0 lookup local",
     ];
@@ -373,5 +380,5 @@ fn answers_to_probes_go_to_the_device_and_what_the_host_sends_itself_does_not() 
     plan.returns.clear();
     plan.vips.clear();
     let list = commands(&changes(&plan, &facts));
-    assert!(list.iter().any(|line| line.contains("pref 20 to 10.20.0.1/32")), "{list:#?}");
+    assert!(list.iter().any(|line| line.contains("pref 19 from 10.20.0.12/31")), "{list:#?}");
 }
