@@ -10,14 +10,24 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 
-use super::flows::FlowWatch;
-use super::load::{Load, Sample, shares};
+use super::load::{Load, Sample, answered, shares};
+use super::watch::{Begun, Change, Watch};
 use super::wire::{Protocol, Strangers, Wire};
 use crate::gateway::{Gateway, Setup};
 use crate::lab::{Lab, PATIENCE, scenario};
 use crate::one_way::bare;
 use crate::process::eventually;
 use crate::servers::{VIPS, address, endpoints};
+
+/// How servers are checked. Daemons that make a process for each connection, on a machine with other things to do, may need
+/// far longer than usual to answer; a dead one refuses at once, so that the timeout does not count for how soon it is found.
+const TIMES: &str = "interval = \"200ms\", fall = 2, timeout = \"2s\", initial = \"down\"";
+/// `fall` intervals and a probe's time later.
+const FOUND_WITHIN: Duration = Duration::from_millis(2 * 200 + 200);
+/// For a machine on which others run as well.
+const MARGIN: Duration = Duration::from_millis(300);
+/// Flows are told so much later than they begin, at most; a little is added for a busy machine.
+const WATCH_LAG: Duration = Duration::from_millis(50 + 50);
 
 /// How the gateway forwards to the servers.
 #[derive(Clone, Copy, PartialEq)]
@@ -64,13 +74,23 @@ impl Method {
     }
 }
 
-/// A service of the cluster: its name, its port and the port's protocol, and further lines of its table.
+/// A service of the cluster.
 pub struct Service {
     pub name: &'static str,
     /// `None`: all ports.
     pub port: Option<u16>,
     pub protocol: &'static str,
+    /// The keys of its check besides the times. `{lab}` is the lab's directory.
+    pub check: &'static str,
+    /// Further lines of its table.
     pub keys: &'static str,
+}
+
+impl Service {
+    /// For IPv4 and for IPv6.
+    fn names(&self) -> [String; 2] {
+        ["", "6"].map(|family| format!("{}{family}", self.name))
+    }
 }
 
 /// What a scenario is made of.
@@ -93,18 +113,8 @@ pub fn run(plan: &Plan, method: Method) {
         let step = |what: &str| eprintln!("{:5.1} s: {what}", begin.elapsed().as_secs_f64());
         let cluster = Cluster::up(lab, plan, method)?;
         step("all servers are up");
-        (plan.healthy)(&cluster)?;
-        step("the service does what it is for");
-        let load = Load::start(lab, &cluster.protocols, &vips(), &cluster.strangers)?;
-        cluster.all_serve(&load)?;
-        step("every server has its share");
-        let held = cluster.hold()?;
-        step("every server has a client that stays");
-        cluster.killed_and_back(&load, held)?;
-        step("a server was killed and came back");
-        cluster.drained(&load)?;
-        step("another one was drained");
-        Ok(())
+        let outcome = cluster.work(&step);
+        outcome.with_context(|| format!("servers changed: {}", cluster.watch.told()))
     });
 }
 
@@ -116,8 +126,9 @@ pub fn vips() -> [IpAddr; 2] {
 /// first process dies with this one, and with that everything in it, whatever it thinks of signals.
 pub fn daemon(lab: &Lab, node: &str, name: &str, words: &[&str]) -> Result<()> {
     // The first process must be one that changes no user: that would take away that it dies with its parent.
-    let alone = ["unshare", "--pid", "--fork", "--kill-child", "--", "sh", "-c", "\"$@\"; exit", name];
-    lab.keep(node, &format!("{name}-{node}"), &[&alone, words].concat())
+    let name = format!("{name}-{node}");
+    let alone = ["unshare", "--pid", "--fork", "--kill-child", "--", "sh", "-c", "\"$@\"; exit", &name];
+    lab.keep(node, &name, &[&alone, words].concat())
 }
 
 /// Lets a node's daemons fail to resolve names at once: some look up whoever connects, and would wait for a server that
@@ -155,7 +166,7 @@ pub struct Cluster<'a> {
     pub protocols: Vec<Protocol>,
     pub strangers: Strangers,
     plan: &'a Plan,
-    flows: FlowWatch,
+    watch: Watch,
 }
 
 /// A client's connection that stays open.
@@ -163,6 +174,16 @@ pub struct Held {
     protocol: Protocol,
     wire: Wire,
     server: String,
+}
+
+impl Held {
+    /// Asks again on the same connection.
+    fn goes_on(&mut self) -> Result<()> {
+        let Held { protocol, wire, server } = self;
+        let again = (protocol.ask)(wire).with_context(|| format!("{} on {server}", protocol.name))?;
+        ensure!(again == *server, "{}: {again} answers for {server}", protocol.name);
+        Ok(())
+    }
 }
 
 impl<'a> Cluster<'a> {
@@ -173,25 +194,26 @@ impl<'a> Cluster<'a> {
         for server in method.servers() {
             (plan.start)(lab, method, server)?;
         }
-        let gateway = Setup::new(services(plan, method, None)).start(lab)?;
-        let flows = FlowWatch::start(lab, &gateway)?;
-        let cluster = Cluster { lab, method, gateway, protocols, strangers: Strangers::default(), plan, flows };
-        method.servers().iter().try_for_each(|server| cluster.wait_for_daemons(server))?;
-        Ok(cluster)
+        let gateway = Setup::new(services(lab, plan, method)).start(lab)?;
+        let watch = Watch::start(lab, &gateway)?;
+        method.servers().iter().try_for_each(|server| wait_for_daemons(lab, method, &protocols, server))?;
+        let up = || gateway.gatun(&["server", "list", "--json"]).is_ok_and(|list| all_up(&list.stdout, plan));
+        eventually("all servers are up", PATIENCE, up)?;
+        Ok(Cluster { lab, method, gateway, protocols, strangers: Strangers::default(), plan, watch })
     }
 
-    /// Waits until a server's daemons answer on the server itself, on each of their addresses.
-    fn wait_for_daemons(&self, server: &str) -> Result<()> {
-        for protocol in &self.protocols {
-            for to in self.method.addresses(server) {
-                let to: IpAddr = to.parse()?;
-                let ask = || self.lab.inside(server, || protocol.ask_once(None, to).1);
-                let answers = || matches!(ask(), Ok(Ok(name)) if name == server);
-                eventually("it answers", PATIENCE, answers).with_context(|| {
-                    format!("{} on {server} at {to}: {:?}", protocol.name, ask().and_then(|answer| answer))
-                })?;
-            }
-        }
+    fn work(&self, step: &dyn Fn(&str)) -> Result<()> {
+        (self.plan.healthy)(self)?;
+        step("the service does what it is for");
+        let load = Load::start(self.lab, &self.protocols, &vips(), &self.strangers)?;
+        self.all_serve(&load)?;
+        step("every server has its share");
+        let held = self.hold()?;
+        step("every server has a client that stays");
+        self.killed_and_back(&load, held)?;
+        step("a server was killed and came back");
+        self.drained(&load)?;
+        step("another one was drained");
         Ok(())
     }
 
@@ -240,19 +262,14 @@ impl<'a> Cluster<'a> {
     /// Every server has its share of the load, and no question fails.
     fn all_serve(&self, load: &Load) -> Result<()> {
         let begin = SystemTime::now();
-        let expected = self.protocols.len() * 2;
-        // With thirty answers from the slowest, each server has about ten of them.
-        let enough = || {
-            let samples = load.since(begin);
-            shares(&samples).values().filter(|servers| servers.values().sum::<usize>() >= 30).count() == expected
-        };
-        eventually("thirty answers to each client", PATIENCE, enough)?;
+        // Of thirty answers to the slowest client each server gave about ten.
+        self.all_answer(load, begin, 30)?;
         let samples = load.since(begin);
         no_failure(&samples)?;
-        for (client, servers) in shares(&samples) {
+        for (service, servers) in shares(&samples) {
             let fair = servers.values().sum::<usize>() / 3;
             let close = |share: &usize| share.abs_diff(fair) <= 2 + fair / 5;
-            ensure!(servers.len() == 3 && servers.values().all(close), "{client:?}: {servers:?}");
+            ensure!(servers.len() == 3 && servers.values().all(close), "{service}: {servers:?}");
         }
         Ok(())
     }
@@ -262,25 +279,57 @@ impl<'a> Cluster<'a> {
     fn killed_and_back(&self, load: &Load, held: Vec<Held>) -> Result<()> {
         let [_, victim, _] = self.method.servers();
         let killed = SystemTime::now();
-        self.lab.end_all(&format!("/{victim}/"))?;
-        std::thread::sleep(Duration::from_millis(1000));
-        self.failed_on(&load.since(killed), victim)?;
-        for mut held in held.into_iter().filter(|held| held.server != victim) {
-            let again = (held.protocol.ask)(&mut held.wire);
-            let again = again.with_context(|| format!("{} on {}", held.protocol.name, held.server))?;
-            ensure!(again == held.server, "{}: {} answers for {}", held.protocol.name, again, held.server);
+        self.lab.end_all(&format!("-{victim} "))?;
+        let down = self.changed(victim, false, killed)?;
+        for change in &down {
+            let took = change.at.duration_since(killed)?;
+            ensure!(took <= FOUND_WITHIN + MARGIN, "{} found {victim} down after {took:?}", change.service);
         }
+        let settled = down.iter().map(|change| change.at).max().context("a service")? + WATCH_LAG;
+        self.all_answer(load, settled, 10)?;
+        self.failed_on(&load.since(killed), victim)?;
+        for flow in self.watch.begun()?.iter().filter(|flow| flow.server == victim) {
+            let down = down.iter().find(|change| change.service == flow.service).context("another service's flow")?;
+            ensure!(flow.at <= down.at + WATCH_LAG, "{victim} is down since {:?}, yet it was given {flow:?}", down.at);
+        }
+        for mut held in held.into_iter().filter(|held| held.server != victim) {
+            held.goes_on()?;
+        }
+        let started = SystemTime::now();
         (self.plan.start)(self.lab, self.method, victim)?;
-        self.wait_for_daemons(victim)?;
+        self.changed(victim, true, started)?;
+        no_failure(&load.since(settled))?;
         self.all_serve(load)
+    }
+
+    /// Waits until every service has found this server up or down since then.
+    fn changed(&self, server: &str, is_up: bool, since: SystemTime) -> Result<Vec<Change>> {
+        let changes = || -> Result<Vec<Change>> {
+            let mut changes = self.watch.changes()?;
+            changes.retain(|change| change.server == server && change.is_up == is_up && change.at >= since);
+            Ok(changes)
+        };
+        let all = self.plan.services.len() * VIPS.len();
+        let what = format!("{server} is found {}", if is_up { "up" } else { "down" });
+        eventually(&what, PATIENCE, || changes().is_ok_and(|changes| changes.len() >= all))
+            .with_context(|| format!("{:?}", changes()))?;
+        changes()
+    }
+
+    /// Waits for so many answers to each client's questions since then.
+    fn all_answer(&self, load: &Load, since: SystemTime, count: usize) -> Result<()> {
+        let enough = || answered(&load.since(since)).into_values().filter(|answers| *answers >= count).count();
+        let clients = self.protocols.len() * VIPS.len();
+        eventually(&format!("{count} answers to each client"), PATIENCE, || enough() == clients)
     }
 
     /// The failures among these questions are all of clients that were sent to this server.
     fn failed_on(&self, samples: &[Sample], server: &str) -> Result<()> {
-        std::thread::sleep(Duration::from_millis(100));
-        let flows = self.flows.begun()?;
+        // What happened last may not have been told yet.
+        std::thread::sleep(WATCH_LAG);
+        let flows = self.watch.begun()?;
         for sample in samples.iter().filter(|sample| sample.outcome.is_err()) {
-            let theirs = flows.iter().rev().find(|flow| flow.is_of(sample));
+            let theirs = Begun::of(sample, &flows);
             ensure!(theirs.is_some_and(|flow| flow.server == server), "{sample:?} failed, of flow {theirs:?}");
         }
         Ok(())
@@ -295,23 +344,40 @@ impl<'a> Cluster<'a> {
                 held.push(self.hold_at(protocol, to, leaving)?);
             }
         }
-        self.gateway.reload(self.lab, &services(self.plan, self.method, Some(leaving)))?;
+        for service in self.plan.services.iter().flat_map(Service::names) {
+            self.gateway.gatun(&["server", "drain", &service, leaving])?.success()?;
+        }
         let drained = SystemTime::now();
-        let enough = || {
-            shares(&load.since(drained)).values().filter(|servers| servers.values().sum::<usize>() >= 10).count()
-                == self.protocols.len() * 2
-        };
-        eventually("ten answers to each client", PATIENCE, enough)?;
+        self.all_answer(load, drained, 10)?;
         let samples = load.since(drained);
         no_failure(&samples)?;
-        let there = samples.iter().find(|sample| sample.outcome.as_deref() == Ok(leaving));
-        ensure!(there.is_none(), "{leaving} is drained: {there:?}");
-        for mut held in held {
-            let again = (held.protocol.ask)(&mut held.wire).with_context(|| held.protocol.name)?;
-            ensure!(again == leaving, "{}: {again} answers for {leaving}", held.protocol.name);
-        }
-        Ok(())
+        // Of UDP an old flow may go on in the samples.
+        let flows = self.watch.begun()?;
+        let there = flows.iter().find(|flow| flow.server == leaving && flow.at > drained + WATCH_LAG);
+        ensure!(there.is_none(), "{leaving} is drained since {drained:?}: {there:?}");
+        held.iter_mut().try_for_each(Held::goes_on)
     }
+}
+
+/// Whether all servers are up in `gatun server list --json`.
+fn all_up(list: &str, plan: &Plan) -> bool {
+    let up = |line: &&str| serde_json::from_str(line).is_ok_and(|server: serde_json::Value| server["state"] == "up");
+    list.lines().filter(up).count() == plan.services.len() * VIPS.len() * 3
+}
+
+/// Waits until a server's daemons answer on the server itself, on each of their addresses.
+fn wait_for_daemons(lab: &Lab, method: Method, protocols: &[Protocol], server: &str) -> Result<()> {
+    for protocol in protocols {
+        for to in method.addresses(server) {
+            let to: IpAddr = to.parse()?;
+            let ask = || lab.inside(server, || protocol.ask_once(None, to).1);
+            let answers = || matches!(ask(), Ok(Ok(name)) if name == server);
+            eventually("it answers", PATIENCE, answers).with_context(|| {
+                format!("{} on {server} at {to}: {:?}", protocol.name, ask().and_then(|answer| answer))
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// Any address of the strangers' networks is the client's.
@@ -333,18 +399,20 @@ fn no_failure(samples: &[Sample]) -> Result<()> {
     Ok(())
 }
 
-/// The services' tables, for IPv4 and for IPv6, over the method's three servers; without weight for the drained one.
-fn services(plan: &Plan, method: Method, drained: Option<&str>) -> String {
+/// The services' tables, for IPv4 and for IPv6, over the method's three servers.
+fn services(lab: &Lab, plan: &Plan, method: Method) -> String {
     let mut tables = String::new();
     for service in &plan.services {
-        for (family, vip) in VIPS.iter().enumerate() {
-            let Service { name, protocol, keys, .. } = service;
-            let port = service.port.map_or("*".to_string(), |port| port.to_string());
-            let (name, method_name) = (format!("{name}{}", ["", "6"][family]), method.name());
+        let Service { protocol, keys, .. } = service;
+        let port = service.port.map_or("*".to_string(), |port| port.to_string());
+        let check = service.check.replace("{lab}", &lab.directory.to_string_lossy());
+        for (family, name) in service.names().iter().enumerate() {
             write!(
                 tables,
-                "\n[[service]]\nname = \"{name}\"\nlisten = \"{vip}:{port}\"\nprotocol = \"{protocol}\"\n\
-                 method = \"{method_name}\"\nscheduler = \"rr\"\n{keys}"
+                "\n[[service]]\nname = \"{name}\"\nlisten = \"{}:{port}\"\nprotocol = \"{protocol}\"\n\
+                 method = \"{}\"\nscheduler = \"rr\"\ncheck = {{ {check}, {TIMES} }}\n{keys}",
+                VIPS[family],
+                method.name()
             )
             .expect("a String takes everything");
             for server in method.servers() {
@@ -352,12 +420,8 @@ fn services(plan: &Plan, method: Method, drained: Option<&str>) -> String {
                     Some(port) => endpoints(&[server], family, port).remove(0),
                     None => address(server)[family].to_string(),
                 };
-                let weight = u32::from(drained != Some(server));
-                write!(
-                    tables,
-                    "\n  [[service.server]]\n  name = \"{server}\"\n  address = \"{endpoint}\"\n  weight = {weight}\n"
-                )
-                .expect("a String takes everything");
+                write!(tables, "\n  [[service.server]]\n  name = \"{server}\"\n  address = \"{endpoint}\"\n")
+                    .expect("a String takes everything");
             }
         }
     }

@@ -10,10 +10,12 @@ use crate::lab::Lab;
 use crate::one_way::bare;
 use crate::servers::VIPS;
 
+const CHECK: &str = "type = \"dns\", name = \"h7.test.\", query = \"A\", answer = [\"192.0.2.7\"]";
+
 fn plan() -> Plan {
     Plan {
         needs: &["unbound", "dig", "dnsperf"],
-        services: vec![Service { name: "dns", port: Some(53), protocol: "tcp+udp", keys: "" }],
+        services: vec![Service { name: "dns", port: Some(53), protocol: "tcp+udp", check: CHECK, keys: "" }],
         protocols: |_, _| {
             let tcp = Protocol::tcp("dns over TCP", 53, no_greeting, Wire::whoami);
             Ok(vec![Protocol { name: "dns over UDP", udp: true, ..tcp.clone() }, tcp])

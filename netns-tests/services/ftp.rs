@@ -20,10 +20,20 @@ const MEGABYTES: u32 = 3;
 
 fn plan(method: Method) -> Plan {
     let service = match method {
-        Method::Nat => Service { name: "ftp", port: Some(21), protocol: "tcp", keys: "helper = \"ftp\"\n" },
-        Method::Direct | Method::Tunnel => {
-            Service { name: "ftp", port: None, protocol: "tcp", keys: "persistence = { timeout = \"1m\" }\n" }
-        }
+        Method::Nat => Service {
+            name: "ftp",
+            port: Some(21),
+            protocol: "tcp",
+            check: "type = \"ftp\", port = 21",
+            keys: "helper = \"ftp\"\n",
+        },
+        Method::Direct | Method::Tunnel => Service {
+            name: "ftp",
+            port: None,
+            protocol: "tcp",
+            check: "type = \"ftp\", port = 21",
+            keys: "persistence = { timeout = \"1m\" }\n",
+        },
     };
     Plan {
         needs: &["vsftpd", "curl", "lftp"],
@@ -76,22 +86,28 @@ fn healthy(cluster: &Cluster<'_>) -> Result<()> {
     let into = utf8(&lab.path("downloaded"))?;
     let mut uploads = 0;
     for (vip, to) in VIPS.iter().zip(vips()) {
-        for _ in cluster.method.servers() {
-            uploads += 1;
-            let from = match cluster.method {
-                Method::Nat => CLIENT[usize::from(to.is_ipv6())].parse()?,
-                _ => cluster.strangers.next(to),
-            };
-            let from = from.to_string();
-            let (url, target) = (format!("ftp://{vip}/original"), format!("ftp://{vip}/in/{uploads}"));
-            let curl = ["curl", "-sSg", "--max-time", "10", "--interface", &from];
-            lab.run("client", &[&curl[..], &["-o", &into, &url]].concat())?.success()?;
+        let client = |_| match cluster.method {
+            Method::Nat => CLIENT[usize::from(to.is_ipv6())].to_string(),
+            _ => cluster.strangers.next(to).to_string(),
+        };
+        let clients = cluster.method.servers().map(client);
+        let url = format!("ftp://{vip}/original");
+        let curl = |from: &str, words: &[&str]| {
+            let all = [&["curl", "-sSg", "--max-time", "10", "--interface", from], words].concat();
+            lab.run("client", &all)?.success().map(drop)
+        };
+        // Each kind with all clients in turn, that is with all servers.
+        for from in &clients {
+            curl(from, &["-o", &into, &url])?;
             ensure!(sha256(lab, "downloaded")? == sum, "{url} from {from}: the checksums differ");
-            lab.run("client", &[&curl[..], &["-T", &original, &target]].concat())?.success()?;
-            if cluster.method == Method::Nat {
-                lab.run("client", &[&curl[..], &["-P", &from, "-o", &into, &url]].concat())?.success()?;
-                ensure!(sha256(lab, "downloaded")? == sum, "{url} in active mode: the checksums differ");
-            }
+        }
+        for from in &clients {
+            uploads += 1;
+            curl(from, &["-T", &original, &format!("ftp://{vip}/in/{uploads}")])?;
+        }
+        for from in clients.iter().filter(|_| cluster.method == Method::Nat) {
+            curl(from, &["-P", from, "-o", &into, &url])?;
+            ensure!(sha256(lab, "downloaded")? == sum, "{url} in active mode: the checksums differ");
         }
         let lftp = format!(
             "set net:max-retries 1; set net:timeout 5; set xfer:clobber yes; set ftp:passive-mode yes; open {vip};

@@ -1,7 +1,7 @@
 //! Clients in the background: each asks again and again, on a new connection each time, and writes down what became of it.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub struct Sample {
     pub protocol: &'static str,
     pub udp: bool,
-    pub to: IpAddr,
+    pub to: SocketAddr,
     pub begun: SystemTime,
     /// The client's port.
     pub port: u16,
@@ -80,17 +80,33 @@ fn ask_until(
         let begun = SystemTime::now();
         let (port, outcome) = protocol.ask_once(strangers.source(protocol, to), to);
         let outcome = outcome.map_err(|error| format!("{error:#}"));
-        locked(samples).push(Sample { protocol: protocol.name, udp: protocol.udp, to, begun, port, outcome });
+        locked(samples).push(Sample {
+            protocol: protocol.name,
+            udp: protocol.udp,
+            to: SocketAddr::new(to, protocol.port),
+            begun,
+            port,
+            outcome,
+        });
         std::thread::sleep(PAUSE);
     }
 }
 
-/// How often each server answered, by protocol and address.
-pub fn shares(samples: &[Sample]) -> BTreeMap<(&'static str, IpAddr), BTreeMap<&str, usize>> {
+/// How many questions were answered, by protocol and address.
+pub fn answered(samples: &[Sample]) -> BTreeMap<(&'static str, SocketAddr), usize> {
+    let mut counts = BTreeMap::new();
+    for sample in samples.iter().filter(|sample| sample.outcome.is_ok()) {
+        *counts.entry((sample.protocol, sample.to)).or_default() += 1;
+    }
+    counts
+}
+
+/// How often each server answered, by service: protocols on one port take turns with one another.
+pub fn shares(samples: &[Sample]) -> BTreeMap<SocketAddr, BTreeMap<&str, usize>> {
     let mut shares: BTreeMap<_, BTreeMap<&str, usize>> = BTreeMap::new();
     for sample in samples {
         if let Ok(server) = &sample.outcome {
-            *shares.entry((sample.protocol, sample.to)).or_default().entry(server).or_default() += 1;
+            *shares.entry(sample.to).or_default().entry(server).or_default() += 1;
         }
     }
     shares

@@ -18,8 +18,8 @@ fn plan() -> Plan {
     Plan {
         needs: &["postfix", "dovecot", "swaks", "curl"],
         services: vec![
-            Service { name: "smtp", port: Some(25), protocol: "tcp", keys: "" },
-            Service { name: "imap", port: Some(143), protocol: "tcp", keys: "" },
+            Service { name: "smtp", port: Some(25), protocol: "tcp", check: "type = \"smtp\"", keys: "" },
+            Service { name: "imap", port: Some(143), protocol: "tcp", check: "type = \"tcp\"", keys: "" },
         ],
         protocols: |_, _| {
             Ok(vec![

@@ -15,7 +15,7 @@ const ARTICLES: usize = 2;
 fn plan() -> Plan {
     Plan {
         needs: &["innd"],
-        services: vec![Service { name: "nntp", port: Some(119), protocol: "tcp", keys: "" }],
+        services: vec![Service { name: "nntp", port: Some(119), protocol: "tcp", check: "type = \"nntp\"", keys: "" }],
         protocols: |_, _| {
             Ok(vec![Protocol::tcp("nntp", 119, greet, |wire| wire.command("DATE", "111").map(|_| wire.server.clone()))])
         },
@@ -42,6 +42,7 @@ mailcmd: /bin/true
 ovmethod: tradindexed
 hismethod: hisv6
 enableoverview: true
+nnrpdloadlimit: 0
 wireformat: true
 pathnews: /usr/lib/news
 pathbin: /usr/lib/news/bin
@@ -75,6 +76,8 @@ pathcontrol: /usr/lib/news/bin/control
                    newsgroups: \"*\"\n access: RPA\n addcanlockuser: none\n}\n";
     write_file(lab, node, "etc/readers.conf", readers)?;
     let config = write_file(lab, node, "etc/inn.conf", &config)?;
+    // Who asks as another news server is answered without a process of its own: the gateway, which asks often.
+    write_file(lab, node, "etc/incoming.conf", "peer gateway {\n hostname: \"10.20.0.1, fd20::1\"\n}\n")?;
     // A server that was killed has left the files behind by which a second one is kept from starting.
     let script = format!(
         "chown -R news:news {work}; rm -f {work}/run/*

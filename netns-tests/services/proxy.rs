@@ -20,7 +20,7 @@ const ORIGIN_PORT: u16 = 8080;
 fn plan() -> Plan {
     Plan {
         needs: &["squid", "nginx", "curl"],
-        services: vec![Service { name: "proxy", port: Some(PORT), protocol: "tcp", keys: "" }],
+        services: vec![Service { name: "proxy", port: Some(PORT), protocol: "tcp", check: "type = \"tcp\"", keys: "" }],
         protocols: |lab, method| {
             nginx(lab, origin(method), &[ORIGIN_PORT])?;
             let ask = if method == Method::Tunnel {

@@ -1,4 +1,4 @@
-//! The web: nginx, HTTP and HTTPS.
+//! The web: nginx, HTTP and HTTPS, the latter with sessions: clients stay on their servers.
 
 use std::fs;
 use std::sync::Arc;
@@ -14,17 +14,27 @@ use crate::client::{download, random_file, sha256};
 use crate::lab::Lab;
 use crate::servers::VIPS;
 
+/// Who signed the certificate is looked at as well.
+const HTTPS: &str = "type = \"https\", sni = \"web.test\", ca = \"{lab}/certificate.pem\"";
+
 fn plan() -> Plan {
     Plan {
         needs: &["nginx", "curl", "openssl"],
         services: vec![
-            Service { name: "http", port: Some(80), protocol: "tcp", keys: "" },
-            Service { name: "https", port: Some(443), protocol: "tcp", keys: "" },
+            Service { name: "http", port: Some(80), protocol: "tcp", check: "type = \"http\"", keys: "" },
+            Service {
+                name: "https",
+                port: Some(443),
+                protocol: "tcp",
+                check: HTTPS,
+                keys: "persistence = { timeout = \"1m\" }\n",
+            },
         ],
         protocols: |lab, _| {
             certify(lab)?;
             let http = Protocol::tcp("http", 80, no_greeting, ask);
-            let https = Protocol { tls: Some(trust(lab)?), ..Protocol::tcp("https", 443, no_greeting, ask) };
+            let https =
+                Protocol { tls: Some(trust(lab)?), roams: true, ..Protocol::tcp("https", 443, no_greeting, ask) };
             Ok(vec![http, https])
         },
         start,
@@ -93,7 +103,7 @@ fn healthy(cluster: &Cluster<'_>) -> Result<()> {
         lab.run("client", &curl)?.success()?;
         ensure!(sha256(lab, "downloaded-by-https")? == sum, "{vip}: the checksums differ by HTTPS");
     }
-    Ok(())
+    cluster.stays(&cluster.protocols[1])
 }
 
 #[test]
