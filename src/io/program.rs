@@ -3,12 +3,15 @@
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 /// Bytes of what a program prints that are kept; the rest is read and thrown away.
 const MAX_OUTPUT: usize = 4096;
+/// How long the output of a program is read when it has ended.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Linux `_LINUX_CAPABILITY_VERSION_3` (include/uapi/linux/capability.h).
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
@@ -61,14 +64,19 @@ impl Program<'_> {
         let status = {
             let print = async { tokio::join!(keep(stdout, &mut output), keep(stderr, &mut errors)) };
             tokio::pin!(print);
-            // One that it left in the background may hold its output for ever.
             let mut is_quiet = false;
-            loop {
+            let status = loop {
                 tokio::select! {
                     status = child.wait() => break status?,
                     _ = &mut print, if !is_quiet => is_quiet = true,
                 }
+            };
+            // What it printed last may not have been read yet; but one that it left in the background may hold its output
+            // for ever.
+            if !is_quiet {
+                let _ = tokio::time::timeout(LAST_WORDS, print).await;
             }
+            status
         };
         group.done();
         output.extend(errors);
@@ -118,7 +126,7 @@ fn give_up_capabilities() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 

@@ -165,7 +165,11 @@ impl Daemon {
                 let mut back = successor(&old.spec, &snapshot)?;
                 back.generation = old.generation;
                 let back = Arc::new(back);
-                self.health.configure(Prepared::new(self.compiled.health.clone()).map_err(Error::msg)?, &back);
+                match Prepared::new(self.compiled.health.clone()) {
+                    Ok(prepared) => self.health.configure(prepared, &back),
+                    // Its files are gone meanwhile.
+                    Err(error) => tracing::error!("the checks stay those of the new file: {error}"),
+                }
                 self.gateway.swap(back);
             }
             return Err(error).context("the host could not be set up for it");
