@@ -77,6 +77,9 @@ fn run(set_up: impl FnOnce(&Lab, &Node<'_>) -> Result<()>) {
         lab.sh("client", &format!("ip route add {VIP} via 10.0.0.1 dev br0"))?;
         let director = Node::new(lab, "gw")?;
         set_up(lab, &director)?;
+        // Until the gateway has seen the new address, the host refuses as it does at any address of its own.
+        let ruled = || lab.sh("gw", "ip rule").is_ok_and(|rules| rules.contains(VIP));
+        eventually("the gateway takes the new address", Duration::from_secs(5), ruled)?;
         exchange(lab)?;
         let connections = director.sh("ipvsadm -Lcn")?;
         ensure!(connections.contains(&format!("{VIP}:8080 172.16.0.2:8080")), "{connections}");
@@ -130,7 +133,6 @@ fn exchange(lab: &Lab) -> Result<()> {
     });
     let vip: SocketAddr = format!("{VIP}:8080").parse()?;
     let connect = || TcpStream::connect_timeout(&vip, Duration::from_secs(5));
-    // What the host answers before it is told of its new address is as with any address that has just come.
     let mut stream = lab.inside("client", connect)?.context("the client cannot connect")?;
     stream.write_all(&sent)?;
     drop(stream);
