@@ -10,6 +10,7 @@ use gatun::service::{SchedulerKind, Snapshot};
 use gatun::verdict::DropReason;
 
 const README: &str = include_str!("../README.md");
+const OPERATIONS: &str = include_str!("../docs/OPERATIONS.md");
 const CONTROL_API: &str = include_str!("../docs/CONTROL-API.md");
 
 /// The blocks of `text` between a line "```language" and the next "```".
@@ -70,4 +71,31 @@ fn every_request_of_the_control_api_is_one() {
         let request = serde_json::from_value::<api::Request>(fields.into());
         assert!(request.is_ok(), "{line}: {request:?}");
     }
+}
+
+/// Every line "$ gatun …" of the operator's page is a command line that gatun takes: its words name a command, and its options
+/// are in that command's help.
+#[test]
+fn the_commands_of_the_operations_page_exist() {
+    let lines: Vec<&str> = OPERATIONS.lines().filter_map(|line| line.strip_prefix("$ gatun ")).collect();
+    assert!(lines.len() >= 20, "{lines:?}");
+    for line in lines {
+        let words: Vec<&str> = line.split(' ').collect();
+        let nested = ["conntrack", "service", "server", "import"].contains(&words[0]);
+        let command = &words[..1 + usize::from(nested)];
+        let output =
+            std::process::Command::new(env!("CARGO_BIN_EXE_gatun")).args(command).arg("--help").output().unwrap();
+        assert!(output.status.success(), "{line}");
+        let help = String::from_utf8_lossy(&output.stdout);
+        for option in words.iter().filter(|word| word.starts_with('-')) {
+            let of_option = |token: &str| token.trim_end_matches(',') == *option;
+            assert!(help.split_whitespace().any(of_option), "{line}: {option}\n{help}");
+        }
+    }
+}
+
+#[test]
+fn the_operations_page_names_every_scheduler_it_shows_rightly() {
+    let words: Vec<&str> = SchedulerKind::ALL.iter().map(|kind| kind.word()).collect();
+    assert!(OPERATIONS.contains(&format!("({})", words.join(", "))));
 }
