@@ -70,8 +70,7 @@ fn curl(lab: &Lab, words: &[&str]) -> Result<String> {
     process::finish(command, Duration::from_secs(25))?.success()
 }
 
-/// Every connection there is or was comes from the client to the VIP and goes to one of the servers, data to the same one as
-/// the commands around it.
+/// Every connection there is or was goes to one of the servers, and so many of them at least carried data.
 fn ensure_data_flows(gateway: &Gateway, ports: impl Fn(u16) -> bool, least: usize) -> Result<()> {
     let flows = gateway.flows(&["--proto", "tcp"])?;
     let servers: Vec<IpAddr> =

@@ -51,7 +51,7 @@ fn is(gateway: &Gateway, server: &str, state: &str) -> bool {
     (0..2).all(|family| {
         let name = address(server, family);
         let of = format!("service \"{}\": server \"{name}\" is ", ["service", "service6"][family]);
-        log.lines().filter_map(|line| line.split_once(&of)).last().is_some_and(|(_, told)| told.starts_with(state))
+        log.lines().filter_map(|line| line.split_once(&of)).next_back().is_some_and(|(_, told)| told.starts_with(state))
     })
 }
 

@@ -101,7 +101,8 @@ fn a_drain_is_gentle_until_its_deadline() {
         let told = change(&gateway, &wait)?;
         ensure!(told.lines().last() == Some("service/10.20.0.11:8080: drained, no flow left"), "{told}");
         ensure!(gateway.flows(&["--server", "10.20.0.11:8080"])?.is_empty(), "flows are left");
-        drop(first);
+        let cut = first.finish(PATIENCE)?;
+        ensure!(cut.stderr.contains("reset by peer"), "the client is told: {cut}");
 
         // Or does not; and then it may come back.
         change(&gateway, &["server", "drain", "service/10.20.0.11:8080", "--cancel"])?;

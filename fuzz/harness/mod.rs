@@ -15,5 +15,6 @@ pub mod parse;
 pub mod receive;
 pub mod rewrite;
 pub mod segment;
+pub mod specs;
 pub mod tunnel;
 pub mod world;

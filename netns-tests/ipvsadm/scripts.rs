@@ -135,3 +135,33 @@ fn the_services_of_a_configuration_file_are_in_the_table() {
         Ok(())
     });
 }
+
+/// Persistence, and what is listed of it; a service of all ports.
+#[test]
+fn clients_stay_with_their_server() {
+    scenario(&["nginx", "curl"], |lab| {
+        three_nginx(lab)?;
+        let director = Node::new(lab, "gw")?;
+        director.sh("ipvsadm -A -t 203.0.113.10:80 -s rr -p 600 -M 255.255.255.0
+             for i in 1 2 3; do ipvsadm -a -t 203.0.113.10:80 -r 10.20.0.1$i:8080 -m; done
+             ipvsadm -A -t 203.0.113.11:0 -s rr -p
+             for i in 1 2 3; do ipvsadm -a -t 203.0.113.11:0 -r 10.20.0.1$i -m; done")?;
+        for (vip, port) in [("203.0.113.10", 80), ("203.0.113.11", 8080)] {
+            let names = answers(lab, &format!("{vip}:{port}"), 4)?;
+            ensure!(spread(&names).len() == 1, "{names:?}");
+        }
+        let connections = director.sh("ipvsadm -Lcn")?;
+        let templates: Vec<&str> = connections.lines().filter(|line| line.contains(" NONE ")).collect();
+        let [web, all] = templates[..] else { anyhow::bail!("two templates were expected: {connections}") };
+        let web: Vec<&str> = web.split_whitespace().skip(2).collect();
+        ensure!(web[..3] == ["NONE", "198.51.100.0:0", "203.0.113.10:80"] && web[3].ends_with(":8080"), "{web:?}");
+        let all: Vec<&str> = all.split_whitespace().skip(2).collect();
+        ensure!(all[..3] == ["NONE", "198.51.100.2:0", "203.0.113.11:0"] && all[3].ends_with(":0"), "{all:?}");
+        let list =
+            director.sh("ipvsadm -Ln --persistent-conn | awk '/->/ && $2 ~ /^10/ { sum += $4 } END { print sum }'")?;
+        ensure!(list == "2\n", "{list}");
+        let service = director.sh("ipvsadm -Ln -t 203.0.113.10:80 | sed -n 3p")?;
+        ensure!(service == "TCP  203.0.113.10:80 rr persistent 600 mask 255.255.255.0\n", "{service}");
+        Ok(())
+    });
+}

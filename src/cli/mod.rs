@@ -9,6 +9,7 @@ mod conntrack;
 mod edit;
 mod explain;
 pub mod format;
+mod import;
 mod ipvsadm;
 mod man;
 mod neighbour;
@@ -21,6 +22,7 @@ mod run;
 mod server;
 mod service;
 mod status;
+mod top;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,6 +55,7 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Status(status::Args),
+    Top(top::Args),
     #[command(subcommand)]
     Conntrack(conntrack::Command),
     #[command(subcommand)]
@@ -62,6 +65,8 @@ enum Command {
     #[command(subcommand)]
     Neighbour(neighbour::Command),
     Explain(explain::Args),
+    #[command(subcommand)]
+    Import(import::Command),
     Replay(replay::Args),
     Reload(reload::ReloadArgs),
     Diff(reload::DiffArgs),
@@ -81,8 +86,11 @@ struct Context {
 
 impl Context {
     fn connect(&self) -> Result<Client> {
-        let default = || PathBuf::from(DEFAULT_CONTROL);
-        Client::connect(&self.control.clone().unwrap_or_else(default))
+        Client::connect(&self.socket())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.control.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONTROL))
     }
 }
 
@@ -111,7 +119,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Commands that speak to no gateway.
-const ALONE: [&str; 4] = ["check", "replay", "completions", "man"];
+const ALONE: [&str; 5] = ["check", "import", "replay", "completions", "man"];
 
 /// The whole command line, for parsing and for what describes it.
 fn command() -> clap::Command {
@@ -138,8 +146,10 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args, context),
         Command::Check(args) => return check::run(&args, context),
+        Command::Import(command) => return import::run(&command, context),
         Command::Ipvsadm(args) => return Ok(ipvsadm::run(&args, context.control.take())),
         Command::Status(args) => status::run(&args, context),
+        Command::Top(args) => top::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),
         Command::Service(command) => service::run(command, context),
         Command::Server(command) => server::run(command, context),

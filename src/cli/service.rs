@@ -1,5 +1,7 @@
 //! `gatun service`: the services of a running gateway.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
@@ -8,6 +10,7 @@ use super::Context;
 use super::edit::{How, MoreKeys, edit, not_empty, put};
 use super::format::table::{Align, Table};
 use crate::control::api::{self, Edit, Request};
+use crate::control::config::format_duration;
 
 /// The services of the running gateway
 #[derive(Debug, Subcommand)]
@@ -197,7 +200,13 @@ fn table(services: &[api::Service]) -> Table {
 
 /// What is special about a service.
 pub fn flags(service: &api::Service) -> String {
-    let mut flags = Vec::new();
+    let mut flags = service.scheduler_flags.clone();
+    flags.extend(service.persistence.as_ref().map(|persistence| {
+        let whole = persistence.netmask == 32 && persistence.prefix == 128;
+        let networks = if whole { String::new() } else { format!(" /{} /{}", persistence.netmask, persistence.prefix) };
+        format!("persistent {}{networks}", format_duration(Duration::from_secs(persistence.timeout)))
+    }));
+    flags.extend(service.one_packet.then(|| "one-packet".to_owned()));
     flags.extend(service.group.as_ref().map(|group| format!("group {group}")));
     flags.extend(service.sorry.as_ref().map(|server| format!("sorry {}", super::edit::address(server))));
     flags.extend((!service.has_quorum).then(|| "no quorum".to_owned()));

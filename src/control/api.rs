@@ -42,6 +42,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         service: Option<String>,
     },
+    #[serde(rename = "persistence.list")]
+    PersistenceList {},
     #[serde(rename = "conntrack.list")]
     ConntrackList {
         #[serde(default)]
@@ -158,6 +160,7 @@ pub const OPS: &[&str] = &[
     "server.watch",
     "server.drain",
     "counters.zero",
+    "persistence.list",
     "conntrack.list",
     "conntrack.watch",
     "conntrack.count",
@@ -386,6 +389,9 @@ pub struct Server {
     pub max_connections: Option<u32>,
     #[serde(default)]
     pub min_connections: Option<u32>,
+    /// Clients that persistence keeps with it.
+    #[serde(default)]
+    pub persistent: u64,
 }
 
 fn up() -> String {
@@ -636,6 +642,22 @@ pub struct Shown {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Deleted {
     pub deleted: u64,
+}
+
+/// A client that persistence keeps with a server, as `persistence.list` tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct KeptClient {
+    /// The service, or the first one of its group.
+    pub service: String,
+    /// Its address, or the first one of its network.
+    pub client: IpAddr,
+    pub address: IpAddr,
+    /// `null`: the server has the port that the client asks for.
+    pub port: Option<u16>,
+    /// Flows that it has there.
+    pub flows: u32,
+    /// Seconds until it is forgotten, if it opens nothing.
+    pub timeout: u64,
 }
 
 /// The result of `counters.zero`.

@@ -9,6 +9,7 @@ pub mod drain;
 pub mod evacuate;
 pub mod explain;
 pub mod health;
+pub mod import;
 pub mod metrics;
 mod names;
 pub mod real_server;

@@ -1,6 +1,6 @@
 //! The gateway as the control API tells it: from the engine's types to those of [`api`], and filters the other way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use crate::command::{Event, FlowChange, FlowFilter, FlowRecord, Volume};
 use crate::flow::TcpState;
 use crate::io::Gateway;
 use crate::link::{Neighbour, Settings};
+use crate::service::persistence::{Entry, Place};
 use crate::service::{Method, Persistence, SchedulerFlags, Server, ServerId, Service, ServiceId, Snapshot};
 use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
@@ -79,6 +80,12 @@ impl Shown<'_> {
 
     fn service(&self, service: &Service) -> api::Service {
         let spec = &service.spec;
+        let clients: HashMap<Place, u64> =
+            service.persisted.iter().flat_map(|table| table.clients_by_server()).collect();
+        let shown = |server: &Arc<Server>| api::Server {
+            persistent: clients.get(&(server.address, server.port)).copied().unwrap_or(0),
+            ..self.server(&spec.name, server)
+        };
         api::Service {
             name: spec.name.clone(),
             listen: listen(spec.vip.ip(), &spec.ports.to_string()),
@@ -89,7 +96,7 @@ impl Shown<'_> {
             protocol: spec.protocols.word().to_owned(),
             method: spec.method.word().to_owned(),
             scheduler: spec.scheduler.word().to_owned(),
-            servers: service.servers.iter().map(|server| self.server(&spec.name, server)).collect(),
+            servers: service.servers.iter().map(shown).collect(),
             scheduler_flags: scheduler_flags(spec.scheduler_flags),
             persistence: spec.persistence.as_ref().map(persistence),
             one_packet: spec.one_packet,
@@ -124,7 +131,21 @@ impl Shown<'_> {
             rates: self.rates.get(index).copied().unwrap_or_default(),
             max_connections: server.thresholds.0,
             min_connections: server.thresholds.1,
+            persistent: 0,
         }
+    }
+}
+
+/// A client that `service` keeps with a server.
+pub fn kept_client(service: &Service, entry: &Entry) -> api::KeptClient {
+    let (address, port) = entry.server;
+    api::KeptClient {
+        service: service.spec.name.clone(),
+        client: entry.client.ip(),
+        address: address.ip(),
+        port,
+        flows: entry.flows,
+        timeout: entry.remaining.as_secs(),
     }
 }
 

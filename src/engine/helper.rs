@@ -51,6 +51,13 @@ impl Engine {
         self.helpers.expectations.iter()
     }
 
+    /// Gives a segment that the gateway makes in the name of `sender` the sequence number that the other end knows.
+    pub(super) fn renumber(&self, buf: &mut PacketBuf, view: &View, id: FlowId, sender: Sender) {
+        if let (Transport::Tcp(header), Some(session)) = (view.transport, self.helpers.sessions.get(&id)) {
+            segment::set_numbers(buf, view, session.place(sender, header.seq), header.ack);
+        }
+    }
+
     /// A packet of a helped flow: as any other, but for what its helper does to it first.
     pub(super) fn forward_helped(
         &mut self,
@@ -73,7 +80,8 @@ impl Engine {
         verdict
     }
 
-    fn help(
+    /// What the helper of a flow does to a packet.
+    pub(super) fn help(
         &mut self,
         now: Instant,
         buf: &mut PacketBuf,

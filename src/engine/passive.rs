@@ -129,7 +129,9 @@ impl Engine {
 /// takes its place.
 fn passively_checked<'a>(snapshot: &'a Snapshot, flow: &Flow) -> Option<(&'a Arc<Service>, &'a Arc<Server>)> {
     let service = snapshot.service(ServiceId(flow.owner.service))?;
-    if service.spec.passive.is_none() || flow.owner.marks.has(Marks::PROBE) {
+    // That an announced port is closed says nothing of the service's own.
+    let is_other = flow.owner.marks.has(Marks::PROBE) || flow.owner.marks.has(Marks::EXPECTED);
+    if service.spec.passive.is_none() || is_other {
         return None;
     }
     let server = service.servers.iter().find(|server| server.id == ServerId(flow.owner.server))?;

@@ -340,7 +340,8 @@ impl FlowTable {
             }
         }
         let is_probe = owner.marks.has(Marks::PROBE);
-        if if is_probe { self.probes.len() >= MAX_PROBES } else { self.is_full() } {
+        let is_full = if is_probe { self.probes.len() >= MAX_PROBES } else { self.is_full() };
+        if is_full {
             return Err(InsertError::Full);
         }
         let flow = Flow {

@@ -35,6 +35,7 @@ pub struct Snapshot {
     answers: Map<Addr, Vec<Answers>>,
     /// The persistence of live services, each table once.
     persisted: Vec<Arc<Persisted>>,
+    taken: Taken,
 }
 
 /// Where the answers of one server come from, and go out as.
@@ -45,6 +46,19 @@ struct Answers {
     /// The port of the VIP that stands for the first one of `from`.
     first: u16,
     server: ServerId,
+}
+
+/// Below these no id is free: while a snapshot is built ids are only taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    services: usize,
+    servers: usize,
+}
+
+/// The snapshot before, and its live services by name.
+struct Previous<'a> {
+    snapshot: &'a Snapshot,
+    by_name: Map<&'a str, &'a Arc<Service>>,
 }
 
 /// What listens at one address besides single ports.
@@ -76,6 +90,7 @@ impl Snapshot {
             gue_ports: Map::default(),
             answers: Map::default(),
             persisted: Vec::new(),
+            taken: Taken::default(),
         };
         snapshot.sources = snapshot.spec.tunnel_sources.iter().copied().collect();
         let probes = snapshot.spec.probe_sources.iter();
@@ -85,18 +100,24 @@ impl Snapshot {
             snapshot.servers.clone_from(&previous.servers);
             snapshot.release_idle(previous);
         }
+        let previous = previous.map(|snapshot| Previous {
+            snapshot,
+            by_name: snapshot.live.iter().map(|service| (service.spec.name.as_str(), service)).collect(),
+        });
+        let mut tables = Map::default();
         for index in 0..snapshot.spec.services.len() {
-            let service = snapshot.admit_service(index, previous);
+            let service = snapshot.admit_service(index, previous.as_ref());
             snapshot.listen(&service);
             if let Some(table) = &service.persisted
-                && !snapshot.persisted.iter().any(|known| Arc::ptr_eq(known, table))
+                && tables.insert(Arc::as_ptr(table), ()).is_none()
             {
                 snapshot.persisted.push(table.clone());
             }
             snapshot.live.push(service);
         }
+        let live: Map<ServiceId, ()> = snapshot.live.iter().map(|service| (service.id, ())).collect();
         for service in snapshot.services.iter().flatten() {
-            if !snapshot.live.iter().any(|live| live.id == service.id) {
+            if !live.contains_key(&service.id) {
                 snapshot.vips.entry(service.vip()).or_insert(Vip { retired: true, ranges: Vec::new() });
             }
         }
@@ -113,16 +134,25 @@ impl Snapshot {
     /// This snapshot without the retired servers and services that no flow uses any more; `None` while there are none.
     /// Flows are forwarded as before, so the generation is the same.
     pub fn tidied(&self) -> Option<Snapshot> {
-        let servers = || self.servers.iter().flatten();
-        let is_live = |service: &Service| self.live.iter().any(|live| live.id == service.id);
-        let serves =
-            |server: &Server| self.live.iter().flat_map(|live| live.all_servers()).any(|live| live.id == server.id);
-        let idle_server = servers().any(|server| server.load.is_idle() && !serves(server));
-        let empty_service = self
-            .services
-            .iter()
-            .flatten()
-            .any(|service| !is_live(service) && !servers().any(|server| server.service == service.id));
+        let (mut live_services, mut used_services) =
+            (vec![false; self.services.len()], vec![false; self.services.len()]);
+        let mut live_servers = vec![false; self.servers.len()];
+        for service in &self.live {
+            live_services[service.id.0 as usize] = true;
+            for server in service.all_servers() {
+                live_servers[server.id.0 as usize] = true;
+            }
+        }
+        let mut idle_server = false;
+        for server in self.servers.iter().flatten() {
+            used_services[server.service.0 as usize] = true;
+            idle_server |= server.load.is_idle() && !live_servers[server.id.0 as usize];
+        }
+        let empty = |service: &Arc<Service>| {
+            let index = service.id.0 as usize;
+            !live_services[index] && !used_services[index]
+        };
+        let empty_service = self.services.iter().flatten().any(empty);
         if !idle_server && !empty_service {
             return None;
         }
@@ -254,19 +284,20 @@ impl Snapshot {
         }
     }
 
-    fn admit_service(&mut self, index: usize, previous: Option<&Snapshot>) -> Arc<Service> {
+    fn admit_service(&mut self, index: usize, previous: Option<&Previous<'_>>) -> Arc<Service> {
         let spec = self.spec.services[index].clone();
-        let old = previous.and_then(|p| p.live.iter().find(|service| service.spec.name == spec.name));
+        let old = previous.and_then(|previous| previous.by_name.get(spec.name.as_str()).copied());
         if let (Some(old), Some(previous)) = (old, previous)
             && old.spec == spec
-            && previous.spec.seed == self.spec.seed
+            && previous.snapshot.spec.seed == self.spec.seed
             && old.all_servers().all(|server| server.source == self.sources.get(&server.address).copied())
         {
             return old.clone();
         }
         // A service that moved to another address is a new one: the old flows' VIP must stay known.
         let reused = old.filter(|old| old.spec.vip == spec.vip);
-        let id = reused.map_or_else(|| ServiceId(free_slot(&mut self.services)), |old| old.id);
+        let id =
+            reused.map_or_else(|| ServiceId(free_slot(&mut self.services, &mut self.taken.services)), |old| old.id);
         let state: Arc<ServiceState> = reused.map(|old| old.state.clone()).unwrap_or_default();
         let changes = &state.changes;
         let servers: Vec<Arc<Server>> =
@@ -291,14 +322,14 @@ impl Snapshot {
         &self,
         spec: &ServiceSpec,
         old: Option<&Arc<Service>>,
-        previous: Option<&Snapshot>,
+        previous: Option<&Previous<'_>>,
     ) -> Option<Arc<Persisted>> {
         let settings = spec.persistence.as_ref()?;
         let fits = |service: &&Arc<Service>| {
             service.spec.group == spec.group && service.persisted.as_ref().is_some_and(|table| table.fits(settings))
         };
         let known = match spec.group {
-            Some(_) => self.live.iter().chain(previous.iter().flat_map(|previous| &previous.live)).find(fits),
+            Some(_) => self.live.iter().chain(previous.iter().flat_map(|previous| &previous.snapshot.live)).find(fits),
             None => old.filter(fits),
         };
         known.and_then(|service| service.persisted.clone()).or_else(|| Some(Arc::new(Persisted::new(settings))))
@@ -316,7 +347,7 @@ impl Snapshot {
         let (id, load, path, state) = match kept {
             Some(server) => (server.id, server.load.clone(), server.path.clone(), server.state.clone()),
             None => {
-                let id = free_slot(&mut self.servers);
+                let id = free_slot(&mut self.servers, &mut self.taken.servers);
                 let mark = || Mark::new(changes, id);
                 let (load, path) = (ServerLoad::marked(mark()), ServerPath::marked(mark()));
                 (ServerId(id), Arc::new(load), Arc::new(path), Arc::new(ServerState::marked(mark())))
@@ -369,12 +400,14 @@ fn places(old: &[Arc<Server>], new: &[Arc<Server>]) -> Vec<Option<usize>> {
     old.iter().map(|server| by_id.get(&server.id).copied()).collect()
 }
 
-/// The index of the first free slot; the caller fills it before it asks for another.
-fn free_slot<T>(slots: &mut Vec<Option<T>>) -> u32 {
-    let index = slots.iter().position(Option::is_none).unwrap_or_else(|| {
+/// The index of the first free slot, none of which is below `taken`; the caller fills it before it asks for another.
+fn free_slot<T>(slots: &mut Vec<Option<T>>, taken: &mut usize) -> u32 {
+    let free = slots.iter().skip(*taken).position(Option::is_none).map(|index| index + *taken);
+    let index = free.unwrap_or_else(|| {
         slots.push(None);
         slots.len() - 1
     });
+    *taken = index + 1;
     u32::try_from(index).expect("the configuration that names them fits in memory")
 }
 

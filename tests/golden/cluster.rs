@@ -253,8 +253,10 @@ fn thresholds_that_a_reload_changes_hold_at_once() {
 }
 
 #[test]
-fn a_server_that_comes_up_gets_a_growing_share_by_every_scheduler() {
-    for &scheduler in SchedulerKind::ALL {
+fn a_server_that_comes_up_gets_a_growing_share() {
+    use SchedulerKind::{Lc, Mh, Nq, Rr, Sed, Sh, Twos, Wlc, Wrr};
+    // The others keep to one server for all of these clients.
+    for scheduler in [Rr, Wrr, Lc, Wlc, Sed, Nq, Sh, Mh, Twos] {
         let net = Net::V4;
         let mut gateway = Gateway::new(net, |spec| {
             let web = find(spec, "web");
@@ -272,7 +274,7 @@ fn a_server_that_comes_up_gets_a_growing_share_by_every_scheduler() {
             // Schedulers that go by load are not to see what went before.
             gateway.evacuate(&[gateway.server("web", 0).id, gateway.server("web", 1).id], None);
             let mut taken = 0;
-            for n in 0..400_u16 {
+            for n in 0..200_u16 {
                 let server = gateway.connect(n as u8, 1000 + n).expect("served");
                 taken += u32::from(server == net.rs(1, 8080));
             }
@@ -281,8 +283,8 @@ fn a_server_that_comes_up_gets_a_growing_share_by_every_scheduler() {
         }
         let name = format!("{scheduler:?}: {shares:?}");
         assert_eq!(shares[0], 0, "{name}");
-        assert!(shares.windows(2).all(|pair| pair[0] <= pair[1] + 30), "{name}");
-        assert!(shares[1] > 10 && shares[1] < 160 && shares[4] > 100, "{name}");
+        assert!(shares.windows(2).all(|pair| pair[0] <= pair[1] + 20), "{name}");
+        assert!(shares[1] > 5 && shares[1] < 80 && shares[4] > 50, "{name}");
     }
 }
 

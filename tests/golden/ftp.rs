@@ -1,10 +1,11 @@
 //! FTP: what is announced on the control connection, and the connections that follow from it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use gatun::command::{Command, FlowFilter};
 use gatun::engine::Engine;
-use gatun::service::{HelperKind, Limits, Method, PortRange, Protocols, Snapshot, SnapshotSpec};
+use gatun::service::{HelperKind, Limits, Method, Passive, PortRange, Protocols, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
 
@@ -725,4 +726,45 @@ fn one_way_methods_have_no_helper() {
         }
         assert_eq!(engine.expectations().count(), 0);
     }
+}
+
+/// Both ends must take the RST: each knows the other one's numbers.
+#[test]
+fn a_reset_has_the_numbers_that_its_receiver_knows() {
+    let net = Net::V4;
+    let mut engine = engine(spec(net));
+    let now = Instant::ZERO;
+    let grown = (pasv(net.vip(40007)).len() - pasv(net.rs(1, 40007)).len()) as u32;
+    let control = Control::new(net).sent("PASV\r\n").got(pasv(net.rs(1, 40007))).grown(grown);
+    for packet in &control.packets {
+        send(&mut engine, now, packet);
+    }
+    assert!(engine.snapshot().live[0].servers[0].state.set_up(now, false));
+    let verdict = engine.handle_packet(now, &mut control.command("QUIT\r\n").buf());
+    assert_eq!(verdict, Verdict::Drop(DropReason::ServerDown));
+    let resets: Vec<_> = std::iter::from_fn(|| engine.poll_transmit()).collect();
+    let told = |end: SocketAddr| {
+        let packets = resets.iter().map(|buf| oracle::decode(&oracle::complete(buf)).expect("a packet"));
+        let reset = packets.into_iter().find(|packet| packet.dst == end.ip()).expect("it is told");
+        reset.tcp.map(|tcp| (tcp.seq, tcp.ack)).expect("TCP")
+    };
+    assert!(resets.iter().all(|buf| oracle::checksums_are_right(&oracle::complete(buf))));
+    assert_eq!(told(net.client(0)), (control.server + grown, control.client));
+    assert_eq!(told(net.rs(1, 0)), (control.client, control.server));
+}
+
+/// That the announced port is closed by now is no sign that the service is down.
+#[test]
+fn a_refused_data_connection_is_no_failure() {
+    let net = Net::V6;
+    let mut spec = spec(net);
+    spec.services[0].passive = Some(Passive { fall: 1, hold: Duration::from_secs(10) });
+    let mut engine = engine(spec);
+    let control = Control::new(net).sent("EPSV\r\n").got(epsv(40007));
+    let syn = tcp(net.client(41000), net.vip(40007)).syn();
+    let refusal = tcp(net.rs(1, 40007), net.client(41000)).flags(RST | ACK).seq(0, 1001);
+    for packet in control.packets.iter().chain([&syn, &refusal]) {
+        send(&mut engine, Instant::ZERO, packet);
+    }
+    assert!(engine.snapshot().live[0].servers[0].is_available());
 }

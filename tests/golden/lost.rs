@@ -9,10 +9,10 @@ use gatun::service::{FlowPolicy, Method, SnapshotSpec};
 use gatun::verdict::{DropReason, Verdict};
 use gatun::wire::{Addr, Encapsulation, Protocol, Tuple, unwrap};
 
-use crate::Net;
 use crate::gateway::{Gateway, find};
 use crate::support::oracle::{self, Decoded};
 use crate::support::packet::{ACK, FIN, RST, SYN, tcp, udp};
+use crate::{Net, ftp};
 
 /// The gateway's end of tunnels.
 fn source(net: Net) -> Addr {
@@ -77,6 +77,25 @@ fn both_ends_of_a_connection_are_told_in_the_others_name() {
             Err(Verdict::Refuse(DropReason::NoFlow))
         );
     }
+}
+
+#[test]
+fn who_was_shown_other_numbers_is_told_by_those() {
+    let net = Net::V4;
+    let mut gateway = Gateway::new(net, |all| *all = ftp::spec(net));
+    let said = |end| format!("227 Entering Passive Mode ({}).\r\n", ftp::six(end));
+    let (there, here) = (said(net.rs(1, 40007)), said(net.vip(40007)));
+    let grown = (here.len() - there.len()) as u32;
+    assert_eq!(grown, 2);
+    let control = ftp::Control::new(net).sent("PASV\r\n").got(&there).grown(grown).sent("NOOP\r\n");
+    for packet in &control.packets {
+        gateway.send(packet).expect("the flow's");
+    }
+    let id = gateway.server("ftp", 0).id;
+    assert_eq!(gateway.evacuate(&[id], None), 1);
+    let sent: Vec<_> = gateway.sent().iter().map(|(packet, _)| told(packet)).collect();
+    assert_eq!((sent[0].1, sent[0].3), (net.rs(1, 2121), control.client));
+    assert_eq!((sent[1].1, sent[1].3), (net.client(40000), control.server + grown));
 }
 
 #[test]
@@ -164,7 +183,8 @@ fn whoever_speaks_before_the_sweep_comes_is_told_at_once() {
             assert_eq!(gateway.send(packet), Err(Verdict::Drop(DropReason::ServerDown)));
             let mut told: Vec<_> = gateway.sent().iter().map(|(packet, _)| told(packet).1).collect();
             let mut ends = ends;
-            (told.sort_unstable(), ends.sort_unstable());
+            told.sort_unstable();
+            ends.sort_unstable();
             assert_eq!(told, ends, "{packet:?}");
             assert!(gateway.flows().is_empty());
         }

@@ -147,6 +147,8 @@ impl Program {
         let socket = sockets.get_mut::<tcp::Socket<'_>>(*socket);
         // What has come is read first: it may be all.
         take(socket, got);
+        // Who only waits for an answer asks now and then: a RST may be lost as anything else.
+        socket.set_keep_alive(persists.then_some(smoltcp::time::Duration::from_secs(5)));
         if !persists || *state != Progress::Connected || socket.is_open() || got.len() >= expected.len() {
             return false;
         }

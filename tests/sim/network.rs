@@ -227,7 +227,7 @@ impl Network {
             let command = Command::Evacuate { servers: down.as_slice().into(), policy: None, cursor: from };
             cursor = match self.engine.apply(now, command) {
                 Outcome::Deleted { next, .. } => next,
-                Outcome::Done | Outcome::NotProbed(_) => None,
+                _ => None,
             };
         }
         self.flush();

@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::command::{Ports, Protocol};
+use super::command::{Key, Ports, Protocol};
 use super::names::Printer;
+use super::table::Table;
 use crate::control::api;
 
 /// One connection.
@@ -43,6 +44,20 @@ impl Connection {
             client: (original.src, original.sport),
             vip: (original.dst, original.dport),
             server,
+        })
+    }
+
+    /// What IPVS calls a template: a client that persistence keeps with a server. `None` where its service is gone.
+    pub fn template(client: &api::KeptClient, table: &Table) -> Option<Connection> {
+        let service = table.services.iter().find(|service| service.name == client.service)?;
+        let Key::Address { protocol, address, ports, .. } = service.settings.key else { return None };
+        Some(Connection {
+            protocol,
+            expires: client.timeout,
+            state: "NONE".to_owned(),
+            client: (client.client, 0),
+            vip: (address, ports.first),
+            server: (client.address, client.port.unwrap_or(ports.first)),
         })
     }
 

@@ -129,7 +129,8 @@ impl<'a> Session<'a> {
     fn list_connections(&mut self, list: &List) -> Result<u8> {
         self.output.line(&connections::heading(list.with_engines))?;
         let Some(mut client) = self.place.client()? else { return Ok(0) };
-        let servers: Vec<api::Server> = client.call(&Request::ServerList { service: None })?;
+        let status = status(&mut client)?;
+        let servers: Vec<api::Server> = status.services.iter().flat_map(|service| service.servers.clone()).collect();
         let printer = Printer::new(&self.names, list.numeric);
         let request = Request::ConntrackList { filter: api::Filter::default() };
         let output = &mut *self.output;
@@ -141,6 +142,16 @@ impl<'a> Session<'a> {
             }
             Ok(())
         })?;
+        let table = Table::new(&status);
+        let _: Option<api::Shown> =
+            client.stream(&Request::PersistenceList {}, true, |part: Part<api::KeptClient>| {
+                if let Part::Item(kept) = part
+                    && let Some(template) = Connection::template(&kept, &table)
+                {
+                    output.line(&template.line(&printer))?;
+                }
+                Ok(())
+            })?;
         Ok(0)
     }
 

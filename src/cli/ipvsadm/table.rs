@@ -175,7 +175,7 @@ fn server(server: &api::Server, ports: Ports) -> Server {
         counts: Counts {
             active: server.active,
             inactive: server.inactive,
-            persistent: 0,
+            persistent: server.persistent,
             totals: [server.admitted, in_.packets, out.packets, in_.bytes, out.bytes],
             rates: [
                 rates.flows,

@@ -232,6 +232,33 @@ fn a_flow_is_a_connection() {
     assert_eq!(line(&flow, &[]), None);
 }
 
+#[test]
+fn a_kept_client_is_a_template() {
+    let mut plan = Plan::new(Table::default());
+    for line in ["-A -u 203.0.113.10:53 -p", "-A -t [2001:db8:f::10]:0 -p"] {
+        plan.add(&parsed(line).unwrap()).unwrap();
+    }
+    let mut kept = api::KeptClient {
+        service: "ipvs:udp:203.0.113.10:53".to_owned(),
+        client: "198.51.100.0".parse().unwrap(),
+        address: "10.20.0.11".parse().unwrap(),
+        port: Some(5353),
+        flows: 1,
+        timeout: 61,
+    };
+    let line = |kept: &api::KeptClient| {
+        Connection::template(kept, &plan.table).map(|template| template.line(&Printer::numeric()))
+    };
+    let expected = "UDP 01:01  NONE        198.51.100.0:0     203.0.113.10:53    10.20.0.11:5353";
+    assert_eq!(line(&kept).as_deref(), Some(expected));
+    kept.service = "ipvs:tcp:[2001:db8:f::10]:*".to_owned();
+    kept.port = None;
+    let expected = "TCP 01:01  NONE        198.51.100.0:0     [2001:db8:f::10]:0 10.20.0.11:0";
+    assert_eq!(line(&kept).as_deref(), Some(expected));
+    kept.service = "gone".to_owned();
+    assert_eq!(line(&kept), None);
+}
+
 fn server(name: &str, address: &str, port: Option<u16>) -> api::Server {
     let (none, volume) = (json!(0.0), json!({ "packets": 0, "bytes": 0 }));
     let rates = json!({ "flows": none, "packets_to_server": none, "bytes_to_server": none, "packets_to_client": none,

@@ -1,6 +1,7 @@
 //! The keys that say how servers are checked, and how many of them a service needs.
 
 pub(super) mod show;
+pub(super) mod wants;
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -348,7 +349,7 @@ impl Section<'_> {
 /// Reports checks that have no port to go to.
 pub(super) fn report_faults(config: &Config, problems: &Problems) {
     for service in &config.services {
-        for server in &service.servers {
+        for server in service.servers.iter().filter(|server| server.origin.is_none()) {
             let Some(check) = check_of(service, server) else { continue };
             if let Some((span, wrong)) = port_fault(service, server, check) {
                 problems.report(span, format!("service {:?}: {wrong}", service.name.value));

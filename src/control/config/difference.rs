@@ -1,5 +1,6 @@
 //! What a reload would change, in words.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -170,16 +171,18 @@ fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
     Comparison::live("[gateway]", changes).key("seed", seed, &new.seed, u64::to_string);
     compare_timeouts(*timeouts, new.timeouts, &mut Comparison::live("[conntrack.timeouts]", changes));
     compare_limits(limits, &new.limits, &mut Comparison::live("[limits]", changes));
+    let by_name = |services: &[ServiceSpec]| -> HashMap<String, usize> {
+        services.iter().enumerate().map(|(at, service)| (service.name.clone(), at)).collect()
+    };
+    let (before, after) = (by_name(old_services), by_name(&new.services));
     for service in old_services {
-        match new.services.iter().find(|other| other.name == service.name) {
+        match after.get(&service.name).and_then(|at| new.services.get(*at)) {
             Some(other) => compare_services(service, other, changes),
             None => changes.push(whole(Kind::Removed, service_subject(service), describe_service(service))),
         }
     }
-    for service in &new.services {
-        if !old_services.iter().any(|other| other.name == service.name) {
-            changes.push(whole(Kind::Added, service_subject(service), describe_service(service)));
-        }
+    for service in new.services.iter().filter(|service| !before.contains_key(&service.name)) {
+        changes.push(whole(Kind::Added, service_subject(service), describe_service(service)));
     }
 }
 
@@ -455,6 +458,30 @@ server = []
                 r#"+ service "empty": tcp [2001:db8:f::10]:*, nat, wlc, no server"#,
             ]
         );
+    }
+
+    #[test]
+    fn checks_and_quorums() {
+        let new = OLD.replace(
+            "listen = \"203.0.113.10:80\"",
+            "listen = \"203.0.113.10:80\"\nquorum = 2\nhysteresis = 1\nquorum_up = \"x y\"\nquorum_down = [\"/x\", \"y\"]\n\
+             check = { type = \"http\", path = \"/ok\", expect = [200, \"300-399\"], interval = \"1s\", jitter = \"5%\" }",
+        );
+        let new = new.replace("{ address = \"10.20.0.12\" }", "{ address = \"10.20.0.12\", check = \"off\" }");
+        let new = new.replace(
+            "\"10.20.0.13:80\" }",
+            "\"10.20.0.13:80\", check = { type = \"ftp\", user = \"a\", password = \"b\" } }",
+        );
+        let expected = [
+            r#"~ service "web": check "off" -> { type = "http", path = "/ok", expect = [200, "300-399"], interval = "1s", jitter = "5%" }"#,
+            r#"~ service "web": quorum 1 -> 2"#,
+            r#"~ service "web": hysteresis 0 -> 1"#,
+            r#"~ service "web": quorum_up none -> "x y""#,
+            r#"~ service "web": quorum_down none -> ["/x", "y"]"#,
+            r#"~ service "web", server "10.20.0.12": check the service's -> "off""#,
+            r#"~ service "web", server "c": check the service's -> { type = "ftp", user = "a", password = "…", interval = "1s", jitter = "5%" }"#,
+        ];
+        assert_eq!(lines(&new), expected);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 
+use super::check::wants;
 use super::{Config, GatewayConfig, Listen, RealServerConfig, ServerConfig, ServiceConfig};
 use crate::service::{Method, PortRange};
 
@@ -71,6 +72,7 @@ impl Host {
         if UnixStream::connect(&gateway.control).is_err() {
             warnings.extend(gateway.metrics.and_then(metrics_taken));
         }
+        warnings.extend(wants::warnings(config));
         warnings.extend(config.services.iter().filter_map(helpless));
         if config.services.is_empty() {
             warnings.push("the file has no [[service]]; nothing will be forwarded".to_owned());

@@ -220,7 +220,7 @@ impl<'a> Section<'a> {
         let value = self.value(key)?;
         let word = match value.get_ref() {
             DeValue::Boolean(true) => {
-                self.refuse(value.span(), format!("{key} = true says not what to do; write {name}"));
+                self.refuse(value.span(), format!("{key} = true does not say what to do; write a table"));
                 return None;
             }
             DeValue::Boolean(false) => "off",

@@ -207,6 +207,37 @@ const BAD: &[(&str, &[&str])] = &[
             "5:10: [[service]] \"web\": method \"fullnat\" is not supported by this version yet; there are nat, direct, tunnel",
         ],
     ),
+    // Checks.
+    (
+        "[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:8000-8010\"\nquorum = 2\nhysteresis = 2\nquorum_up = [\"true\"]\nquorum_down = []\ncheck = { type = \"tcp\", expect = [200], jitter = \"3s\", timeout = 1, intervall = \"1s\" }\nserver = [{ address = \"10.0.0.1\" }]\n",
+        &[
+            "5:14: [[service]] \"a\": hysteresis = 2 must be less than quorum = 2; the quorum could never be lost",
+            "6:13: [[service]] \"a\": quorum_up must begin with the absolute path of a program",
+            "7:15: [[service]] \"a\": quorum_down must begin with the absolute path of a program",
+            "8:9: service \"a\": the check has no port to ask at server \"10.0.0.1\"; add for example port = 8000",
+            "8:25: [[service]] \"a\", check: \"expect\" is for http, https, udp, smtp, ftp, nntp, not for tcp",
+            "8:50: [[service]] \"a\", check: jitter \"3s\" is no share of the interval such as \"10%\", and no duration up to 2s",
+            "8:66: [[service]] \"a\", check: timeout needs a unit; 1 seconds are written \"1s\"",
+            "8:69: [[service]] \"a\", check: unknown key \"intervall\"; did you mean \"interval\"?",
+        ],
+    ),
+    (
+        "[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80\"\ncheck = { type = \"https\", path = \"x y\", method = \"get\", expect = [99, \"300-200\"], body = \"(\", digest = \"00\", sni = \"10.0.0.1\", ca = \"ca.pem\", certificate = \"/c\" }\nserver = [{ address = \"10.0.0.1\", check = \"tcp\" }, { address = \"10.0.0.2\", check = true }, { address = \"10.0.0.3\", check = { type = \"ping\", via = \"path\" } }, { address = \"10.0.0.4\", check = {} }]\n",
+        &[
+            "4:34: [[service]] \"a\", check: path \"x y\" is no path of a URL; write for example \"/healthz\", and anything but plain letters as %20",
+            "4:50: [[service]] \"a\", check: method \"get\" is no method of HTTP; write for example \"GET\" or \"HEAD\"",
+            "4:67: [[service]] \"a\", check: expect must be a list of numbers from 100 to 599 and of ranges such as \"100-599\"",
+            "4:71: [[service]] \"a\", check: expect must be a list of numbers from 100 to 599 and of ranges such as \"100-599\"",
+            "4:90: [[service]] \"a\", check: body \"(\" is no regular expression: found open group without closing ')'",
+            "4:104: [[service]] \"a\", check: digest \"00\" is no MD5 sum; it has 32 hexadecimal digits",
+            "4:116: [[service]] \"a\", check: sni \"10.0.0.1\" is no host name",
+            "4:133: [[service]] \"a\", check: ca \"ca.pem\" is no absolute path of a file",
+            "4:157: [[service]] \"a\", check: certificate means something only together with key",
+            "5:43: [[service]] \"a\", server \"10.0.0.1\": check \"tcp\" is written { type = \"tcp\" }",
+            "5:84: [[service]] \"a\", server \"10.0.0.2\": check = true does not say what to do; write a table",
+            "5:141: [[service]] \"a\", server \"10.0.0.3\", check: \"via\" is for tcp, http, https, udp, dns, smtp, ftp, nntp, not for ping",
+        ],
+    ),
     (
         "[[service]]\nname = \"ftp\"\nlisten = \"203.0.113.10:21\"\nprotocol = \"udp\"\nhelper = \"ftp\"\ndata_ports = \"40010-40000\"\nserver = [{ address = \"10.0.0.1\" }]\n[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\ndata_ports = \"40000\"\nserver = [{ address = \"10.0.0.1\" }]\n",
         &[
@@ -257,7 +288,7 @@ const BAD: &[(&str, &[&str])] = &[
             "3:10: [[service]] \"my web\": listen \"2001:db8::1:80\" is an IPv6 address without brackets; write \"[2001:db8::1]:80\"",
             "4:13: [[service]] \"my web\": scheduler \"wlcc\" is unknown; did you mean \"wlc\"? (rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, fo, ovf, mh, twos)",
             "5:12: [[service]] \"my web\": protocol \"icmp\" is unknown; there are tcp, udp, tcp+udp",
-            "8:11: [[service]] \"my web\", server \"web1.example.org:80\": address \"web1.example.org:80\" is no IP address; names are not looked up",
+            "8:11: [[service]] \"my web\", server \"web1.example.org:80\": address \"web1.example.org:80\" is no IP address; a name that is to be looked up is written \"dns:web.internal:8080\"",
             "9:10: [[service]] \"my web\", server \"web1.example.org:80\": weight = 65536 is out of range; it must be a whole number from 0 to 65535",
             "11:1: [[service]] \"my web\", server number 2: \"address\" is missing; add for example address = \"10.20.0.11:8080\"",
             "12:10: [[service]] \"my web\", server number 2: \"weight\" must be a whole number from 0 to 65535, not a float",

@@ -67,7 +67,7 @@ fn vips(snapshot: &Snapshot) -> Vec<VipPlan> {
 }
 
 fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
-    let mut paths: Vec<ReturnPath> = Vec::new();
+    let mut paths: BTreeSet<ReturnPath> = BTreeSet::new();
     // Replies of the others do not come back through the gateway.
     for server in known_servers(snapshot).filter(|server| server.method == Method::Nat) {
         let Some(service) = snapshot.service(server.service) else { continue };
@@ -78,12 +78,10 @@ fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
                 // What a helper lets through comes from other ports as well.
                 ports: service.spec.helper.map_or_else(|| ports(server_ports(server, service)), |_| None),
             };
-            if !paths.contains(&path) {
-                paths.push(path);
-            }
+            paths.insert(path);
         }
     }
-    paths
+    paths.into_iter().collect()
 }
 
 fn one_way(snapshot: &Snapshot) -> Vec<IpNet> {

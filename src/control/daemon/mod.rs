@@ -34,13 +34,13 @@ use super::api::{Difference, Fault, FaultCode};
 use super::config::{Change, Compiled};
 use super::context::{Control, Order, What};
 use super::drain::{Step, Then};
+use super::evacuate::evacuate;
 use super::health::Health;
 use super::names::Names;
-use super::socket::delete_all;
-use crate::command::FlowFilter;
 use crate::io::tap::Segment;
 use crate::io::worker::Workers;
-use crate::io::{AddressWatch, Gateway};
+use crate::io::{AddressWatch, Cause, Gateway};
+use crate::service::FlowPolicy;
 
 pub use host_plan::host_plan;
 pub use lease::OnDemand;
@@ -117,7 +117,8 @@ pub(super) struct Daemon {
     pending: Vec<Change>,
 }
 
-pub(in crate::control) struct Signals {
+/// The signals that end a program, or make it read its configuration again.
+pub(crate) struct Signals {
     pub hangup: Signal,
     pub terminate: Signal,
     pub interrupt: Signal,
@@ -285,8 +286,8 @@ async fn watch_drains(control: Arc<Control>) -> &'static str {
                     tracing::info!(server = server.name, flows, "the drain's deadline: the flows that are left go on");
                 }
                 Step::Deadline(server, Then::Reset, _) => {
-                    let filter = FlowFilter { server: Some(vec![server.id]), ..FlowFilter::default() };
-                    let flows = delete_all(&control, &filter).await;
+                    let cause = Cause::Told(FlowPolicy::Reset);
+                    let flows = evacuate(control.gateway(), &[server.id], cause).await;
                     tracing::info!(
                         server = server.name,
                         flows,

@@ -1,5 +1,6 @@
 //! Another configuration for the running gateway.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -92,11 +93,11 @@ async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
 /// Where tunnels begin: the host's address towards each server behind one. A server without a route is told of once here,
 /// and to clients for as long as the next reload does not find one.
 fn tunnel_sources(snapshot: &SnapshotSpec) -> Vec<(Addr, Addr)> {
-    let mut sources = Vec::new();
+    let (mut sources, mut asked) = (Vec::new(), HashSet::new());
     for service in &snapshot.services {
         let tunnelled = |server: &&ServerSpec| server.method.unwrap_or(service.method) == Method::Tunnel;
         for server in service.servers.iter().chain(&service.sorry).filter(tunnelled) {
-            if sources.iter().any(|(to, _)| *to == server.address) {
+            if !asked.insert(server.address) {
                 continue;
             }
             match source_towards(server.address.ip()) {

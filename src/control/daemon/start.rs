@@ -1,5 +1,6 @@
 //! The start, step by step; a step that fails takes back those before it.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -256,7 +257,9 @@ pub(super) fn automatic_mtu(compiled: &Compiled) -> u16 {
         [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()];
     let default_routes = anywhere.into_iter().filter(|_| compiled.gateway.uplinks.is_empty());
     let servers = compiled.snapshot.services.iter().flat_map(|service| service.servers.iter().chain(&service.sorry));
-    let ways = servers.map(|server| server.address.ip()).chain(default_routes).filter_map(|ip| path_mtu(ip).ok());
+    // The kernel is asked once for each address.
+    let destinations: HashSet<IpAddr> = servers.map(|server| server.address.ip()).chain(default_routes).collect();
+    let ways = destinations.into_iter().filter_map(|ip| path_mtu(ip).ok());
     let least = uplinks.chain(ways).min().unwrap_or(u32::from(GatewayConfig::AUTO_MTU));
     // RFC 8200 section 5: less than 1280 is no link for IPv6.
     u16::try_from(least).unwrap_or(u16::MAX).max(1280)

@@ -16,7 +16,7 @@ impl Dice {
         self.thrown += 1;
         let thrown = self.seed.hash_one(self.thrown) >> 32;
         let micros = u64::try_from(whole.as_micros()).unwrap_or(u64::MAX);
-        Duration::from_micros((u128::from(micros) * u128::from(thrown) >> 32) as u64)
+        Duration::from_micros(((u128::from(micros) * u128::from(thrown)) >> 32) as u64)
     }
 }
 

@@ -18,6 +18,10 @@
 //! A standing becomes the [`ServerState`](crate::service::ServerState) of every server that shares the probe. What the gateway
 //! itself could not do (no descriptor, no memory, no free port) is no answer, and changes nothing.
 //!
+//! The engine takes a server down by itself when clients' connections fail (`passive`). That is looked for ten times a
+//! second, told, and left alone for the time that such a server is held down. After that it comes up by `rise` good answers
+//! to its check; without a check it is tried again.
+//!
 //! On a reload [`Health::configure`] is told the new snapshot *before* the engines are. Probes that are the same as before
 //! keep their standing and their place in the queue, and one that runs runs on. A server whose check changes keeps its
 //! state until the new check has something to say. New servers are up (IPVS), or down where `initial` says so.
@@ -50,7 +54,8 @@ use self::table::{Due, Table};
 use self::transport::{Connect, Host};
 use super::api;
 use super::config::format_duration;
-use crate::io::Gateway;
+use super::evacuate::evacuate;
+use crate::io::{Cause, Gateway};
 use crate::service::{Server, ServerId, Service, ServiceId, Snapshot, SnapshotSpec};
 
 /// How often what is not an answer is looked at: clients' failures, the end of a hold.
@@ -212,6 +217,8 @@ impl Health {
                 }
                 _ = look.tick() => {
                     complained.about_lateness(due, has_room);
+                    let changes = self.table.lock().look_at_clients(self.gateway.now());
+                    self.tell(changes);
                     if std::mem::take(&mut self.table.lock().weights_changed) {
                         self.reweigh.notify_one();
                     }
@@ -292,7 +299,13 @@ impl Health {
 
     /// Deals with the flows of servers that went down, as their services say.
     fn evacuate(&self, servers: &[ServerId]) {
-        tracing::debug!(?servers, "went down");
+        let (gateway, servers) = (self.gateway.clone(), servers.to_vec());
+        tokio::spawn(async move {
+            let ended = evacuate(&gateway, &servers, Cause::Down).await;
+            if ended > 0 {
+                tracing::info!("flows of servers that are down: {ended} ended");
+            }
+        });
     }
 }
 

@@ -46,12 +46,16 @@ pub(super) struct Last {
     pub at: Instant,
 }
 
+/// A check, and what it last said.
+pub(super) type Answered<'a> = (&'a CheckSpec, Option<&'a Last>);
+
 /// One server of one service.
 pub(super) struct Watched {
     service: Arc<Service>,
     server: Arc<Server>,
     probe: Option<u32>,
-    held: Option<Held>,
+    /// Good answers since clients' failures no longer hold it down.
+    good: u32,
     /// What was told last.
     was_up: bool,
     pub since: SystemTime,
@@ -60,14 +64,6 @@ pub(super) struct Watched {
     pub failures: u64,
     /// What its check says instead of the configuration.
     pub weight: Option<u32>,
-}
-
-/// A server that clients found dead stays down so long, whatever its check says.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    until: Instant,
-    /// Good answers since then.
-    good: u32,
 }
 
 /// A probe to be run.
@@ -85,6 +81,8 @@ pub(super) struct Table {
     index: HashMap<Key, u32>,
     queue: BTreeSet<(Instant, u32)>,
     servers: HashMap<ServerId, Watched>,
+    /// Those that clients' failures may take down.
+    passive: Vec<ServerId>,
     dice: Dice,
     /// A weight has changed that the snapshot does not have yet.
     pub weights_changed: bool,
@@ -102,6 +100,7 @@ impl Table {
         let mut changes = Vec::new();
         let mut old_servers = std::mem::take(&mut self.servers);
         let mut old_index = std::mem::take(&mut self.index);
+        self.passive.clear();
         for line in self.lines.iter_mut().flatten() {
             line.askers.clear();
         }
@@ -127,7 +126,11 @@ impl Table {
                 }
                 let why =
                     if probe.is_some() { "its check has not found it up yet" } else { "it is not checked any more" };
+                server.state.set_checked(probe.is_some());
                 changes.extend(watched.settle(self.line(probe), why, engine_now));
+                if service.spec.passive.is_some() {
+                    self.passive.push(server.id);
+                }
                 self.servers.insert(server.id, watched);
             }
         }
@@ -151,7 +154,7 @@ impl Table {
         let id = found.unwrap_or_else(|| {
             let is_up = match known {
                 None => key.check.starts_up && server.state.is_up(),
-                Some(known) => known.held.is_some() || server.state.is_up(),
+                Some(_) => server.state.is_up() || server.state.passive_down_since().is_some(),
             };
             // The warm-up: probes of one configuration do not all start together.
             let due = now + self.dice.part_of(key.check.interval);
@@ -262,9 +265,20 @@ impl Table {
                 watched.weight = weight;
                 self.weights_changed = true;
             }
-            watched.note_held(is_good, check.rise, now);
+            watched.note_good(is_good, engine_now);
             let why = line.last.as_ref().map_or("", |last| &last.said);
             changes.extend(watched.settle(Some(line), why, engine_now));
+        }
+        changes
+    }
+
+    /// Notes what clients' connections tell, and whose time is over.
+    pub fn look_at_clients(&mut self, engine_now: time::Instant) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for id in &self.passive {
+            let Some(watched) = self.servers.get_mut(id) else { continue };
+            let line = watched.probe.and_then(|id| self.lines.get(id as usize)?.as_ref());
+            changes.extend(watched.settle(line, "it has been held down long enough", engine_now));
         }
         changes
     }
@@ -277,7 +291,7 @@ impl Table {
     }
 
     /// What is known of a server: its record, its check, its last answer.
-    pub fn look(&self, server: &Server) -> Option<(&Watched, Option<(&CheckSpec, Option<&Last>)>)> {
+    pub fn look(&self, server: &Server) -> Option<(&Watched, Option<Answered<'_>>)> {
         let watched =
             self.servers.get(&server.id).filter(|watched| Arc::ptr_eq(&watched.server.state, &server.state))?;
         let line = self.line(watched.probe);
@@ -298,7 +312,7 @@ impl Watched {
             service: service.clone(),
             server: server.clone(),
             probe: None,
-            held: None,
+            good: 0,
             was_up: server.state.is_up(),
             since: SystemTime::now(),
             transitions: 0,
@@ -308,29 +322,42 @@ impl Watched {
         }
     }
 
-    fn note_held(&mut self, is_good: bool, rise: u32, now: Instant) {
-        let Some(held) = &mut self.held else { return };
-        if now < held.until {
-            return;
-        }
-        held.good = if is_good { held.good + 1 } else { 0 };
-        if held.good >= rise {
-            self.held = None;
-        }
+    /// Until when clients' failures hold it down.
+    fn held_until(&self) -> Option<time::Instant> {
+        let hold = self.service.spec.passive.map_or(Duration::ZERO, |passive| passive.hold);
+        self.server.state.passive_down_since().map(|since| since + hold)
     }
 
-    /// Makes the server's state what is known of it; `why` is the reason of a change.
+    fn note_good(&mut self, is_good: bool, now: time::Instant) {
+        let counts = is_good && self.held_until().is_some_and(|until| now >= until);
+        self.good = if counts { self.good.saturating_add(1) } else { 0 };
+    }
+
+    /// Makes the server's state what is known of it; `why` is the reason of a change. Clients' failures hold it down for
+    /// their time; after that its check decides anew, and without one it is tried again.
     fn settle(&mut self, line: Option<&Line>, why: &str, now: time::Instant) -> Option<Change> {
-        let is_up = self.held.is_none() && line.is_none_or(|line| line.standing.is_up);
-        self.server.state.set_up(now, is_up);
+        let held_until = self.held_until();
+        let stands = line.is_none_or(|line| line.standing.is_up);
+        let is_released =
+            held_until.is_none_or(|until| now >= until && line.is_none_or(|line| self.good >= line.key.check.rise));
+        let is_up = stands && is_released;
+        // Only what differs: otherwise a server that fails its clients at this moment would be brought up again.
+        if self.server.state.is_up() != is_up {
+            self.server.state.set_up(now, is_up);
+            self.good = 0;
+        }
         if self.was_up == is_up {
             return None;
         }
         self.was_up = is_up;
         self.transitions += 1;
         self.since = SystemTime::now();
-        let check = line.map(|line| format!(" ({} check)", line.key.check.probe.word())).unwrap_or_default();
-        Some(Change { service: self.service.clone(), server: self.server.clone(), is_up, why: format!("{why}{check}") })
+        let why = match line {
+            _ if !is_up && !is_released => "clients' connections to it fail".to_owned(),
+            Some(line) => format!("{why} ({} check)", line.key.check.probe.word()),
+            None => why.to_owned(),
+        };
+        Some(Change { service: self.service.clone(), server: self.server.clone(), is_up, why })
     }
 }
 

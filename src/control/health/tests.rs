@@ -357,3 +357,72 @@ async fn without_checks_a_quorum_counts_what_is_configured() {
     sleep(ms(1100)).await;
     assert!(!world.has_quorum("web"), "one that is drained does not count");
 }
+
+// By the engine's clock, which is the real one.
+#[tokio::test]
+async fn clients_failures_hold_a_server_down_for_their_time() {
+    let keys = r#"passive = { fall = 1, hold = "1s" }"#;
+    let check = r#"check = { type = "tcp", interval = "50ms", timeout = "50ms", rise = 3, fall = 100 }"#;
+    let world = World::new(&(service("web", 80, keys, 1) + &service("checked", 81, &format!("{keys}\n{check}"), 1)));
+    let mut told = world.health.watch();
+    let began = Instant::now();
+    let (web, checked) = (world.state("web", "10.0.0.1:80"), world.state("checked", "10.0.0.1:80"));
+    assert!(!web.is_checked() && checked.is_checked());
+    for state in [&web, &checked] {
+        assert!(state.fall_passively(world.gateway.now()).is_some());
+    }
+    for _ in 0..2 {
+        let event = next_of_a_server(&mut told).await;
+        assert_eq!((event.change, event.reason.as_str()), (api::ServerChange::Down, "clients' connections to it fail"));
+    }
+    assert!(began.elapsed() < ms(700), "looked for ten times a second");
+    // Its check finds nothing wrong with it, and does not bring it up before its time.
+    let event = next_of_a_server(&mut told).await;
+    assert_eq!((event.service.as_str(), event.change), ("web", api::ServerChange::Up));
+    assert!(began.elapsed() >= ms(1000) && web.is_up());
+    assert!(!checked.is_up(), "three good answers first");
+    let event = next_of_a_server(&mut told).await;
+    assert_eq!((event.service.as_str(), event.change), ("checked", api::ServerChange::Up));
+    assert!(began.elapsed() >= ms(1090), "{:?}", began.elapsed());
+}
+
+async fn next_of_a_server(told: &mut broadcast::Receiver<Arc<api::ServerEvent>>) -> Arc<api::ServerEvent> {
+    loop {
+        let event = told.recv().await.unwrap();
+        if event.server.is_some() {
+            return event;
+        }
+    }
+}
+
+// The design's bar: 200 MB for 1,000 services with 20 servers each, in all.
+#[tokio::test(start_paused = true)]
+async fn idle_probes_are_small() {
+    let text: String = (0..1000)
+        .map(|number| {
+            let listen = format!("203.0.{}.{}:80", number / 250, number % 250 + 1);
+            let servers: String = (1..=20)
+                .map(|last| format!("{{ address = \"10.{}.{}.{last}:80\" }}, ", number / 250, number % 250))
+                .collect();
+            let check = "check = { type = \"http\", interval = \"10s\" }";
+            format!("[[service]]\nname = \"s{number}\"\nlisten = \"{listen}\"\n{check}\nserver = [{servers}]\n")
+        })
+        .collect();
+    let config = Config::parse(Path::new("x.toml"), &text).unwrap_or_else(|errors| panic!("{errors}"));
+    let compiled = config.compiled().unwrap_or_else(|errors| panic!("{errors}"));
+    let snapshot = Arc::new(Snapshot::build(compiled.snapshot, None).unwrap());
+    let gateway = Arc::new(Gateway::new(snapshot.clone(), 1, 1024, [0, 0]));
+    let health = Health::new(gateway, 1000);
+    let prepared = Prepared::new(compiled.health).unwrap();
+    let before = resident();
+    health.configure(prepared, &snapshot);
+    let bytes = resident().saturating_sub(before) / 20_000;
+    assert_eq!(health.table.lock().count(), (20_000, 0));
+    assert!(bytes < 1500, "{bytes} bytes a probe");
+}
+
+/// Bytes of memory that this process has.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap() * 4096
+}

@@ -13,8 +13,6 @@ mod client;
 mod line;
 mod ops;
 
-pub(in crate::control) use ops::delete_all;
-
 use std::collections::HashMap;
 use std::fs;
 use std::io;

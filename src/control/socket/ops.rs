@@ -15,6 +15,7 @@ use crate::control::context::{Control, Told, What};
 use crate::control::drain;
 use crate::control::explain::{Question, ask_gateway};
 use crate::control::view;
+use crate::service::Persisted;
 
 /// Events that go to a watcher in one write.
 const EVENTS_PER_WRITE: usize = 256;
@@ -55,6 +56,7 @@ pub(super) async fn perform(
             Ok(zeroed) => out.ok(&api::Zeroed { zeroed }),
             Err(fault) => return Ok(Err(fault)),
         },
+        Request::PersistenceList {} => list_kept(control, out).await?,
         Request::ConntrackList { filter } => match view::filter(&control.gateway().snapshot(), &filter) {
             Ok(filter) => list(control, &filter, out).await?,
             Err(fault) => return Ok(Err(fault)),
@@ -193,6 +195,36 @@ async fn list(control: &Control, filter: &FlowFilter, out: &mut Out) -> io::Resu
     Ok(())
 }
 
+/// Sends the clients that persistence keeps, a slice per lock hold. Services of a group share theirs: they are told once.
+async fn list_kept(control: &Control, out: &mut Out) -> io::Result<()> {
+    let gateway = control.gateway();
+    let snapshot = gateway.snapshot();
+    let mut told: Vec<&Arc<Persisted>> = Vec::new();
+    let mut shown = 0;
+    for service in &snapshot.live {
+        let Some(table) = &service.persisted else { continue };
+        if service.spec.group.is_some() {
+            if told.iter().any(|other| Arc::ptr_eq(other, table)) {
+                continue;
+            }
+            told.push(table);
+        }
+        let mut cursor = Some(0);
+        while let Some(from) = cursor {
+            let entries;
+            (entries, cursor) = table.entries(gateway.now(), from, out.limits.slice);
+            for entry in &entries {
+                out.item(&view::kept_client(service, entry));
+                shown += 1;
+            }
+            out.flush().await?;
+            tokio::task::yield_now().await;
+        }
+    }
+    out.ok(&api::Shown { shown });
+    Ok(())
+}
+
 /// Tells events until the client goes or asks something else.
 async fn watch(control: &Arc<Control>, filter: &FlowFilter, lines: &mut Lines, out: &mut Out) -> io::Result<()> {
     let mut watcher = control.watch();
@@ -244,7 +276,7 @@ async fn delete(control: &Control, filter: &api::Filter) -> Result<u64, Fault> {
 
 /// Ends the flows that match in every shard, and says how many that were. A slice of the table per lock hold, and
 /// other tasks in between: events are pumped while a large table is emptied.
-pub(in crate::control) async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
+async fn delete_all(control: &Control, filter: &FlowFilter) -> u64 {
     let mut deleted = 0;
     for shard in control.gateway().shards() {
         let mut cursor = Some(0);

@@ -63,6 +63,11 @@ impl Session {
         }
     }
 
+    /// What `sender`'s number `seq` is to the other end.
+    pub fn place(&self, sender: Sender, seq: u32) -> u32 {
+        self.ways[sender as usize].stream.place(seq)
+    }
+
     fn segment(
         &mut self,
         buf: &mut PacketBuf,

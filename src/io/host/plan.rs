@@ -441,7 +441,7 @@ fn probe_rules(facts: &Facts, family: Family, probes: &[&ProbePath], list: &mut 
         let from = Returns::gather(&from);
         let whole = from.whole().map(|(protocol, from)| (protocol, ANY_PORT, from));
         for (protocol, sport, from) in named(&from).chain(whole) {
-            let rule = Rule::new(family, pref, lookup.clone()).from(from).to(IpNet::from(own));
+            let rule = Rule::new(family, pref, lookup).from(from).to(IpNet::from(own));
             list.push(Change::Rule(rule.protocol(protocol).sport(sport).dport(ports)));
         }
     }

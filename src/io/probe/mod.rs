@@ -5,9 +5,9 @@
 //! A probe is a flow of the engine's (`engine::probe`), pinned to one server, and a small TCP/IP stack of its own at its
 //! client's end: an interface of smoltcp's with one socket. What the stack sends is given to the engine and leaves by the
 //! gateway's outlet; what the server answers comes by the device to a packet worker, from there to the engine, and by
-//! [`Verdict::Deliver`](crate::verdict::Verdict::Deliver) to the probe's [`Inbox`]. Who waits for the probe is woken then, and runs its stack; between
-//! two polls a stack does nothing. So probes share nothing but the table of inboxes: a server that floods its probe, or sends
-//! it rubbish, harms no other one.
+//! [`Verdict::Deliver`](crate::verdict::Verdict::Deliver) to the probe's inbox. Who waits for the probe is woken then, and
+//! runs its stack; between two polls a stack does nothing. So probes share nothing but the table of inboxes: a server that
+//! floods its probe, or sends it rubbish, harms no other one.
 //!
 //! Everything is bounded: probes at a time ([`MAX_AT_ONCE`]), what an inbox holds, the buffers of a socket. A probe that is
 //! dropped closes its connection as a kernel's socket does: by a FIN, for which it gets a little time, or by a RST.

@@ -24,7 +24,8 @@ pub struct Dns {
 
 impl Dns {
     pub fn new(spec: &DnsSpec) -> Result<Dns, String> {
-        let name = Name::from_ascii(&spec.name).map_err(|error| format!("name {:?}: {error}", spec.name))?;
+        let mut name = Name::from_ascii(&spec.name).map_err(|error| format!("name {:?}: {error}", spec.name))?;
+        name.set_fqdn(true);
         let kind = RecordType::from_str(&spec.query).map_err(|error| format!("query {:?}: {error}", spec.query))?;
         Ok(Dns { spec: spec.clone(), query: Query::query(name, kind) })
     }

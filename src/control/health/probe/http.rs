@@ -1,5 +1,7 @@
 //! `http` and `https`: a request gets a response of the right status, and if so wanted with the right body.
 
+use std::error::Error;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 
@@ -12,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use md5::{Digest, Md5};
 use regex_lite::Regex;
 
-use super::tls::Tls;
+use super::tls::{self, Tls};
 use super::{Asked, Asking, Bad, Good, Outcome, Probe};
 use crate::control::health::spec::{HttpSpec, HttpVersion};
 use crate::control::health::transport::{Connect, Stream};
@@ -143,13 +145,9 @@ impl Probe for Http {
 }
 
 fn bad(error: hyper::Error) -> Bad {
-    use std::error::Error;
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
     match cause {
-        Some(cause) => Bad::Server(match cause.kind() {
-            std::io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
-            _ => cause.to_string(),
-        }),
+        Some(cause) => tls::alert(cause).unwrap_or_else(|| io::Error::new(cause.kind(), cause.to_string()).into()),
         None if error.is_incomplete_message() => Bad::server("closed before the answer was complete"),
         None if error.is_parse() => Bad::Server(format!("no HTTP: {error}")),
         None => Bad::Server(error.to_string()),

@@ -1,5 +1,6 @@
 //! TLS for `https`.
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -58,11 +59,14 @@ impl Tls {
     pub async fn handshake<S: Stream>(&self, stream: S, address: IpAddr) -> Result<TlsStream<S>, Bad> {
         let name = self.name.clone().unwrap_or_else(|| ServerName::IpAddress(address.into()));
         let connected = TlsConnector::from(self.config.clone()).connect(name, stream).await;
-        connected.map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-            Some(error) => Bad::Server(format!("TLS: {error}")),
-            None => Bad::from(error),
-        })
+        connected.map_err(|error| alert(&error).unwrap_or_else(|| error.into()))
     }
+}
+
+/// What TLS has against the other end, if that is what an error is about. With TLS 1.3 it may come when the handshake is over.
+pub fn alert(error: &io::Error) -> Option<Bad> {
+    let error = error.get_ref()?.downcast_ref::<Error>()?;
+    Some(Bad::Server(format!("TLS: {error}")))
 }
 
 fn roots(path: &str) -> Result<RootCertStore, String> {
