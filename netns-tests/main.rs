@@ -1,8 +1,8 @@
 //! End-to-end tests: real programs, talking through gatun, in network namespaces.
 //!
 //! Each scenario makes a lab of its own (`scripts/lab`, under a name prefix of its own), so they run in parallel; each is
-//! one file. [`lab`] is the lab and what runs in it, [`gateway`] the gatun under test, [`report`] what is left of a
-//! scenario that failed, and how one is skipped.
+//! one file; those of [`services`] share what a cluster has to bear. [`lab`] is the lab and what runs in it, [`gateway`]
+//! the gatun under test, [`report`] what is left of a scenario that failed, and how one is skipped.
 //!
 //! They need root (or a user namespace in which the whole test run is root) and /dev/net/tun.
 

@@ -25,7 +25,7 @@ const TIMES: &str = "interval = \"200ms\", fall = 2, timeout = \"2s\", initial =
 /// `fall` intervals and a probe's time later.
 const FOUND_WITHIN: Duration = Duration::from_millis(2 * 200 + 200);
 /// For a machine on which others run as well.
-const MARGIN: Duration = Duration::from_millis(300);
+const MARGIN: Duration = Duration::from_millis(100);
 /// Flows are told so much later than they begin, at most; a little is added for a busy machine.
 const WATCH_LAG: Duration = Duration::from_millis(50 + 50);
 
@@ -283,6 +283,7 @@ impl<'a> Cluster<'a> {
         let down = self.changed(victim, false, killed)?;
         for change in &down {
             let took = change.at.duration_since(killed)?;
+            eprintln!("        {} found {victim} down after {} ms", change.service, took.as_millis());
             ensure!(took <= FOUND_WITHIN + MARGIN, "{} found {victim} down after {took:?}", change.service);
         }
         let settled = down.iter().map(|change| change.at).max().context("a service")? + WATCH_LAG;
