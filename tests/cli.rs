@@ -375,6 +375,7 @@ verdict    forward
 service    web
 scheduler  rr: no server picked yet
 server     10.20.0.11:8080 (2 of 2 servers available)
+chosen by  the scheduler
 method     nat
 flow       new; towards the server
 after      tcp 198.51.100.2:40000 > 10.20.0.11:8080
