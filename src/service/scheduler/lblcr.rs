@@ -7,7 +7,6 @@
 //!
 //! A set has 16 servers at most; a further one takes the place of the most loaded.
 
-use std::cmp::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::homes::{FORGOTTEN, Home, Homes};
@@ -43,7 +42,7 @@ impl Scheduler for ReplicatedLocality {
         let member = home
             .members()
             .filter(|&index| servers.get(index).is_some_and(|server| server.takes(request)))
-            .min_by(|&a, &b| by_load(servers, a, b));
+            .min_by_key(|&index| wlc::cost(&servers[index]));
         if home.is_shared() && request.now - home.changed >= FORGOTTEN {
             drop_most_loaded(home, servers, request);
         }
@@ -80,14 +79,10 @@ impl Scheduler for ReplicatedLocality {
     }
 }
 
-fn by_load(servers: &[Arc<Server>], a: usize, b: usize) -> Ordering {
-    wlc::cost(&servers[a]).cmp(&wlc::cost(&servers[b]))
-}
-
 /// Servers that are unavailable go first: they hold nothing of use.
 fn drop_most_loaded(home: &mut Home, servers: &[Arc<Server>], request: &Request) {
     let gone = |index: &usize| servers.get(*index).is_none_or(|server| !server.is_available());
-    let most = home.members().find(gone).or_else(|| home.members().max_by(|&a, &b| by_load(servers, a, b)));
+    let most = home.members().find(gone).or_else(|| home.members().max_by_key(|&index| wlc::cost(&servers[index])));
     if let Some(most) = most {
         home.remove(request.now, most);
     }
