@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::control::api::{self, Answer, Request};
+use crate::control::api::{self, Answer, Fault, Request};
 
 /// A daemon that says nothing for so long is stuck. A reload may have to wait for the host's answers.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -18,6 +19,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Client {
     stream: BufReader<UnixStream>,
     path: PathBuf,
+}
+
+/// The last line of an answer, when it is known what that is.
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "T: DeserializeOwned"))]
+struct Outcome<T> {
+    #[serde(default = "Option::default")]
+    ok: Option<T>,
+    error: Option<Fault>,
 }
 
 /// What a stream hands over.
@@ -49,10 +59,11 @@ impl Client {
     pub fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
         self.send(request)?;
         self.patience(Some(PATIENCE))?;
-        let answer = self.answer()?.ok_or_else(|| self.hung_up())?;
-        match answer {
-            Answer { ok: Some(result), .. } => self.understand(result),
-            Answer { error: Some(fault), .. } => bail!(fault.message),
+        let line = self.line()?.ok_or_else(|| self.hung_up())?;
+        // Without the detour over values that know no type: the status of a large cluster has megabytes.
+        match serde_json::from_slice(&line) {
+            Ok(Outcome { ok: Some(result), .. }) => Ok(result),
+            Ok(Outcome { error: Some(fault), .. }) => bail!(fault.message),
             _ => bail!(self.not_understood()),
         }
     }
@@ -97,15 +108,17 @@ impl Client {
     }
 
     fn answer(&mut self) -> Result<Option<Answer>> {
+        let Some(line) = self.line()? else { return Ok(None) };
+        serde_json::from_slice(&line).map(Some).map_err(|_| anyhow!(self.not_understood()))
+    }
+
+    fn line(&mut self) -> Result<Option<Vec<u8>>> {
         let mut line = Vec::new();
         self.stream.read_until(b'\n', &mut line).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => anyhow!("the gateway on {} does not answer", self.path.display()),
             _ => self.broken(&error),
         })?;
-        if line.is_empty() {
-            return Ok(None);
-        }
-        serde_json::from_slice(&line).map(Some).map_err(|_| anyhow!(self.not_understood()))
+        Ok(Some(line).filter(|line| !line.is_empty()))
     }
 
     fn understand<T: DeserializeOwned>(&self, value: Value) -> Result<T> {
