@@ -159,8 +159,18 @@ impl Server {
 
     #[inline]
     fn would_take(&self) -> bool {
+        self.weight > 0 && !self.state.is_draining() && self.works()
+    }
+
+    /// Whether it takes no new flow for the one reason that it is being drained.
+    pub(crate) fn is_leaving(&self) -> bool {
+        (self.weight == 0 || self.state.is_draining()) && self.works()
+    }
+
+    #[inline]
+    fn works(&self) -> bool {
         let has_way = self.method != Method::Tunnel || self.source.is_some();
-        self.weight > 0 && has_way && !self.path.is_unreachable() && self.state.is_up() && !self.state.is_draining()
+        has_way && !self.path.is_unreachable() && self.state.is_up()
     }
 
     /// Whether it takes the flow of `request`: it is available, and if it is still warming up, this client and port are of

@@ -14,6 +14,8 @@
 //! for another [`REARM`], and so on (Linux, `net/netfilter/ipvs/ip_vs_conn.c`, `ip_vs_conn_expire`: a template that
 //! controls connections). A server that takes no new flow (down, drained, full, weight 0) loses the client: it is scheduled
 //! anew, and the entry is written over. (In Linux that is `expire_quiescent_template`, off by default; here it is always on.)
+//! One exception: where a service has several ports, flows of a session need each other, as FTP's data connections need the
+//! server of the control connection. There a client with flows left on a server that is being drained still comes to it.
 //!
 //! A table is split in parts by the client's hash, each behind its own lock, so that shards do not wait for each other and
 //! a part that grows does not hold them up for long. The hash is keyed, since strangers choose the addresses. A part is
@@ -46,6 +48,14 @@ const NIL: u32 = u32::MAX;
 
 /// What names a server to all services of a group.
 pub type Place = (Addr, Option<u16>);
+
+/// Where a client is at home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub server: Place,
+    /// Some of its flows there have not ended.
+    pub has_flows: bool,
+}
 
 /// One client as an operator sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,11 +115,10 @@ impl Persisted {
     }
 
     /// The server that `client` is to come to, as far as it is known.
-    pub fn find(&self, now: Instant, client: Addr) -> Option<Place> {
+    pub fn find(&self, now: Instant, client: Addr) -> Option<Known> {
         let client = self.network(client);
         let part = self.part(client)?;
-        let entry = part.entry(client)?;
-        (entry.deadline > now || entry.flows > 0).then_some(entry.server)
+        part.entry(client).and_then(|entry| entry.known(now))
     }
 
     /// A new flow of `client`: `choose` is given the server that it is to come to, if that is known, and answers
@@ -120,11 +129,11 @@ impl Persisted {
         now: Instant,
         client: Addr,
         (timeout, counted): (Duration, bool),
-        choose: impl FnOnce(Option<Place>) -> (T, Option<Place>),
+        choose: impl FnOnce(Option<Known>) -> (T, Option<Place>),
     ) -> T {
         let client = self.network(client);
         let Some(mut part) = self.part(client) else { return choose(None).0 };
-        let known = part.entry(client).filter(|entry| entry.deadline > now || entry.flows > 0).map(|e| e.server);
+        let known = part.entry(client).and_then(|entry| entry.known(now));
         let (chosen, server) = choose(known);
         if let Some(server) = server {
             let due = part.remember(client, server, now + timeout, counted, self.max_of_part());
@@ -299,6 +308,14 @@ enum List {
     Idle,
     /// From their last new flow.
     Busy,
+}
+
+impl Slot {
+    /// `None` when its time is over.
+    fn known(&self, now: Instant) -> Option<Known> {
+        let has_flows = self.flows > 0;
+        (self.deadline > now || has_flows).then_some(Known { server: self.server, has_flows })
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

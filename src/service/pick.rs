@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 
-use super::persistence::Place;
+use super::persistence::{Known, Place};
 use super::{Request, Scheduler, Server, Service};
 use crate::verdict::DropReason;
 
@@ -84,7 +84,7 @@ impl Service {
         }
     }
 
-    fn decide(&self, request: &Request, known: Option<Place>, scheduler: &dyn Scheduler) -> Option<Picked<'_>> {
+    fn decide(&self, request: &Request, known: Option<Known>, scheduler: &dyn Scheduler) -> Option<Picked<'_>> {
         let sorry =
             |way| self.sorry.as_ref().filter(|server| server.is_available()).map(|server| Picked { server, way });
         if !self.state.has_quorum()
@@ -93,7 +93,10 @@ impl Service {
             return Some(picked);
         }
         // Who is at home with a server stays there while it warms up.
-        if let Some(server) = known.and_then(|place| self.server_at(place)).filter(|server| server.is_available()) {
+        if let Some(known) = known
+            && let Some(server) = self.server_at(known.server)
+            && (server.is_available() || self.goes_on(known, server))
+        {
             return Some(Picked { server, way: Way::Remembered });
         }
         let scheduled = self.schedule(request, scheduler).map(|server| Picked { server, way: Way::Scheduled });
@@ -108,6 +111,12 @@ impl Service {
             if warming { pick(&Request { is_urgent: true, ..*request }) } else { None }
         });
         self.servers.get(picked?)
+    }
+
+    /// Whether a client's further flow belongs to what it has begun with a server that is being drained: of a service of
+    /// several ports, where the flows of one session need each other (FTP's data connections).
+    fn goes_on(&self, known: Known, server: &Server) -> bool {
+        known.has_flows && !self.spec.ports.is_single() && server.is_leaving()
     }
 
     /// The server at this very address and port, or else, as another service of the group knows it, at this address.
@@ -125,8 +134,9 @@ impl Service {
 
 /// What is remembered of a choice. A server that another service of the group knows at another port stays the one that the
 /// client came to first.
-fn place(picked: Picked<'_>, known: Option<Place>) -> Place {
-    known.filter(|_| picked.way == Way::Remembered).unwrap_or((picked.server.address, picked.server.port))
+fn place(picked: Picked<'_>, known: Option<Known>) -> Place {
+    let known = known.filter(|_| picked.way == Way::Remembered).map(|known| known.server);
+    known.unwrap_or((picked.server.address, picked.server.port))
 }
 
 impl Server {

@@ -125,6 +125,29 @@ fn who_was_sent_away_from_a_server_that_takes_no_flow_stays_where_it_went() {
 }
 
 #[test]
+fn a_session_over_several_ports_ends_where_it_began_while_its_server_is_drained() {
+    let ways: [fn(&mut Gateway); 2] = [
+        |gateway| assert!(gateway.server("web", 0).state.set_draining(true)),
+        |gateway| gateway.reload(|spec| find(spec, "web").servers[0].weight = 0),
+    ];
+    for drain in ways {
+        let mut gateway = Gateway::new(Net::V4, |spec| {
+            let web = find(spec, "web");
+            web.persistence = Some(Persistence::DEFAULT);
+            web.ports = PortRange { first: 80, last: 81 };
+        });
+        let (rs1, rs2) = (gateway.net.rs(1, 8080), gateway.net.rs(2, 8080));
+        assert_eq!(gateway.connect(1, 1), Ok(rs1));
+        drain(&mut gateway);
+        assert_eq!(gateway.connect(1, 2), Ok(rs1), "a further flow of the session");
+        assert_eq!(why(&gateway, 1, 3), Ok((Way::Remembered, "rs1".into())));
+        assert_eq!((gateway.connect(2, 1), gateway.connect(3, 1)), (Ok(rs2), Ok(rs2)), "others do not come");
+        gateway.server("web", 0).state.set_up(gateway.now, false);
+        assert_eq!(gateway.connect(1, 4), Ok(rs2), "a server that is down serves nobody");
+    }
+}
+
+#[test]
 fn services_of_a_group_send_a_client_to_one_host() {
     for net in Net::BOTH {
         let ip = |number| net.rs(number, 0).ip().to_string();

@@ -23,7 +23,7 @@ fn at(secs: u64) -> Instant {
 /// The client opens a flow; `to` is where it is scheduled if it is not known.
 fn open(table: &Persisted, secs: u64, number: u32, to: u8) -> Place {
     let place = table.claim(at(secs), client(number), (6 * MINUTE, true), |known| {
-        let place = known.unwrap_or(server(to));
+        let place = known.map_or(server(to), |known| known.server);
         (place, Some(place))
     });
     table.check_invariants();
@@ -49,7 +49,7 @@ fn a_client_stays_until_it_has_opened_nothing_for_the_timeout() {
     close(&table, 1, 1);
     close(&table, 1, 1);
     expire(&table, 659);
-    assert_eq!(table.find(at(659), client(1)), Some(server(1)));
+    assert_eq!(table.find(at(659), client(1)).map(|known| known.server), Some(server(1)));
     // Its time is over, whether it was swept or not.
     assert_eq!(table.find(at(660), client(1)), None);
     expire(&table, 660);
@@ -63,7 +63,7 @@ fn an_entry_with_flows_lives_on_minute_by_minute() {
     for minute in 6..20 {
         expire(&table, minute * 60);
         assert_eq!(table.next_deadline(), Some(at(minute * 60 + 60)));
-        assert_eq!(table.find(at(minute * 60), client(1)), Some(server(1)));
+        assert_eq!(table.find(at(minute * 60), client(1)).map(|known| known.server), Some(server(1)));
     }
     close(&table, 1, 1);
     expire(&table, 1199);
@@ -121,7 +121,7 @@ fn another_server_takes_the_client_over_and_old_flows_count_for_nobody() {
     open(&table, 0, 1, 1);
     open(&table, 0, 1, 1);
     table.claim(at(1), client(1), (MINUTE, true), |known| {
-        assert_eq!(known, Some(server(1)));
+        assert_eq!(known.map(|known| known.server), Some(server(1)));
         ((), Some(server(2)))
     });
     close(&table, 1, 1);
@@ -143,7 +143,7 @@ fn clients_are_named_by_their_networks() {
         [("192.0.2.1", "192.0.2.254", "192.0.3.1"), ("2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1")]
     {
         table.claim(at(0), addr(from), (MINUTE, false), |_| ((), Some(server(1))));
-        assert_eq!(table.find(at(0), addr(same)), Some(server(1)));
+        assert_eq!(table.find(at(0), addr(same)).map(|known| known.server), Some(server(1)));
         assert_eq!(table.find(at(0), addr(other)), None);
     }
     let shown: Vec<Addr> = table.entries(at(0), 0, 10).0.iter().map(|entry| entry.client).collect();
@@ -151,7 +151,7 @@ fn clients_are_named_by_their_networks() {
     let whole = Persisted::new(&Persistence { prefix_v6: 1, ..settings });
     whole.prepare([1, 1], 16);
     whole.claim(at(0), addr("2001:db8::1"), (MINUTE, false), |_| ((), Some(server(1))));
-    assert_eq!(whole.find(at(0), addr("7fff::1")), Some(server(1)));
+    assert_eq!(whole.find(at(0), addr("7fff::1")).map(|known| known.server), Some(server(1)));
     assert_eq!(whole.find(at(0), addr("8000::1")), None);
 }
 
@@ -162,7 +162,7 @@ fn a_shorter_timeout_holds_at_once_and_a_lower_bound_little_by_little() {
         open(&table, 0, n, 1);
         close(&table, n, 1);
     }
-    table.claim(at(1), client(5), (MINUTE, false), |known| ((), known));
+    table.claim(at(1), client(5), (MINUTE, false), |known| ((), known.map(|known| known.server)));
     expire(&table, 61);
     assert_eq!((table.find(at(61), client(5)), table.occupancy().0), (None, 63));
     table.prepare([9, 9], 16);
@@ -212,7 +212,7 @@ fn shards_that_ask_at_once_agree_on_a_client() {
 
 fn open_unchecked(table: &Persisted, number: u32, to: u8) -> Place {
     table.claim(at(0), client(number), (MINUTE, true), |known| {
-        let place = known.unwrap_or(server(to));
+        let place = known.map_or(server(to), |known| known.server);
         (place, Some(place))
     })
 }
