@@ -159,12 +159,13 @@ impl Names {
     /// Runs beside the daemon: asks again whatever is due.
     pub async fn watch(self: Arc<Names>) -> &'static str {
         loop {
-            let (due, next, resolvers) = self.due(Instant::now());
+            let (due, next) = self.due(Instant::now());
             if due.is_empty() {
                 // Nothing to do for as long as nothing is due, or for ever.
                 let _ = timeout(next.unwrap_or(TTL.1), self.wake.notified()).await;
                 continue;
             }
+            let resolvers = self.known.lock().resolvers.clone();
             let resolver = if due.iter().all(|(origin, _)| matches!(origin, Origin::File { .. })) {
                 None
             } else {
@@ -189,12 +190,12 @@ impl Names {
     }
 
     /// A few that are due, or how long until one is.
-    fn due(&self, now: Instant) -> (Vec<(Origin, Option<Stamp>)>, Option<Duration>, Vec<SocketAddr>) {
+    fn due(&self, now: Instant) -> (Vec<(Origin, Option<Stamp>)>, Option<Duration>) {
         let known = self.known.lock();
         let due = known.entries.iter().filter(|(_, entry)| entry.due <= now).take(AT_A_TIME);
         let due = due.map(|(origin, entry)| (origin.clone(), entry.answer.stamp)).collect();
         let next = known.entries.values().map(|entry| entry.due.saturating_duration_since(now)).min();
-        (due, next, known.resolvers.clone())
+        (due, next)
     }
 }
 
