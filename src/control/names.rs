@@ -159,12 +159,13 @@ impl Names {
     /// Runs beside the daemon: asks again whatever is due.
     pub async fn watch(self: Arc<Names>) -> &'static str {
         loop {
-            let Due { origins: due, next, resolvers } = self.due(Instant::now());
+            let (due, next) = self.due(Instant::now());
             if due.is_empty() {
                 // Nothing to do for as long as nothing is due, or for ever.
                 let _ = timeout(next.unwrap_or(TTL.1), self.wake.notified()).await;
                 continue;
             }
+            let resolvers = self.known.lock().resolvers.clone();
             let resolver = if due.iter().all(|(origin, _)| matches!(origin, Origin::File { .. })) {
                 None
             } else {
@@ -189,22 +190,13 @@ impl Names {
     }
 
     /// A few that are due, or how long until one is.
-    fn due(&self, now: Instant) -> Due {
+    fn due(&self, now: Instant) -> (Vec<(Origin, Option<Stamp>)>, Option<Duration>) {
         let known = self.known.lock();
         let due = known.entries.iter().filter(|(_, entry)| entry.due <= now).take(AT_A_TIME);
         let due = due.map(|(origin, entry)| (origin.clone(), entry.answer.stamp)).collect();
         let next = known.entries.values().map(|entry| entry.due.saturating_duration_since(now)).min();
-        Due { origins: due, next, resolvers: known.resolvers.clone() }
+        (due, next)
     }
-}
-
-/// What is to be looked up now.
-struct Due {
-    /// Each with the stamp of the file that was read last.
-    origins: Vec<(Origin, Option<Stamp>)>,
-    /// How long until another one is due.
-    next: Option<Duration>,
-    resolvers: Vec<SocketAddr>,
 }
 
 impl Entry {
