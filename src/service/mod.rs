@@ -140,6 +140,8 @@ pub struct Server {
     /// Flows at which it is full, and below which it is so no longer.
     pub thresholds: (Option<u32>, Option<u32>),
     pub slow_start: Option<Duration>,
+    /// The part of the service's new flows, of 65536, that it takes at most while it warms up.
+    pub fair_part: u64,
     pub load: Arc<ServerLoad>,
     pub path: Arc<ServerPath>,
     pub state: Arc<ServerState>,

@@ -24,6 +24,8 @@ pub enum Way {
     Scheduled,
     /// The client has been there before.
     Remembered,
+    /// It is being drained, but the client's session is there.
+    Bound,
     /// The sorry server: too few others are up.
     NoQuorum,
     /// The sorry server: no other takes the flow.
@@ -36,12 +38,14 @@ impl Way {
         match self {
             Way::Scheduled => "the scheduler",
             Way::Remembered => "persistence: the client has been there before",
+            Way::Bound => "persistence: the client's session is there, though the server is being drained",
             Way::NoQuorum => "the sorry server, since there is no quorum",
             Way::NobodyElse => "the sorry server, since no other takes the flow",
         }
     }
 
-    /// Whether the client is to come to the same server again, where the service has persistence.
+    /// Whether the client is to come to the same server again, where the service has persistence. A session on a server
+    /// that is being drained lasts as long as the flows that began before: what comes later must not make it last.
     pub const fn is_kept(self) -> bool {
         matches!(self, Way::Scheduled | Way::Remembered)
     }
@@ -87,16 +91,20 @@ impl Service {
     fn decide(&self, request: &Request, known: Option<Known>, scheduler: &dyn Scheduler) -> Option<Picked<'_>> {
         let sorry =
             |way| self.sorry.as_ref().filter(|server| server.is_available()).map(|server| Picked { server, way });
+        let home = known.and_then(|known| Some((known, self.server_at(known.server)?)));
+        // A drain may itself cost the quorum.
+        if let Some((known, server)) = home
+            && self.binds(known, server)
+        {
+            return Some(Picked { server, way: Way::Bound });
+        }
         if !self.state.has_quorum()
             && let Some(picked) = sorry(Way::NoQuorum)
         {
             return Some(picked);
         }
         // Who is at home with a server stays there while it warms up.
-        if let Some(known) = known
-            && let Some(server) = self.server_at(known.server)
-            && (server.is_available() || self.goes_on(known, server))
-        {
+        if let Some((_, server)) = home.filter(|(_, server)| server.is_available()) {
             return Some(Picked { server, way: Way::Remembered });
         }
         let scheduled = self.schedule(request, scheduler).map(|server| Picked { server, way: Way::Scheduled });
@@ -115,7 +123,7 @@ impl Service {
 
     /// Whether a client's further flow belongs to what it has begun with a server that is being drained: of a service of
     /// several ports, where the flows of one session need each other (FTP's data connections).
-    fn goes_on(&self, known: Known, server: &Server) -> bool {
+    fn binds(&self, known: Known, server: &Server) -> bool {
         known.has_flows && !self.spec.ports.is_single() && server.is_leaving()
     }
 
@@ -140,7 +148,8 @@ fn place(picked: Picked<'_>, known: Option<Known>) -> Place {
 }
 
 impl Server {
-    /// Whether it serves the client of `request` already, while it warms up over `time`.
+    /// Whether it serves the client of `request` already, while it warms up over `time`: its part of all clients grows to its
+    /// fair one.
     pub(super) fn serves(&self, request: &Request, time: Duration) -> bool {
         let share = self.state.share(request.now, time);
         if share >= 1 << 16 {
@@ -149,6 +158,6 @@ impl Server {
         let mut hasher = SipHasher13::new_with_keys(u64::from(self.id.0), 0);
         hasher.write(request.client.octets());
         hasher.write_u16(request.client_port);
-        hasher.finish() & 0xffff < share
+        hasher.finish() & 0xffff < (share * self.fair_part) >> 16
     }
 }

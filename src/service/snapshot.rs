@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::SchedulerKind;
 use super::scheduler::{Changes, Mark};
 use super::{
     Map, Method, Persisted, PortRange, Server, ServerId, ServerLoad, ServerPath, ServerSpec, ServerState, Service,
@@ -365,6 +366,7 @@ impl Snapshot {
             source: self.sources.get(&spec.address).copied(),
             thresholds: (spec.max_connections, spec.min_connections),
             slow_start: spec.slow_start,
+            fair_part: if spec.slow_start.is_some() { fair_part(of, spec) } else { 1 << 16 },
             load,
             path,
             state,
@@ -409,6 +411,14 @@ fn free_slot<T>(slots: &mut Vec<Option<T>>, taken: &mut usize) -> u32 {
     });
     *taken = index + 1;
     u32::try_from(index).expect("the configuration that names them fits in memory")
+}
+
+/// A scheduler that goes by load would give a server that comes up empty all that it takes. With the others it gets its turn
+/// and no more.
+fn fair_part(of: &ServiceSpec, spec: &ServerSpec) -> u64 {
+    let weight = |server: &ServerSpec| if of.scheduler == SchedulerKind::Lc { 1 } else { u64::from(server.weight) };
+    let total: u64 = of.servers.iter().map(weight).sum();
+    if of.scheduler.goes_by_load() { (weight(spec) << 16).checked_div(total).unwrap_or(1 << 16) } else { 1 << 16 }
 }
 
 /// Flows find the server they were admitted to by its id: whatever their packets depend on must be as it was.

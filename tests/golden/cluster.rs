@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gatun::explain::{Explained, explain};
-use gatun::service::{Persistence, PortRange, Protocols, SchedulerKind, ServerSpec, Way};
+use gatun::service::{Persistence, PortRange, Protocols, Request, SchedulerKind, ServerSpec, Way};
 use gatun::verdict::{DropReason, Verdict};
 use gatun::wire::{Addr, Protocol, Tuple};
 
@@ -140,7 +140,9 @@ fn a_session_over_several_ports_ends_where_it_began_while_its_server_is_drained(
         assert_eq!(gateway.connect(1, 1), Ok(rs1));
         drain(&mut gateway);
         assert_eq!(gateway.connect(1, 2), Ok(rs1), "a further flow of the session");
-        assert_eq!(why(&gateway, 1, 3), Ok((Way::Remembered, "rs1".into())));
+        assert_eq!(why(&gateway, 1, 3), Ok((Way::Bound, "rs1".into())));
+        let entries = gateway.service("web").persisted.as_ref().expect("persistent").entries(gateway.now, 0, 9).0;
+        assert_eq!(entries[0].flows, 1, "only the flow from before the drain makes the session last");
         assert_eq!((gateway.connect(2, 1), gateway.connect(3, 1)), (Ok(rs2), Ok(rs2)), "others do not come");
         gateway.server("web", 0).state.set_up(gateway.now, false);
         assert_eq!(gateway.connect(1, 4), Ok(rs2), "a server that is down serves nobody");
@@ -308,6 +310,47 @@ fn a_server_that_comes_up_gets_a_growing_share() {
         assert_eq!(shares[0], 0, "{name}");
         assert!(shares.windows(2).all(|pair| pair[0] <= pair[1] + 20), "{name}");
         assert!(shares[1] > 5 && shares[1] < 80 && shares[4] > 50, "{name}");
+    }
+}
+
+#[test]
+fn a_server_that_comes_up_empty_gets_no_more_than_its_fair_share() {
+    use SchedulerKind::{Lc, Nq, Rr, Sed, Wlc};
+    for scheduler in [Rr, Lc, Wlc, Sed, Nq] {
+        let gateway = Gateway::new(Net::V4, |spec| {
+            let web = find(spec, "web");
+            web.scheduler = scheduler;
+            let servers = (1..=10).map(|n| ServerSpec {
+                name: format!("rs{n}"),
+                address: Addr::from_v4([10, 20, 0, n]),
+                slow_start: Some(Duration::from_secs(60)),
+                ..ServerSpec::default()
+            });
+            web.servers = servers.collect();
+        });
+        let service = gateway.service("web");
+        service.servers[1..].iter().for_each(|server| (0..1000).for_each(|_| server.start(true)));
+        let risen = &service.servers[0];
+        risen.state.set_up(gateway.now, false);
+        risen.state.set_up(gateway.now, true);
+        let mut got = 0;
+        for n in 0..500_u32 {
+            let request = Request {
+                now: gateway.now + Duration::from_secs(30),
+                client: Addr::from_v4(n.to_be_bytes()),
+                client_port: 5,
+                vip: service.vip(),
+                port: 80,
+                is_urgent: false,
+            };
+            let picked = service.pick(&request, true).expect("ten servers are up");
+            picked.server.start(true);
+            got += u32::from(picked.server.id == risen.id);
+        }
+        assert!(
+            (10..50).contains(&got),
+            "{scheduler:?}: {got} of 500 in the middle of the time, where 25 are half a share"
+        );
     }
 }
 

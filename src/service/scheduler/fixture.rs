@@ -27,6 +27,7 @@ pub(super) fn servers(weights: &[u32]) -> Vec<Arc<Server>> {
             source: None,
             thresholds: (None, None),
             slow_start: None,
+            fair_part: 1 << 16,
             path: Arc::new(ServerPath::marked(mark())),
             state: Arc::new(ServerState::marked(mark())),
         })

@@ -150,6 +150,11 @@ impl Kind {
         Kind::Twos,
     ];
 
+    /// Whether a server without flows gets every new one.
+    pub const fn goes_by_load(self) -> bool {
+        matches!(self, Kind::Lc | Kind::Wlc | Kind::Lblc | Kind::Lblcr | Kind::Sed | Kind::Nq)
+    }
+
     /// The word in config and outputs; the same as in ipvsadm.
     pub const fn word(self) -> &'static str {
         match self {
