@@ -33,6 +33,8 @@ fn first_calls_at_a_time_start_one_gateway_that_stops_when_its_table_is_empty() 
         let table = node.sh("ipvsadm -Sn")?;
         ensure!(table.lines().count() == 8, "{table}");
         ensure!(node.gateways() == 1, "{} gateways", node.gateways());
+        let services = node.sh(&format!("{} service list", crate::gateway::binary().display()))?;
+        ensure!(services.contains("203.0.113.10:8 "), "gatun's own commands find it as well: {services}");
 
         for round in 0..3 {
             node.sh("ipvsadm -C")?;

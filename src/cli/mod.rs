@@ -90,7 +90,7 @@ impl Context {
     }
 
     fn socket(&self) -> PathBuf {
-        self.control.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONTROL))
+        self.control.clone().unwrap_or_else(ipvsadm::default_socket)
     }
 }
 

@@ -83,6 +83,17 @@ impl Place {
     }
 }
 
+/// Where every other command looks for the gateway when it is not told: the usual place, unless nobody answers there and a
+/// gateway was started on demand for this network namespace.
+pub fn default_socket() -> PathBuf {
+    let usual = PathBuf::from(DEFAULT_CONTROL);
+    let is_there = UnixStream::connect(&usual).is_ok();
+    match Place::new(None) {
+        Place::Here(here) if !is_there && here.lives_here(&here.socket()).unwrap_or(false) => here.socket(),
+        _ => usual,
+    }
+}
+
 impl Here {
     /// The socket of a gateway that lives in this namespace.
     fn control(&self) -> Option<PathBuf> {

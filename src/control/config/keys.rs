@@ -85,9 +85,9 @@ pub(super) static SERVICE: Keys = Keys {
 };
 
 pub(super) static PERSISTENCE: Keys =
-    Keys { header: "persistence = { … }", known: &["timeout", "netmask", "prefix"], later: &[] };
+    Keys { header: "persistence = { timeout = \"6m\" }", known: &["timeout", "netmask", "prefix"], later: &[] };
 
-pub(super) static PASSIVE: Keys = Keys { header: "passive = { … }", known: &["fall", "hold"], later: &[] };
+pub(super) static PASSIVE: Keys = Keys { header: "passive = { fall = 3 }", known: &["fall", "hold"], later: &[] };
 
 pub(super) static SERVER: Keys = Keys {
     header: "[[service.server]]",

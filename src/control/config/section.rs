@@ -209,7 +209,7 @@ impl<'a> Section<'a> {
                 None
             }
             _ => {
-                self.wrong_type(key, &format!("a table; write {name}"), value);
+                self.wrong_type(key, &format!("a table; write {}", keys.header), value);
                 None
             }
         }

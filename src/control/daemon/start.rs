@@ -1,6 +1,6 @@
 //! The start, step by step; a step that fails takes back those before it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -36,6 +36,9 @@ use crate::service::{Method, Snapshot};
 
 /// The device, routes, rules and the sysctls of the network; neighbour announcements.
 const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
+
+/// Servers up to this number are each asked about when the MTU is looked for.
+const ASKED_ONE_BY_ONE: usize = 256;
 
 /// What has to be undone.
 #[derive(Default)]
@@ -259,10 +262,23 @@ pub(super) fn automatic_mtu(compiled: &Compiled) -> u16 {
     let servers = compiled.snapshot.services.iter().flat_map(|service| service.servers.iter().chain(&service.sorry));
     // The kernel is asked once for each address.
     let destinations: HashSet<IpAddr> = servers.map(|server| server.address.ip()).chain(default_routes).collect();
+    let destinations =
+        if destinations.len() > ASKED_ONE_BY_ONE { one_of_each_network(destinations) } else { destinations };
     let ways = destinations.into_iter().filter_map(|ip| path_mtu(ip).ok());
     let least = uplinks.chain(ways).min().unwrap_or(u32::from(GatewayConfig::AUTO_MTU));
     // RFC 8200 section 5: less than 1280 is no link for IPv6.
     u16::try_from(least).unwrap_or(u16::MAX).max(1280)
+}
+
+/// Of many servers, those of one IPv4 /24 or IPv6 /64 are taken to be behind the same link: a socket for each of 20,000 servers
+/// would make every reload wait.
+fn one_of_each_network(all: HashSet<IpAddr>) -> HashSet<IpAddr> {
+    let network = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => (true, u64::from(u32::from(*ip) >> 8)),
+        IpAddr::V6(ip) => (false, (u128::from(*ip) >> 64) as u64),
+    };
+    let one: HashMap<(bool, u64), IpAddr> = all.into_iter().map(|ip| (network(&ip), ip)).collect();
+    one.into_values().collect()
 }
 
 fn listen(address: SocketAddr) -> Result<tokio::net::TcpListener> {
