@@ -2,11 +2,11 @@
 //!
 //! # Theory of operation
 //!
-//! Packet workers are threads of their own ([`crate::io::worker`]); everything here runs on one thread, in a tokio
-//! runtime: the main loop (`Daemon::run`) takes signals and orders of control clients one after the other, so that two
-//! reloads can never overlap; small tasks beside it give the engines the time, pump events, measure rates, and serve the
-//! control socket and the metrics page. None of these tasks ends while the gateway runs: one that does, and a worker that
-//! does, stops the gateway with an error.
+//! Packet workers are threads of their own ([`crate::io::worker`]). Checks of servers have a thread and a runtime of their own
+//! (`thread`). Everything else here runs on one thread, in a tokio runtime: the main loop (`Daemon::run`) takes signals and
+//! orders of control clients one after the other, so that two reloads can never overlap; small tasks beside it give the
+//! engines the time, pump events, measure rates, and serve the control socket and the metrics page. None of these tasks ends
+//! while the gateway runs: one that does, and a worker that does, stops the gateway with an error.
 //!
 //! What the start has done is undone in reverse, whether the start failed half-way or the gateway is stopped.
 
@@ -17,6 +17,7 @@ mod probe_source;
 mod reload;
 mod save;
 mod start;
+mod thread;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use super::host_plan::segment_plan;
 use super::probe_source::warn_of_ports;
 use super::reload::{Loaded, load};
+use super::thread::on_its_own_thread;
 use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates, watch_drains};
 use crate::control::config::{Compiled, GatewayConfig};
 use crate::control::context::{About, Control, Order};
@@ -166,7 +167,7 @@ async fn bring_up(
     let about = About { config, device: Some(device), segment: segment.clone(), bridge, health: Some(health.clone()) };
     let control = Arc::new(Control::new(gateway.clone(), about, Some(orders)));
     tasks.spawn(keep_time(gateway.clone(), segment));
-    tasks.spawn(health.clone().run());
+    tasks.spawn(on_its_own_thread("checks", health.clone().run()));
     tasks.spawn(pump_events(control.clone()));
     tasks.spawn(sample_rates(control.clone()));
     tasks.spawn(watch_drains(control.clone()));
