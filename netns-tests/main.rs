@@ -40,6 +40,7 @@ mod metrics;
 mod mixed;
 mod mss;
 mod no_server;
+mod passive;
 mod ping;
 mod pmtu;
 mod ports;
