@@ -116,10 +116,10 @@ fn summary(services: &[(Trouble, &api::Service)]) -> Line {
     let (out, some) = (count(Trouble::Out), count(Trouble::Some));
     let mut text = format!("services {}", services.len());
     if out > 0 {
-        text.push_str(&format!(", {out} without a server that works"));
+        text.push_str(&format!(", {out} without service of their own servers"));
     }
     if some > 0 {
-        text.push_str(&format!(", {some} with servers that do not work"));
+        text.push_str(&format!(", {some} with servers that get no flows"));
     }
     match (out, some) {
         (0, 0) => Line::Text(text),
@@ -343,7 +343,7 @@ gatun 1.2.3 on gatun0, process 42, up 3m07s
 config   /etc/gatun/gatun.toml (unsaved changes), generation 2, reloads 1 ok, 0 failed
 flows    12 of 1000 (1.2 %), 3.2 new/s
 traffic  to servers 0 packets/s, 100kbit/s; to clients 0 packets/s, 0bit/s
-services 3, 1 without a server that works, 1 with servers that do not work
+services 3, 1 without service of their own servers, 1 with servers that get no flows
 
 dark  tcp 203.0.113.10:80  nat  wlc  group shop, sorry 10.20.0.11:8080
   SERVER  STATE  WEIGHT  ACTIVE  INACTIVE  ADMITTED  NEW/S  TO SERVER  TO CLIENT
