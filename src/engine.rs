@@ -291,7 +291,9 @@ impl Engine {
             Command::Delete { filter, cursor } => self.delete(now, &filter, cursor),
             Command::Probe { original, server } => self.admit_probe(now, &original, server),
             Command::EndProbe(original) => self.end_probe(now, &original),
-            Command::Evacuate { servers, policy, cursor } => self.evacuate(now, &servers, policy, cursor),
+            Command::Evacuate { servers, policy, extent, cursor } => {
+                self.evacuate(now, &servers, (policy, extent), cursor)
+            }
         }
     }
 

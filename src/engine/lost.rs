@@ -2,10 +2,10 @@
 //! the first packet that meets one before the command came to it. Nobody is left to talk to a dead server.
 
 use super::Engine;
-use crate::command::{DELETE_BUDGET, Outcome, RESET_BUDGET};
+use crate::command::{DELETE_BUDGET, Extent, Only, Outcome, RESET_BUDGET};
 use crate::flow::{Flow, FlowId, Marks, Sender, TcpState};
 use crate::forward::{self, Context, reset};
-use crate::service::{FlowPolicy, ServerId, ServiceId};
+use crate::service::{FlowPolicy, Server, ServerId, ServiceId};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Protocol, Transport, Tuple, View, tcp};
@@ -46,13 +46,22 @@ fn fate(flow: &Flow, policy: Option<FlowPolicy>) -> Fate {
     }
 }
 
+/// Whether a server is still one of those that are evacuated.
+fn concerns(only: Only, server: &Server) -> bool {
+    match only {
+        Only::All => true,
+        Only::Down => !server.state.is_up(),
+        Only::Draining => server.state.is_draining(),
+    }
+}
+
 impl Engine {
     /// A slice of a [`crate::command::Command::Evacuate`].
     pub(super) fn evacuate(
         &mut self,
         now: Instant,
         servers: &[ServerId],
-        policy: Option<FlowPolicy>,
+        (policy, extent): (Option<FlowPolicy>, Extent),
         cursor: usize,
     ) -> Outcome {
         let places = self.table.places();
@@ -62,7 +71,11 @@ impl Engine {
         for place in cursor..end {
             let Some(id) = self.table.at(place) else { continue };
             let flow = self.table.flow(id);
-            if servers.binary_search(&ServerId(flow.owner.server)).is_err() {
+            let server = ServerId(flow.owner.server);
+            if servers.binary_search(&server).is_err() || flow.created > extent.began {
+                continue;
+            }
+            if !self.snapshot.server(server).is_some_and(|server| concerns(extent.only, server)) {
                 continue;
             }
             match fate(flow, policy) {

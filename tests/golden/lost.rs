@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use gatun::command::RESET_BUDGET;
+use gatun::command::{Command, Extent, Only, Outcome, RESET_BUDGET};
 use gatun::explain::{Explained, explain};
 use gatun::service::{FlowPolicy, Method, SnapshotSpec};
 use gatun::verdict::{DropReason, Verdict};
@@ -299,14 +299,52 @@ fn a_large_table_is_done_slice_by_slice() {
         gateway.establish((n % 200) as u8, 1 + n / 200);
     }
     let servers = [gateway.server("web", 0).id];
-    let command = gatun::command::Command::Evacuate { servers: servers.as_slice().into(), policy: None, cursor: 0 };
+    let extent = Extent { began: gateway.now, only: Only::All };
+    let command = Command::Evacuate { servers: servers.as_slice().into(), policy: None, extent, cursor: 0 };
     let outcome = gateway.engine.apply(gateway.now, command);
-    assert!(
-        matches!(outcome, gatun::command::Outcome::Deleted { count, next: Some(_) } if count == RESET_BUDGET as u64)
-    );
+    assert!(matches!(outcome, Outcome::Deleted { count, next: Some(_) } if count == RESET_BUDGET as u64));
     assert_eq!(gateway.sent().len(), 2 * RESET_BUDGET);
     assert_eq!(gateway.evacuate(&servers, None) as usize, 1000 - RESET_BUDGET);
     assert_eq!((gateway.sent().len(), gateway.flows().len()), (2 * (1000 - RESET_BUDGET), 0));
+}
+
+#[test]
+fn a_server_that_serves_again_keeps_its_flows() {
+    let net = Net::V4;
+    let mut gateway = by(net, Method::Nat);
+    gateway.reload(|spec| find(spec, "web").servers[1].weight = 0);
+    let establish = |gateway: &mut Gateway, ports: std::ops::Range<u16>| {
+        for (port, n) in ports.flat_map(|port| (0..100).map(move |n| (port, n))) {
+            gateway.establish(n, port);
+        }
+    };
+    establish(&mut gateway, 1..4);
+    let server = gateway.server("web", 0);
+    let began = gateway.now;
+    let slice = |gateway: &mut Gateway, only: Only, cursor: usize| {
+        let servers = [server.id].as_slice().into();
+        let extent = Extent { began, only };
+        let outcome = gateway.engine.apply(gateway.now, Command::Evacuate { servers, policy: None, extent, cursor });
+        let Outcome::Deleted { count, next } = outcome else { panic!("it says how many") };
+        (count, next)
+    };
+    server.state.set_up(gateway.now, false);
+    let (count, next) = slice(&mut gateway, Only::Down, 0);
+    assert_eq!(count, RESET_BUDGET as u64);
+    gateway.wait(Duration::from_millis(1));
+    server.state.set_up(gateway.now, true);
+    establish(&mut gateway, 4..7);
+    for only in [Only::Down, Only::Draining] {
+        assert_eq!(slice(&mut gateway, only, next.expect("there are more")).0, 0, "{only:?}");
+    }
+    // It is down again: only what it had when this evacuation began.
+    server.state.set_up(gateway.now, false);
+    let (mut cursor, mut ended) = (Some(0), 0);
+    while let Some(from) = cursor {
+        let (count, next) = slice(&mut gateway, Only::Down, from);
+        (cursor, ended) = (next, ended + count);
+    }
+    assert_eq!((ended, gateway.flows().len()), (300 - RESET_BUDGET as u64, 300));
 }
 
 #[test]
