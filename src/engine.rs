@@ -226,7 +226,11 @@ impl Engine {
         let alone = service.spec.one_packet && tuple.protocol == Protocol::UDP;
         match service.pick(&request(now, tuple), !alone) {
             Ok(picked) if alone => Err(self.forward_alone(now, buf, view, (service, picked.server), tuple)),
-            Ok(picked) => self.enter(now, service, picked, tuple).map_err(Verdict::Drop),
+            Ok(picked) => {
+                let id = self.enter(now, service, picked, tuple).map_err(Verdict::Drop)?;
+                self.doubt_syn(id, buf, view);
+                Ok(id)
+            }
             Err(reason) => Err(self.refuse(now, buf, view, reason, Refusal::Closed, tuple.dst)),
         }
     }

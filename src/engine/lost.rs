@@ -33,13 +33,14 @@ pub(super) enum Meeting {
 }
 
 /// A connection that the server has not answered is forgotten: the client's next SYN comes to another server. One that is
-/// over as well; nobody waits for it.
-fn fate(flow: &Flow, policy: Option<FlowPolicy>) -> Fate {
+/// over as well; nobody waits for it. Nothing else ends while passive checks alone say that the server is down.
+fn fate(flow: &Flow, policy: Option<FlowPolicy>, is_doubted: bool) -> Fate {
     let is_over = matches!(flow.tcp_state, TcpState::TimeWait | TcpState::Close);
     let is_half_open = flow.tcp_state.is_half_open();
     match policy {
         _ if flow.owner.marks.has(Marks::PROBE) => Fate::Keep,
         Some(FlowPolicy::Keep) => Fate::Keep,
+        _ if is_doubted && !flow.is_unanswered() => Fate::Keep,
         _ if flow.protocol != Protocol::TCP || is_over || flow.is_unanswered() => Fate::Forget,
         Some(FlowPolicy::Reschedule) if is_half_open => Fate::Forget,
         _ => Fate::Reset,
@@ -75,10 +76,10 @@ impl Engine {
             if servers.binary_search(&server).is_err() || flow.created > extent.began {
                 continue;
             }
-            if !self.snapshot.server(server).is_some_and(|server| concerns(extent.only, server)) {
+            let Some(server) = self.snapshot.server(server).filter(|server| concerns(extent.only, server)) else {
                 continue;
-            }
-            match fate(flow, policy) {
+            };
+            match fate(flow, policy, extent.only == Only::Down && server.state.is_doubted()) {
                 Fate::Keep => continue,
                 Fate::Forget => {}
                 Fate::Reset => {
@@ -136,7 +137,9 @@ impl Engine {
     /// What becomes of a flow whose server is down, by the policy of its service.
     fn fate_of(&self, flow: &Flow) -> Fate {
         let service = self.snapshot.service(ServiceId(flow.owner.service));
-        fate(flow, service.and_then(|service| service.spec.on_server_down))
+        let server = self.snapshot.server(ServerId(flow.owner.server));
+        let is_doubted = server.is_some_and(|server| server.state.is_doubted());
+        fate(flow, service.and_then(|service| service.spec.on_server_down), is_doubted)
     }
 
     fn evacuate_one(&mut self, now: Instant, id: FlowId) {
