@@ -3,15 +3,15 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use gatun::command::{Command, Extent, Only, Outcome, RESET_BUDGET};
+use gatun::command::{Command, Extent, FlowFilter, Only, Outcome, RESET_BUDGET};
 use gatun::explain::{Explained, explain};
-use gatun::service::{FlowPolicy, Method, SnapshotSpec};
+use gatun::service::{FlowPolicy, Method, ServerSpec, SnapshotSpec};
 use gatun::verdict::{DropReason, Verdict};
 use gatun::wire::{Addr, Encapsulation, Protocol, Tuple, unwrap};
 
 use crate::gateway::{Gateway, find};
 use crate::support::oracle::{self, Decoded};
-use crate::support::packet::{ACK, FIN, RST, SYN, tcp, udp};
+use crate::support::packet::{ACK, Build, FIN, RST, SYN, tcp, udp};
 use crate::{Net, ftp};
 
 /// The gateway's end of tunnels.
@@ -345,6 +345,60 @@ fn a_server_that_serves_again_keeps_its_flows() {
         (cursor, ended) = (next, ended + count);
     }
     assert_eq!((ended, gateway.flows().len()), (300 - RESET_BUDGET as u64, 300));
+}
+
+/// An FTP session whose server has announced a port, and the client's SYN to that.
+fn announced(net: Net) -> (Gateway, Build) {
+    let mut gateway = Gateway::new(net, |all| *all = ftp::spec(net));
+    let control = ftp::Control::new(net).sent("EPSV\r\n").got("229 Ok (|||40007|)\r\n");
+    for packet in &control.packets {
+        gateway.send(packet).expect("the flow's");
+    }
+    (gateway, tcp(net.client(41000), net.vip(40007)).syn())
+}
+
+#[test]
+fn what_is_announced_begins_at_no_server_that_is_down() {
+    for (net, policy) in Net::BOTH.into_iter().flat_map(|net| [(net, None), (net, Some(FlowPolicy::Keep))]) {
+        let (mut gateway, syn) = announced(net);
+        gateway.reload(|spec| find(spec, "ftp").on_server_down = policy);
+        let state = gateway.server("ftp", 0).state.clone();
+        state.set_up(gateway.now, false);
+        let kept = policy.is_some();
+        assert_eq!(gateway.send(&syn).is_ok(), kept, "{net:?} {policy:?}");
+        state.set_up(gateway.now, true);
+        assert_eq!(gateway.send(&syn), Ok(net.rs(1, 40007)));
+    }
+}
+
+#[test]
+fn a_number_is_not_given_away_under_an_announced_flow() {
+    let net = Net::V4;
+    let (mut gateway, syn) = announced(net);
+    let all = |gateway: &mut Gateway| {
+        let command = Command::Delete { filter: FlowFilter::default(), cursor: 0 };
+        gateway.engine.apply(gateway.now, command);
+    };
+    let first = find(&mut gateway.spec, "ftp").servers[0].clone();
+    gateway.reload(|spec| drop(find(spec, "ftp").servers.remove(0)));
+    // Retired, with a flow: it goes on.
+    assert_eq!(gateway.send(&syn), Ok(net.rs(1, 40007)));
+    let (mut gateway, syn) = announced(net);
+    gateway.reload(|spec| drop(find(spec, "ftp").servers.remove(0)));
+    all(&mut gateway);
+    // As the daemon does it: made now, in force later.
+    let tidied = gateway.engine.snapshot().tidied().expect("a retired server without flows");
+    assert_eq!(gateway.send(&syn), Err(Verdict::Refuse(DropReason::NoService)));
+    gateway.engine.apply(gateway.now, Command::Swap(tidied.into()));
+    let address = Addr::from(net.rs(3, 0).ip());
+    gateway.reload(|spec| {
+        find(spec, "ftp").servers.push(ServerSpec { name: "new".to_owned(), address, ..first.clone() });
+    });
+    all(&mut gateway);
+    let servers = &gateway.service("ftp").servers;
+    let new = servers.iter().find(|server| server.name == "new").expect("it was added");
+    new.start(true);
+    assert_eq!((new.load.flows(), new.load.is_idle()), (1, false));
 }
 
 #[test]
