@@ -469,7 +469,7 @@ impl Engine {
         if flow.owner.marks.has(Marks::PERSISTENT)
             && let Some(service) = self.snapshot.service(ServiceId(flow.owner.service))
         {
-            service.release(flow.original().src, server);
+            service.release(flow.original().src, server, flow.created);
         }
     }
 
