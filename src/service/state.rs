@@ -2,7 +2,7 @@
 //! by every snapshot that has the server; atomic, and cheap to read.
 
 use std::hash::Hasher;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
@@ -176,23 +176,32 @@ impl ServerState {
         }
     }
 
-    /// After its number of flows changed to `flows`. Full at `upper`; no longer so below `lower` (Linux,
+    /// After its number of flows changed; `flows` reads it. Full at `upper`; no longer so below `lower` (Linux,
     /// `net/netfilter/ipvs/ip_vs_conn.c` and `ip_vs_sched.c`: three quarters of `upper` where `lower` is 0 or not set).
-    pub(crate) fn note_flows(&self, flows: u64, upper: Option<u32>, lower: Option<u32>) {
+    pub(crate) fn note_flows(&self, flows: impl Fn() -> u64, upper: Option<u32>, lower: Option<u32>) {
         let Some(upper) = upper.map(u64::from) else {
             if self.is_full() {
                 self.set_full(false);
             }
             return;
         };
-        let has_room = match lower {
+        let has_room = |flows: u64| match lower {
             Some(lower) if lower > 0 => flows < u64::from(lower),
             _ => flows * 4 < upper * 3,
         };
-        if flows >= upper {
-            self.set_full(true);
-        } else if has_room && self.is_full() {
-            self.set_full(false);
+        // Whoever changes the number, then looks at the mark; whoever changes the mark, then looks at the number again: of two
+        // shards that do so at the same time one sees what the other did.
+        loop {
+            fence(Ordering::SeqCst);
+            let flows = flows();
+            let full = match self.is_full() {
+                false => flows >= upper,
+                true => flows >= upper || !has_room(flows),
+            };
+            if full == self.is_full() {
+                return;
+            }
+            self.set_full(full);
         }
     }
 
@@ -209,4 +218,27 @@ fn blamer(client: Addr) -> u64 {
     let mut hasher = SipHasher13::new();
     hasher.write(if client.is_v4() { octets } else { &octets[..8] });
     hasher.finish().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_while_a_server_is_marked_full_is_seen() {
+        let state = ServerState::default();
+        let after = |numbers: &'static [u64]| {
+            let turn = std::cell::Cell::new(0);
+            let flows = || numbers[turn.replace(turn.get() + 1).min(numbers.len() - 1)];
+            state.note_flows(flows, Some(8), None);
+            state.is_full()
+        };
+        // All flows end, in another shard that has seen no mark yet.
+        assert!(!after(&[8, 0]));
+        assert!(after(&[8, 7]));
+        assert!(after(&[6]), "three quarters");
+        // As many come as it may have.
+        assert!(after(&[5, 8]));
+        assert!(!after(&[5]));
+    }
 }
