@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::flow::{Marks, TcpState};
 use crate::service::{FlowPolicy, Method, ServerId, ServiceId, Snapshot};
+use crate::time::Instant;
 use crate::wire::{Addr, Protocol, Tuple};
 
 /// A request to one shard's engine.
@@ -23,10 +24,30 @@ pub enum Command {
     EndProbe(Tuple),
     /// Do with the flows of these servers, which must be in ascending order, what the policy says; `None`: TCP is reset,
     /// all else is forgotten. What is to be sent comes out of [`crate::engine::Engine::poll_transmit`]. One call looks at
-    /// [`DELETE_BUDGET`] places at most, from `cursor` on, and resets [`RESET_BUDGET`] flows at most.
-    Evacuate { servers: Arc<[ServerId]>, policy: Option<FlowPolicy>, cursor: usize },
+    /// [`DELETE_BUDGET`] places at most, from `cursor` on, and resets [`RESET_BUDGET`] flows at most. `extent` spares some.
+    Evacuate { servers: Arc<[ServerId]>, policy: Option<FlowPolicy>, extent: Extent, cursor: usize },
     /// Record events for [`crate::engine::Engine::poll_event`], or stop doing so.
     Watch(bool),
+}
+
+/// Which flows a [`Command::Evacuate`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// When it began. Flows that have come since then go on: their server serves again, or its id is another one's by now.
+    pub began: Instant,
+    /// Asked of each server's state at each call, since it may change meanwhile.
+    pub only: Only,
+}
+
+/// Of which servers flows are evacuated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Only {
+    /// Of all that are named.
+    All,
+    /// Of those that are down. Where passive checks alone say so, only what the server has not answered.
+    Down,
+    /// Of those that are being drained.
+    Draining,
 }
 
 /// How a command went.

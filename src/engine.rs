@@ -226,7 +226,11 @@ impl Engine {
         let alone = service.spec.one_packet && tuple.protocol == Protocol::UDP;
         match service.pick(&request(now, tuple), !alone) {
             Ok(picked) if alone => Err(self.forward_alone(now, buf, view, (service, picked.server), tuple)),
-            Ok(picked) => self.enter(now, service, picked, tuple).map_err(Verdict::Drop),
+            Ok(picked) => {
+                let id = self.enter(now, service, picked, tuple).map_err(Verdict::Drop)?;
+                self.doubt_syn(id, buf, view);
+                Ok(id)
+            }
             Err(reason) => Err(self.refuse(now, buf, view, reason, Refusal::Closed, tuple.dst)),
         }
     }
@@ -291,7 +295,9 @@ impl Engine {
             Command::Delete { filter, cursor } => self.delete(now, &filter, cursor),
             Command::Probe { original, server } => self.admit_probe(now, &original, server),
             Command::EndProbe(original) => self.end_probe(now, &original),
-            Command::Evacuate { servers, policy, cursor } => self.evacuate(now, &servers, policy, cursor),
+            Command::Evacuate { servers, policy, extent, cursor } => {
+                self.evacuate(now, &servers, (policy, extent), cursor)
+            }
         }
     }
 
@@ -463,7 +469,7 @@ impl Engine {
         if flow.owner.marks.has(Marks::PERSISTENT)
             && let Some(service) = self.snapshot.service(ServiceId(flow.owner.service))
         {
-            service.release(flow.original().src, server);
+            service.release(flow.original().src, server, flow.created);
         }
     }
 

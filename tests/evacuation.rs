@@ -90,15 +90,27 @@ fn every_service_has_its_way_in_every_shard() {
     let (gateway, mut far) = gateway();
     [80, 81, 82].into_iter().for_each(|port| connect_all(&gateway, port));
     assert!(gateway.shards().iter().all(|shard| shard.lock().occupancy().0 > RESET_BUDGET));
+    let set = |up: bool, draining: bool| {
+        for service in &gateway.snapshot().live {
+            service.servers[0].state.set_up(gateway.now(), up);
+            service.servers[0].state.set_draining(draining);
+        }
+    };
+    for cause in [Cause::Down, Cause::Drained(FlowPolicy::Reset)] {
+        assert_eq!(gateway.evacuate(&first_servers(&gateway), cause), 0, "it serves again");
+    }
+    set(false, false);
     // The services at 80 and 82 want their flows reset, that at 81 wants to keep them.
     assert_eq!(gateway.evacuate(&first_servers(&gateway), Cause::Down), 2 * CLIENTS as u64);
     assert_eq!((resets(&mut far), flows(&gateway)), ((2 * CLIENTS, 2 * CLIENTS), CLIENTS));
     assert_eq!(gateway.evacuate(&first_servers(&gateway), Cause::Removed), CLIENTS as u64);
     assert_eq!((resets(&mut far), flows(&gateway)), ((CLIENTS, CLIENTS), 0));
+    set(true, false);
     connect_all(&gateway, 80);
-    assert_eq!(gateway.evacuate(&first_servers(&gateway), Cause::Told(FlowPolicy::Keep)), 0);
-    assert_eq!(gateway.evacuate(&[], Cause::Told(FlowPolicy::Reset)), 0);
-    assert_eq!(gateway.evacuate(&first_servers(&gateway), Cause::Told(FlowPolicy::Reset)), CLIENTS as u64);
+    set(true, true);
+    assert_eq!(gateway.evacuate(&first_servers(&gateway), Cause::Drained(FlowPolicy::Keep)), 0);
+    assert_eq!(gateway.evacuate(&[], Cause::Drained(FlowPolicy::Reset)), 0);
+    assert_eq!(gateway.evacuate(&first_servers(&gateway), Cause::Drained(FlowPolicy::Reset)), CLIENTS as u64);
 }
 
 #[test]
@@ -109,6 +121,7 @@ fn other_tasks_run_meanwhile() {
     let turns = runtime.block_on(async {
         let gateway = Arc::new(gateway);
         let servers = first_servers(&gateway);
+        gateway.snapshot().live[0].servers[0].state.set_up(gateway.now(), false);
         let evacuation = {
             let gateway = gateway.clone();
             async move { gatun::control::evacuate::evacuate(&gateway, &servers, Cause::Down).await }

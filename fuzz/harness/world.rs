@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatun::command::{Command, FlowFilter, Outcome};
+use gatun::command::{Command, Extent, FlowFilter, Only, Outcome};
 use gatun::engine::{Engine, EngineConfig};
 use gatun::service::{FlowPolicy, Method, ServerId, Snapshot};
 use gatun::time::Instant;
@@ -404,7 +404,12 @@ impl World {
         let before = self.engine.occupancy().0;
         let (mut ended, mut cursor) = (0, Some(0));
         while let Some(from) = cursor {
-            let command = Command::Evacuate { servers: servers.as_slice().into(), policy, cursor: from };
+            let command = Command::Evacuate {
+                servers: servers.as_slice().into(),
+                policy,
+                extent: Extent { began: self.now, only: Only::All },
+                cursor: from,
+            };
             let Outcome::Deleted { count, next } = self.engine.apply(self.now, command) else {
                 panic!("an evacuation says how many")
             };

@@ -61,7 +61,7 @@ impl Engine {
                 picked.server.start(self.table.flow(id).is_active());
                 self.stats.flows_created += 1;
             }
-            Err(_) if is_kept => service.release(original.src, picked.server),
+            Err(_) if is_kept => service.release(original.src, picked.server, now),
             Err(_) => {}
         }
         entered

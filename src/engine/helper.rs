@@ -15,7 +15,7 @@ use crate::forward::helper::expect::{Expectation, Expectations};
 use crate::forward::helper::sequence::distance;
 use crate::forward::helper::{self, Desk, Session};
 use crate::forward::plan_again;
-use crate::service::{Server, ServerId, ServiceId};
+use crate::service::{FlowPolicy, Server, ServerId, ServiceId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{PacketBuf, Transport, Tuple, View, segment, tcp};
@@ -154,8 +154,18 @@ impl Engine {
         let expectation = *self.helpers.expectations.find(now, tuple)?;
         let server = self.snapshot.server(ServerId(expectation.owner.server)).cloned();
         // The number may have become another server's.
-        let server = server.filter(|server| server.address == expectation.server)?;
+        let server = server.filter(|server| server.address == expectation.server && self.takes_expected(server))?;
         Some(self.begin_expected(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
+    }
+
+    /// Whether announced flows to `server` may begin: it works as far as flows are concerned that it has, and if it is retired
+    /// it has some. Otherwise its number is being given away, or is another's in a shard that is ahead.
+    fn takes_expected(&self, server: &Server) -> bool {
+        let service = self.snapshot.service(server.service);
+        let goes_on = server.state.is_up()
+            || server.state.is_doubted()
+            || service.is_some_and(|service| service.spec.on_server_down == Some(FlowPolicy::Keep));
+        goes_on && (!server.load.is_idle() || self.snapshot.is_live(server))
     }
 
     fn begin_expected(

@@ -2,10 +2,10 @@
 //! the first packet that meets one before the command came to it. Nobody is left to talk to a dead server.
 
 use super::Engine;
-use crate::command::{DELETE_BUDGET, Outcome, RESET_BUDGET};
+use crate::command::{DELETE_BUDGET, Extent, Only, Outcome, RESET_BUDGET};
 use crate::flow::{Flow, FlowId, Marks, Sender, TcpState};
 use crate::forward::{self, Context, reset};
-use crate::service::{FlowPolicy, ServerId, ServiceId};
+use crate::service::{FlowPolicy, Server, ServerId, ServiceId};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Protocol, Transport, Tuple, View, tcp};
@@ -33,16 +33,26 @@ pub(super) enum Meeting {
 }
 
 /// A connection that the server has not answered is forgotten: the client's next SYN comes to another server. One that is
-/// over as well; nobody waits for it.
-fn fate(flow: &Flow, policy: Option<FlowPolicy>) -> Fate {
+/// over as well; nobody waits for it. Nothing else ends while passive checks alone say that the server is down.
+fn fate(flow: &Flow, policy: Option<FlowPolicy>, is_doubted: bool) -> Fate {
     let is_over = matches!(flow.tcp_state, TcpState::TimeWait | TcpState::Close);
     let is_half_open = flow.tcp_state.is_half_open();
     match policy {
         _ if flow.owner.marks.has(Marks::PROBE) => Fate::Keep,
         Some(FlowPolicy::Keep) => Fate::Keep,
+        _ if is_doubted && !flow.is_unanswered() => Fate::Keep,
         _ if flow.protocol != Protocol::TCP || is_over || flow.is_unanswered() => Fate::Forget,
         Some(FlowPolicy::Reschedule) if is_half_open => Fate::Forget,
         _ => Fate::Reset,
+    }
+}
+
+/// Whether a server is still one of those that are evacuated.
+fn concerns(only: Only, server: &Server) -> bool {
+    match only {
+        Only::All => true,
+        Only::Down => !server.state.is_up(),
+        Only::Draining => server.state.is_draining(),
     }
 }
 
@@ -52,7 +62,7 @@ impl Engine {
         &mut self,
         now: Instant,
         servers: &[ServerId],
-        policy: Option<FlowPolicy>,
+        (policy, extent): (Option<FlowPolicy>, Extent),
         cursor: usize,
     ) -> Outcome {
         let places = self.table.places();
@@ -62,10 +72,14 @@ impl Engine {
         for place in cursor..end {
             let Some(id) = self.table.at(place) else { continue };
             let flow = self.table.flow(id);
-            if servers.binary_search(&ServerId(flow.owner.server)).is_err() {
+            let server = ServerId(flow.owner.server);
+            if servers.binary_search(&server).is_err() || flow.created > extent.began {
                 continue;
             }
-            match fate(flow, policy) {
+            let Some(server) = self.snapshot.server(server).filter(|server| concerns(extent.only, server)) else {
+                continue;
+            };
+            match fate(flow, policy, extent.only == Only::Down && server.state.is_doubted()) {
                 Fate::Keep => continue,
                 Fate::Forget => {}
                 Fate::Reset => {
@@ -123,7 +137,9 @@ impl Engine {
     /// What becomes of a flow whose server is down, by the policy of its service.
     fn fate_of(&self, flow: &Flow) -> Fate {
         let service = self.snapshot.service(ServiceId(flow.owner.service));
-        fate(flow, service.and_then(|service| service.spec.on_server_down))
+        let server = self.snapshot.server(ServerId(flow.owner.server));
+        let is_doubted = server.is_some_and(|server| server.state.is_doubted());
+        fate(flow, service.and_then(|service| service.spec.on_server_down), is_doubted)
     }
 
     fn evacuate_one(&mut self, now: Instant, id: FlowId) {

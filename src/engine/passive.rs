@@ -1,15 +1,31 @@
 //! The engine's part in passive checks: what clients' own connections tell of a server.
 //!
 //! A connection counts as failed, once, when the server refuses it, when the client has to send its SYN again, when it
-//! expires without an answer, or when a router or the server's own host says that the server is unreachable. It
+//! expires without an answer (TCP), or when a router or the server's own host says that the server is unreachable. It
 //! counts as a success when the server answers, and that ends the row of failures.
+//!
+//! UDP has no such failure as silence, and its row ends only with an answer.
 //!
 //! With the one-way methods answers are not seen. There an ACK of the client's is the success, and what expires half-open
 //! does not count: it may as well be a stranger's SYN with a forged source. A forged SYN that comes twice still does; who
 //! has one-way services should let `fall` be more than one, or have active checks.
 //!
-//! The server that fails too often is down at once, before the control plane knows of it; but never the last one that is
-//! left: if all of them fail, the fault is more likely on the clients' side, and somebody has to serve.
+//! The server that fails too often is down at once, before the control plane knows of it: it gets no new flow. Flows that it
+//! has answered go on until an active check agrees or an operator ends them.
+//!
+//! # What strangers can do
+//!
+//! A stranger would like to take servers down for others. What is done about that:
+//!
+//! * A SYN whose checksum is wrong says nothing: the server throws it away, however well it is.
+//! * Failures of services with several ports do not count: some port is always closed.
+//! * Of one client's failures in a row (with IPv6: of one /64's) only the first counts, unless one is enough.
+//! * They hold down half of a service's servers at most, and never the last one that is left. If all of them fail, the
+//!   fault is more likely on the clients' side, and somebody has to serve.
+//!
+//! What is left to them: who has, or forges, several addresses can send SYNs that arrive here and not at the server, or that
+//! its kernel ignores (a TTL that ends on the way, a TCP-MD5 option), and send each twice. With `fall` = 1 one such address
+//! is enough. That keeps up to half of the servers from new flows, for `hold` at a time; an answer to anybody ends the row.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -18,7 +34,7 @@ use super::Engine;
 use crate::flow::{Flow, FlowId, Marks, Sender, track};
 use crate::service::{Server, ServerId, ServerState, Service, ServiceId, Snapshot};
 use crate::time::Instant;
-use crate::wire::{PacketBuf, Protocol, Transport, View, icmp, tcp};
+use crate::wire::{PacketBuf, Protocol, Transport, View, icmp, segment, tcp};
 
 /// After this time at the earliest a client sends its SYN again; RFC 6298 section 2 says a second.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -39,19 +55,31 @@ impl Engine {
         }
         let snapshot = self.snapshot.clone();
         let Some((service, server)) = passively_checked(&snapshot, flow) else { return };
+        let client = flow.original().src;
         self.table.mark(id, Marks::BLAMED);
         let Some(passive) = service.spec.passive else { return };
-        if server.state.note_failure() < passive.fall {
+        // Where one failure is enough, whose it is makes no difference.
+        let row = server.state.note_failure(client).unwrap_or(1);
+        if row < passive.fall {
             return;
         }
         let _falling = service.state.falling.lock().unwrap_or_else(PoisonError::into_inner);
-        let serves = |server: &Server| server.is_available() || server.is_only_full();
-        if !service.servers.iter().any(|other| other.id != server.id && serves(other)) {
+        if !may_fall(service, server) {
             return;
         }
         if let Some(since) = server.state.fall_passively(now) {
             self.held.retain(|held| !Arc::ptr_eq(&held.server, &server.state));
             self.held.push(Held { until: now + passive.hold, since, server: server.state.clone() });
+        }
+    }
+
+    /// A SYN that the server's kernel throws away, since its checksum is wrong, begins a flow that says nothing.
+    pub(super) fn doubt_syn(&mut self, id: FlowId, buf: &PacketBuf, view: &View) {
+        if passively_checked(&self.snapshot, self.table.flow(id)).is_some()
+            && matches!(view.transport, Transport::Tcp(_))
+            && !segment::has_right_sum(buf, view)
+        {
+            self.table.mark(id, Marks::BLAMED);
         }
     }
 
@@ -85,11 +113,9 @@ impl Engine {
     /// What it says of the server that a flow has expired.
     pub(super) fn judge_expired(&mut self, now: Instant, id: FlowId) {
         let flow = self.table.flow(id);
-        match flow.protocol {
-            Protocol::TCP if flow.is_unanswered() && !flow.owner.one_way => self.blame(now, id),
-            // Nobody said that it did not arrive.
-            Protocol::UDP if !flow.replied && !flow.owner.marks.has(Marks::BLAMED) => self.praise(flow),
-            _ => {}
+        // A datagram without an answer says nothing, neither way.
+        if flow.protocol == Protocol::TCP && flow.is_unanswered() && !flow.owner.one_way {
+            self.blame(now, id);
         }
     }
 
@@ -131,11 +157,21 @@ fn passively_checked<'a>(snapshot: &'a Snapshot, flow: &Flow) -> Option<(&'a Arc
     let service = snapshot.service(ServiceId(flow.owner.service))?;
     // That an announced port is closed says nothing of the service's own.
     let is_other = flow.owner.marks.has(Marks::PROBE) || flow.owner.marks.has(Marks::EXPECTED);
-    if service.spec.passive.is_none() || is_other {
+    // Of several ports some are closed; who scans them finds those.
+    if service.spec.passive.is_none() || !service.spec.ports.is_single() || is_other {
         return None;
     }
     let server = service.servers.iter().find(|server| server.id == ServerId(flow.owner.server))?;
     Some((service, server))
+}
+
+/// Whether passive checks may take `server` down: they hold down half of a service's servers at most, and never the last one
+/// that is left.
+fn may_fall(service: &Service, server: &Server) -> bool {
+    let serves = |server: &Server| server.is_available() || server.is_only_full();
+    let is_last = !service.servers.iter().any(|other| other.id != server.id && serves(other));
+    let held = service.servers.iter().filter(|server| server.state.is_doubted()).count();
+    !is_last && held < service.servers.len() / 2
 }
 
 fn is_unreachable(buf: &PacketBuf, view: &View) -> bool {

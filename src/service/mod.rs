@@ -198,7 +198,7 @@ impl Server {
     pub(crate) fn note_load(&self) {
         let (upper, lower) = self.thresholds;
         if upper.is_some() || self.state.is_full() {
-            self.state.note_flows(self.load.flows(), upper, lower);
+            self.state.note_flows(|| self.load.flows(), upper, lower);
         }
     }
 }

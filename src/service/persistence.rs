@@ -21,7 +21,8 @@
 //! a part that grows does not hold them up for long. The hash is keyed, since strangers choose the addresses. A part is
 //! bounded: when it is full, the entry that has been without flows for longest gives way, or else the one whose last new
 //! flow is the oldest. Flows that end after their entry gave way find none, or a newer one of which they are not counted
-//! off if it names another server: an entry never counts more flows than there are.
+//! off if it names another server or has been at that server for a shorter time than they: an entry never counts more flows
+//! than there are, and never fewer than have come since the client is there.
 //!
 //! Expiry is exact and never scans: each entry stands in the list of deadlines of its part once, under a time that is
 //! no later than its deadline, and is put further ahead when that comes.
@@ -136,17 +137,17 @@ impl Persisted {
         let known = part.entry(client).and_then(|entry| entry.known(now));
         let (chosen, server) = choose(known);
         if let Some(server) = server {
-            let due = part.remember(client, server, now + timeout, counted, self.max_of_part());
+            let due = part.remember(client, server, (now, now + timeout), counted, self.max_of_part());
             self.next.fetch_min(due.micros(), Ordering::Relaxed);
         }
         chosen
     }
 
-    /// A counted flow of `client` to `server` has ended.
-    pub fn release(&self, client: Addr, server: Addr) {
+    /// A counted flow of `client` to `server`, claimed at `created`, has ended.
+    pub fn release(&self, client: Addr, server: Addr, created: Instant) {
         let client = self.network(client);
         if let Some(mut part) = self.part(client) {
-            part.release(client, server);
+            part.release(client, server, created);
         }
     }
 
@@ -282,6 +283,8 @@ struct Slot {
     client: Addr,
     server: Place,
     flows: u32,
+    /// When the first of the flows that it counts came, or one before it.
+    counted_from: Instant,
     deadline: Instant,
     /// The time under which it stands in the list of deadlines.
     due: Instant,
@@ -342,10 +345,17 @@ impl Part {
     }
 
     /// Returns when the entry is to be looked at.
-    fn remember(&mut self, client: Addr, server: Place, deadline: Instant, counted: bool, max: usize) -> Instant {
+    fn remember(
+        &mut self,
+        client: Addr,
+        server: Place,
+        (now, deadline): (Instant, Instant),
+        counted: bool,
+        max: usize,
+    ) -> Instant {
         let number = match self.map.get(&client) {
             Some(&number) => number,
-            None => self.insert(client, server, deadline, max),
+            None => self.insert(client, server, (now, deadline), max),
         };
         self.unlink(number);
         let slot = &mut self.slots[number as usize];
@@ -353,7 +363,10 @@ impl Part {
         if before != server {
             // Flows to the other server are not this entry's any more.
             slot.flows = 0;
+            slot.counted_from = now;
         }
+        // The shards' clocks may be a little apart.
+        slot.counted_from = slot.counted_from.min(now);
         slot.flows = slot.flows.saturating_add(u32::from(counted));
         slot.deadline = deadline;
         // Only towards now, where a reload made the timeout shorter; ahead it goes when its time comes.
@@ -372,7 +385,7 @@ impl Part {
     }
 
     /// Links it nowhere yet but in the list of deadlines.
-    fn insert(&mut self, client: Addr, server: Place, deadline: Instant, max: usize) -> u32 {
+    fn insert(&mut self, client: Addr, server: Place, (now, deadline): (Instant, Instant), max: usize) -> u32 {
         // More than one only where a reload lowered the bound; that is made up for little by little.
         for _ in 0..2 {
             if self.map.len() >= max {
@@ -380,7 +393,17 @@ impl Part {
                 oldest.into_iter().for_each(|number| self.forget(number));
             }
         }
-        let slot = Slot { client, server, flows: 0, deadline, due: deadline, prev: NIL, next: NIL, in_use: true };
+        let slot = Slot {
+            client,
+            server,
+            flows: 0,
+            counted_from: now,
+            deadline,
+            due: deadline,
+            prev: NIL,
+            next: NIL,
+            in_use: true,
+        };
         let number = match self.free.pop() {
             Some(number) => {
                 self.slots[number as usize] = slot;
@@ -398,10 +421,10 @@ impl Part {
         number
     }
 
-    fn release(&mut self, client: Addr, server: Addr) {
+    fn release(&mut self, client: Addr, server: Addr, created: Instant) {
         let Some(&number) = self.map.get(&client) else { return };
         let slot = &self.slots[number as usize];
-        if slot.server.0 != server || slot.flows == 0 {
+        if slot.server.0 != server || slot.flows == 0 || created < slot.counted_from {
             return;
         }
         if slot.flows > 1 {

@@ -8,7 +8,9 @@ use siphasher::sip::SipHasher13;
 
 use super::persistence::{Known, Place};
 use super::{Request, Scheduler, Server, Service};
+use crate::time::Instant;
 use crate::verdict::DropReason;
+use crate::wire::Addr;
 
 /// Who serves a new flow, and why it.
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +83,10 @@ impl Service {
         self.decide(request, known, &*self.scheduler.fork()).ok_or_else(|| self.why_nobody())
     }
 
-    /// A flow of `request`'s client to `server` that was picked as `counted` and is kept has ended, or was never admitted.
-    pub fn release(&self, client: crate::wire::Addr, server: &Server) {
+    /// A flow of `client` to `server` that was picked as `counted` at `created` and is kept has ended, or was never admitted.
+    pub fn release(&self, client: Addr, server: &Server, created: Instant) {
         if let Some(persisted) = &self.persisted {
-            persisted.release(client, server.address);
+            persisted.release(client, server.address, created);
         }
     }
 

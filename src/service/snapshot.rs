@@ -231,6 +231,12 @@ impl Snapshot {
         self.servers.get(id.0 as usize)?.as_ref()
     }
 
+    /// Whether `server` is configured, and not only kept for its flows.
+    pub fn is_live(&self, server: &Server) -> bool {
+        let service = self.live.iter().find(|service| service.id == server.service);
+        service.is_some_and(|service| service.all_servers().any(|other| other.id == server.id))
+    }
+
     /// Every server, of live services and those that only old flows refer to.
     pub fn all_servers(&self) -> impl Iterator<Item = &Arc<Server>> {
         self.servers.iter().flatten()

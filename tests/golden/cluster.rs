@@ -93,7 +93,7 @@ fn an_entry_lives_while_its_flows_do() {
 #[test]
 fn clients_of_one_network_come_to_one_server() {
     for net in Net::BOTH {
-        let mut gateway = persistent(net, Persistence { prefix_v4: 24, prefix_v6: 64, ..Persistence::DEFAULT });
+        let mut gateway = persistent(net, Persistence { prefix_v4: 24, prefix_v6: 48, ..Persistence::DEFAULT });
         let servers: Vec<_> = (0..4).map(|n| gateway.connect(n, 1)).collect();
         assert_eq!(servers, [Ok(net.rs(1, 8080)); 4]);
         assert_eq!(gateway.send(&tcp(net.client(1), net.vip(80)).syn()), Ok(net.rs(2, 8080)));

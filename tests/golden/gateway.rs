@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatun::command::{Command, FlowRecord, Outcome};
+use gatun::command::{Command, Extent, FlowRecord, Only, Outcome};
 use gatun::engine::Engine;
 use gatun::service::{FlowPolicy, Server, ServerId, Service, ServiceSpec, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
@@ -114,7 +114,12 @@ impl Gateway {
         servers.sort_unstable();
         let (mut ended, mut cursor) = (0, Some(0));
         while let Some(from) = cursor {
-            let command = Command::Evacuate { servers: servers.as_slice().into(), policy, cursor: from };
+            let command = Command::Evacuate {
+                servers: servers.as_slice().into(),
+                policy,
+                extent: Extent { began: self.now, only: Only::All },
+                cursor: from,
+            };
             let Outcome::Deleted { count, next } = self.engine.apply(self.now, command) else {
                 panic!("it says how many")
             };

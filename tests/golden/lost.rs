@@ -3,15 +3,15 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use gatun::command::RESET_BUDGET;
+use gatun::command::{Command, Extent, FlowFilter, Only, Outcome, RESET_BUDGET};
 use gatun::explain::{Explained, explain};
-use gatun::service::{FlowPolicy, Method, SnapshotSpec};
+use gatun::service::{FlowPolicy, Method, ServerSpec, SnapshotSpec};
 use gatun::verdict::{DropReason, Verdict};
 use gatun::wire::{Addr, Encapsulation, Protocol, Tuple, unwrap};
 
 use crate::gateway::{Gateway, find};
 use crate::support::oracle::{self, Decoded};
-use crate::support::packet::{ACK, FIN, RST, SYN, tcp, udp};
+use crate::support::packet::{ACK, Build, FIN, RST, SYN, tcp, udp};
 use crate::{Net, ftp};
 
 /// The gateway's end of tunnels.
@@ -299,14 +299,106 @@ fn a_large_table_is_done_slice_by_slice() {
         gateway.establish((n % 200) as u8, 1 + n / 200);
     }
     let servers = [gateway.server("web", 0).id];
-    let command = gatun::command::Command::Evacuate { servers: servers.as_slice().into(), policy: None, cursor: 0 };
+    let extent = Extent { began: gateway.now, only: Only::All };
+    let command = Command::Evacuate { servers: servers.as_slice().into(), policy: None, extent, cursor: 0 };
     let outcome = gateway.engine.apply(gateway.now, command);
-    assert!(
-        matches!(outcome, gatun::command::Outcome::Deleted { count, next: Some(_) } if count == RESET_BUDGET as u64)
-    );
+    assert!(matches!(outcome, Outcome::Deleted { count, next: Some(_) } if count == RESET_BUDGET as u64));
     assert_eq!(gateway.sent().len(), 2 * RESET_BUDGET);
     assert_eq!(gateway.evacuate(&servers, None) as usize, 1000 - RESET_BUDGET);
     assert_eq!((gateway.sent().len(), gateway.flows().len()), (2 * (1000 - RESET_BUDGET), 0));
+}
+
+#[test]
+fn a_server_that_serves_again_keeps_its_flows() {
+    let net = Net::V4;
+    let mut gateway = by(net, Method::Nat);
+    gateway.reload(|spec| find(spec, "web").servers[1].weight = 0);
+    let establish = |gateway: &mut Gateway, ports: std::ops::Range<u16>| {
+        for (port, n) in ports.flat_map(|port| (0..100).map(move |n| (port, n))) {
+            gateway.establish(n, port);
+        }
+    };
+    establish(&mut gateway, 1..4);
+    let server = gateway.server("web", 0);
+    let began = gateway.now;
+    let slice = |gateway: &mut Gateway, only: Only, cursor: usize| {
+        let servers = [server.id].as_slice().into();
+        let extent = Extent { began, only };
+        let outcome = gateway.engine.apply(gateway.now, Command::Evacuate { servers, policy: None, extent, cursor });
+        let Outcome::Deleted { count, next } = outcome else { panic!("it says how many") };
+        (count, next)
+    };
+    server.state.set_up(gateway.now, false);
+    let (count, next) = slice(&mut gateway, Only::Down, 0);
+    assert_eq!(count, RESET_BUDGET as u64);
+    gateway.wait(Duration::from_millis(1));
+    server.state.set_up(gateway.now, true);
+    establish(&mut gateway, 4..7);
+    for only in [Only::Down, Only::Draining] {
+        assert_eq!(slice(&mut gateway, only, next.expect("there are more")).0, 0, "{only:?}");
+    }
+    // It is down again: only what it had when this evacuation began.
+    server.state.set_up(gateway.now, false);
+    let (mut cursor, mut ended) = (Some(0), 0);
+    while let Some(from) = cursor {
+        let (count, next) = slice(&mut gateway, Only::Down, from);
+        (cursor, ended) = (next, ended + count);
+    }
+    assert_eq!((ended, gateway.flows().len()), (300 - RESET_BUDGET as u64, 300));
+}
+
+/// An FTP session whose server has announced a port, and the client's SYN to that.
+fn announced(net: Net) -> (Gateway, Build) {
+    let mut gateway = Gateway::new(net, |all| *all = ftp::spec(net));
+    let control = ftp::Control::new(net).sent("EPSV\r\n").got("229 Ok (|||40007|)\r\n");
+    for packet in &control.packets {
+        gateway.send(packet).expect("the flow's");
+    }
+    (gateway, tcp(net.client(41000), net.vip(40007)).syn())
+}
+
+#[test]
+fn what_is_announced_begins_at_no_server_that_is_down() {
+    for (net, policy) in Net::BOTH.into_iter().flat_map(|net| [(net, None), (net, Some(FlowPolicy::Keep))]) {
+        let (mut gateway, syn) = announced(net);
+        gateway.reload(|spec| find(spec, "ftp").on_server_down = policy);
+        let state = gateway.server("ftp", 0).state.clone();
+        state.set_up(gateway.now, false);
+        let kept = policy.is_some();
+        assert_eq!(gateway.send(&syn).is_ok(), kept, "{net:?} {policy:?}");
+        state.set_up(gateway.now, true);
+        assert_eq!(gateway.send(&syn), Ok(net.rs(1, 40007)));
+    }
+}
+
+#[test]
+fn a_number_is_not_given_away_under_an_announced_flow() {
+    let net = Net::V4;
+    let (mut gateway, syn) = announced(net);
+    let all = |gateway: &mut Gateway| {
+        let command = Command::Delete { filter: FlowFilter::default(), cursor: 0 };
+        gateway.engine.apply(gateway.now, command);
+    };
+    let first = find(&mut gateway.spec, "ftp").servers[0].clone();
+    gateway.reload(|spec| drop(find(spec, "ftp").servers.remove(0)));
+    // Retired, with a flow: it goes on.
+    assert_eq!(gateway.send(&syn), Ok(net.rs(1, 40007)));
+    let (mut gateway, syn) = announced(net);
+    gateway.reload(|spec| drop(find(spec, "ftp").servers.remove(0)));
+    all(&mut gateway);
+    // As the daemon does it: made now, in force later.
+    let tidied = gateway.engine.snapshot().tidied().expect("a retired server without flows");
+    assert_eq!(gateway.send(&syn), Err(Verdict::Refuse(DropReason::NoService)));
+    gateway.engine.apply(gateway.now, Command::Swap(tidied.into()));
+    let address = Addr::from(net.rs(3, 0).ip());
+    gateway.reload(|spec| {
+        find(spec, "ftp").servers.push(ServerSpec { name: "new".to_owned(), address, ..first.clone() });
+    });
+    all(&mut gateway);
+    let servers = &gateway.service("ftp").servers;
+    let new = servers.iter().find(|server| server.name == "new").expect("it was added");
+    new.start(true);
+    assert_eq!((new.load.flows(), new.load.is_idle()), (1, false));
 }
 
 #[test]

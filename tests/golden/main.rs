@@ -312,7 +312,7 @@ impl Net {
 
     /// Another client, by number from 0.
     pub fn other(self, number: u8, port: u16) -> SocketAddr {
-        let (v4, v6) = (format!("198.51.101.{number}"), format!("2001:db8:2::{number:x}"));
+        let (v4, v6) = (format!("198.51.101.{number}"), format!("2001:db8:2:{number:x}::1"));
         (self.pick(&v4, &v6), port).into()
     }
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use gatun::service::{Method, Passive, ServerState};
+use gatun::command::{Command, Extent, Only, Outcome};
+use gatun::service::{Method, Passive, PortRange, ServerState};
 use gatun::verdict::Verdict;
-use gatun::wire::{Addr, Encapsulation};
+use gatun::wire::{Addr, Encapsulation, PacketBuf};
 
 use crate::Net;
 use crate::gateway::{Gateway, find};
@@ -270,4 +271,166 @@ fn a_lone_server_never_falls() {
         refuse(&mut gateway, n);
     }
     assert_eq!((state(&gateway, "web").is_up(), state(&gateway, "web").failures().0), (true, 20));
+}
+
+#[test]
+fn a_syn_with_a_wrong_checksum_says_nothing() {
+    for net in Net::BOTH {
+        let mut gateway = gateway(net, Method::Nat, 1);
+        for round in 0..2 {
+            for n in 1..7 {
+                let mut bytes = gateway.syn(n, 1).bytes();
+                bytes[if net.is_v4() { 36 } else { 56 }] ^= 1;
+                let (verdict, _) = gateway.feed(PacketBuf::from_packet(&bytes));
+                assert_eq!(verdict, Verdict::Forward, "{round}");
+            }
+            gateway.wait(SECOND);
+        }
+        gateway.wait(300 * SECOND);
+        for index in 0..2 {
+            let state = gateway.server("web", index).state.clone();
+            assert_eq!((state.is_up(), state.failures()), (true, (0, 0)), "{net:?}");
+        }
+    }
+}
+
+#[test]
+fn a_port_scan_takes_no_server_down() {
+    for net in Net::BOTH {
+        let mut gateway = gateway(net, Method::Nat, 1);
+        gateway.reload(|spec| find(spec, "web").ports = PortRange { first: 4000, last: 4018 });
+        for port in 4000..=4018 {
+            let client = net.other(1, port);
+            let server = gateway.send(&tcp(client, net.vip(port)).syn().seq(1000, 0)).expect("served");
+            assert_eq!(gateway.send(&tcp(server, client).flags(RST | ACK).seq(0, 1001)), Ok(client));
+        }
+        assert_eq!(state(&gateway, "web").failures(), (0, 0));
+        assert!((0..2).all(|index| gateway.server("web", index).state.is_up()));
+    }
+}
+
+#[test]
+fn one_clients_failures_one_after_another_count_once() {
+    for net in Net::BOTH {
+        let mut gateway = gateway(net, Method::Nat, 3);
+        gateway.server("web", 1).state.set_draining(true);
+        let refuse = |gateway: &mut Gateway, n: u8, port: u16| {
+            let (client, server) = (net.other(n, port), gateway.connect(n, port).expect("served"));
+            assert_eq!(gateway.send(&tcp(server, client).flags(RST | ACK).seq(0, 1001)), Ok(client));
+        };
+        (1..20).for_each(|port| refuse(&mut gateway, 1, port));
+        let web = state(&gateway, "web");
+        assert_eq!(web.failures(), (1, 19));
+        refuse(&mut gateway, 2, 1);
+        assert_eq!(web.failures(), (2, 20));
+        gateway.establish(3, 1);
+        // After an answer it counts again.
+        refuse(&mut gateway, 2, 2);
+        refuse(&mut gateway, 4, 1);
+        assert_eq!(web.failures(), (2, 22));
+        let other = gateway.server("web", 1);
+        other.state.set_draining(false);
+        while gateway.connect(5, 1) != Ok(net.rs(1, 8080)) {
+            gateway.evacuate(&[other.id], None);
+        }
+        gateway.send(&tcp(net.rs(1, 8080), net.other(5, 1)).flags(RST | ACK).seq(0, 1001)).expect("it is told");
+        assert!(!web.is_up());
+    }
+}
+
+#[test]
+fn an_ipv6_host_is_one_client_whatever_its_address_within_its_network() {
+    let net = Net::V6;
+    let mut gateway = gateway(net, Method::Nat, 3);
+    gateway.server("web", 1).state.set_draining(true);
+    for n in 1..20 {
+        let client = (format!("2001:db8:2::{n:x}").parse::<std::net::IpAddr>().expect("an address"), 1).into();
+        let server = gateway.send(&tcp(client, net.vip(80)).syn().seq(1000, 0)).expect("served");
+        assert_eq!(gateway.send(&tcp(server, client).flags(RST | ACK).seq(0, 1001)), Ok(client));
+    }
+    assert_eq!(state(&gateway, "web").failures(), (1, 19));
+}
+
+#[test]
+fn at_most_half_of_a_services_servers_are_held_down() {
+    for (count, half) in [(2, 1), (3, 1), (4, 2), (5, 2)] {
+        let net = Net::V4;
+        let mut gateway = gateway(net, Method::Nat, 1);
+        gateway.reload(|spec| {
+            let web = find(spec, "web");
+            let first = web.servers[0].clone();
+            web.servers = (1..=count)
+                .map(|n| {
+                    let address = Addr::from_v4([10, 20, 1, n]);
+                    gatun::service::ServerSpec { name: n.to_string(), address, ..first.clone() }
+                })
+                .collect();
+        });
+        (0..20).for_each(|n| refuse(&mut gateway, n));
+        let service = gateway.service("web");
+        let down = || service.servers.iter().filter(|server| !server.state.is_up()).count();
+        assert_eq!(down(), half, "of {count}");
+        // What checks say does not count towards the half.
+        service.servers.iter().filter(|server| !server.state.is_up()).for_each(|server| {
+            server.state.set_up(gateway.now, false);
+        });
+        (20..40).for_each(|n| refuse(&mut gateway, n));
+        let left = usize::from(count) - half;
+        assert_eq!(down(), half + half.min(left - 1), "of {count}");
+    }
+}
+
+/// Ends what a sweep for servers that are down ends.
+fn sweep(gateway: &mut Gateway) -> u64 {
+    let servers = [gateway.server("web", 0).id].as_slice().into();
+    let extent = Extent { began: gateway.now, only: Only::Down };
+    let command = Command::Evacuate { servers, policy: None, extent, cursor: 0 };
+    match gateway.engine.apply(gateway.now, command) {
+        Outcome::Deleted { count, next: None } => count,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_it_has_answered_goes_on_until_a_check_agrees() {
+    for net in Net::BOTH {
+        let mut gateway = gateway(net, Method::Nat, 1);
+        gateway.server("web", 1).state.set_draining(true);
+        let (client, vip, rs1) = (net.other(1, 1), net.vip(80), gateway.establish(1, 1));
+        gateway.connect(2, 1).expect("served");
+        gateway.connect(3, 1).expect("served");
+        gateway.server("web", 1).state.set_draining(false);
+        assert_eq!(gateway.send(&tcp(rs1, net.other(2, 1)).flags(RST | ACK).seq(0, 1001)), Ok(net.other(2, 1)));
+        let web = state(&gateway, "web");
+        assert!(!web.is_up() && web.is_doubted());
+        let data = tcp(client, vip).flags(ACK).seq(1001, 5001).payload("x");
+        assert_eq!(gateway.send(&data), Ok(rs1));
+        // The refused one and the unanswered one.
+        assert_eq!((sweep(&mut gateway), gateway.sent().len()), (1, 0), "{net:?}");
+        assert_eq!(gateway.send(&data), Ok(rs1));
+        assert_eq!(gateway.connect(3, 1), Ok(net.rs(2, 8080)), "the client's next SYN");
+        assert!(!web.set_up(gateway.now, false) && !web.is_doubted());
+        assert_eq!(gateway.send(&data), Err(Verdict::Drop(gatun::verdict::DropReason::ServerDown)));
+        assert_eq!(gateway.sent().len(), 2);
+        // It rises, and may be doubted again.
+        web.set_up(gateway.now, true);
+        while gateway.connect(4, 1) != Ok(rs1) {
+            gateway.evacuate(&[gateway.server("web", 1).id], None);
+        }
+        gateway.send(&tcp(rs1, net.other(4, 1)).flags(RST | ACK).seq(0, 1001)).expect("it is told");
+        assert!(web.is_doubted());
+    }
+}
+
+#[test]
+fn a_datagram_without_an_answer_says_nothing() {
+    for net in Net::BOTH {
+        let mut gateway = gateway(net, Method::Nat, 3);
+        gateway.server("dns", 1).state.set_draining(true);
+        let query = udp(net.other(1, 1), net.vip(53)).payload("q");
+        error(&mut gateway, &query, HOST_UNREACHABLE[usize::from(!net.is_v4())]).expect("it is told");
+        gateway.ask(2, 1).expect("served");
+        gateway.wait(400 * SECOND);
+        assert_eq!((gateway.flows().len(), state(&gateway, "dns").failures()), (0, (1, 1)));
+    }
 }

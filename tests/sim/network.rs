@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use gatun::command::{Command, Outcome};
+use gatun::command::{Command, Extent, Only, Outcome};
 use gatun::engine::{Engine, EngineConfig};
 use gatun::service::{
     Passive, PortRange, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec,
@@ -224,7 +224,12 @@ impl Network {
         down.sort_unstable();
         let mut cursor = (!down.is_empty()).then_some(0);
         while let Some(from) = cursor {
-            let command = Command::Evacuate { servers: down.as_slice().into(), policy: None, cursor: from };
+            let command = Command::Evacuate {
+                servers: down.as_slice().into(),
+                policy: None,
+                extent: Extent { began: now, only: Only::Down },
+                cursor: from,
+            };
             cursor = match self.engine.apply(now, command) {
                 Outcome::Deleted { next, .. } => next,
                 _ => None,

@@ -287,7 +287,7 @@ async fn watch_drains(control: Arc<Control>) -> &'static str {
                     tracing::info!(server = server.name, flows, "the drain's deadline: the flows that are left go on");
                 }
                 Step::Deadline(server, Then::Reset, _) => {
-                    let cause = Cause::Told(FlowPolicy::Reset);
+                    let cause = Cause::Drained(FlowPolicy::Reset);
                     let flows = evacuate(control.gateway(), &[server.id], cause).await;
                     tracing::info!(
                         server = server.name,

@@ -20,7 +20,8 @@
 //!
 //! The engine takes a server down by itself when clients' connections fail (`passive`). That is looked for ten times a
 //! second, told, and left alone for the time that such a server is held down. After that it comes up by `rise` good answers
-//! to its check; without a check it is tried again.
+//! to its check; without a check it is tried again. Until a check agrees with the clients only flows that the server has not
+//! answered are ended; when one does, that is told as another fall, for its own reason.
 //!
 //! On a reload [`Health::configure`] is told the new snapshot *before* the engines are. Probes that are the same as before
 //! keep their standing and their place in the queue, and one that runs runs on. A server whose check changes keeps its

@@ -154,7 +154,7 @@ impl Table {
         let id = found.unwrap_or_else(|| {
             let is_up = match known {
                 None => key.check.starts_up && server.state.is_up(),
-                Some(_) => server.state.is_up() || server.state.passive_down_since().is_some(),
+                Some(_) => server.state.is_up() || server.state.is_doubted(),
             };
             // The warm-up: probes of one configuration do not all start together.
             let due = now + self.dice.part_of(key.check.interval);
@@ -342,18 +342,22 @@ impl Watched {
             held_until.is_none_or(|until| now >= until && line.is_none_or(|line| self.good >= line.key.check.rise));
         let is_up = stands && is_released;
         // Only what differs: otherwise a server that fails its clients at this moment would be brought up again.
-        if self.server.state.is_up() != is_up {
+        // Down for good, if clients' failures alone took it down so far.
+        let agrees = !stands && self.server.state.is_doubted();
+        if self.server.state.is_up() != is_up || agrees {
             self.server.state.set_up(now, is_up);
             self.good = 0;
         }
-        if self.was_up == is_up {
+        if self.was_up == is_up && !agrees {
             return None;
         }
-        self.was_up = is_up;
-        self.transitions += 1;
-        self.since = SystemTime::now();
+        if self.was_up != is_up {
+            self.was_up = is_up;
+            self.transitions += 1;
+            self.since = SystemTime::now();
+        }
         let why = match line {
-            _ if !is_up && !is_released => "clients' connections to it fail".to_owned(),
+            _ if stands && !is_released => "clients' connections to it fail".to_owned(),
             Some(line) => format!("{why} ({} check)", line.key.check.probe.word()),
             None => why.to_owned(),
         };

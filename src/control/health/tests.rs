@@ -386,6 +386,24 @@ async fn clients_failures_hold_a_server_down_for_their_time() {
     assert!(began.elapsed() >= ms(1090), "{:?}", began.elapsed());
 }
 
+#[tokio::test]
+async fn a_check_that_agrees_with_clients_is_told_too() {
+    let keys = r#"passive = { fall = 1, hold = "60s" }"#;
+    let check = r#"check = { type = "tcp", interval = "50ms", timeout = "50ms", fall = 2 }"#;
+    let world = World::new(&service("web", 80, &format!("{keys}\n{check}"), 1));
+    let mut told = world.health.watch();
+    let web = world.state("web", "10.0.0.1:80");
+    assert!(web.fall_passively(world.gateway.now()).is_some() && web.is_doubted());
+    let event = next_of_a_server(&mut told).await;
+    assert_eq!(event.reason.as_str(), "clients' connections to it fail");
+    assert!(web.is_doubted());
+    world.set("10.0.0.1:80", Behaviour::Refuses);
+    let event = next_of_a_server(&mut told).await;
+    assert_eq!(event.change, api::ServerChange::Down);
+    assert!(event.reason.contains("(tcp check)"), "{}", event.reason);
+    assert!(!web.is_up() && !web.is_doubted() && web.passive_down_since().is_some());
+}
+
 async fn next_of_a_server(told: &mut broadcast::Receiver<Arc<api::ServerEvent>>) -> Arc<api::ServerEvent> {
     loop {
         let event = told.recv().await.unwrap();

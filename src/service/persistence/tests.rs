@@ -31,7 +31,12 @@ fn open(table: &Persisted, secs: u64, number: u32, to: u8) -> Place {
 }
 
 fn close(table: &Persisted, number: u32, to: u8) {
-    table.release(client(number), server(to).0);
+    close_of(table, u64::from(u32::MAX), number, to);
+}
+
+/// A flow that was opened then ends.
+fn close_of(table: &Persisted, secs: u64, number: u32, to: u8) {
+    table.release(client(number), server(to).0, at(secs));
     table.check_invariants();
 }
 
@@ -215,4 +220,37 @@ fn open_unchecked(table: &Persisted, number: u32, to: u8) -> Place {
         let place = known.map_or(server(to), |known| known.server);
         (place, Some(place))
     })
+}
+
+#[test]
+fn old_flows_are_not_counted_off_those_that_came_after_a_change() {
+    let table = table(16);
+    let flows = |secs| table.entries(at(secs), 0, 9).0.iter().map(|entry| entry.flows).collect::<Vec<_>>();
+    // To a first server, to another, and back; each by a choice of the scheduler.
+    for (secs, to) in [(0, 1), (1, 1), (2, 2), (3, 1)] {
+        table.claim(at(secs), client(1), (6 * MINUTE, true), |_| ((), Some(server(to))));
+    }
+    assert_eq!(flows(3), [1]);
+    for (opened, to) in [(0, 1), (1, 1), (2, 2)] {
+        close_of(&table, opened, 1, to);
+        assert_eq!(flows(3), [1], "of {opened}");
+    }
+    // A shard whose clock is behind.
+    table.claim(at(2), client(1), (6 * MINUTE, true), |_| ((), Some(server(1))));
+    assert_eq!(flows(3), [2]);
+    close_of(&table, 2, 1, 1);
+    close_of(&table, 3, 1, 1);
+    assert_eq!(flows(3), [0]);
+}
+
+#[test]
+fn flows_of_an_entry_that_gave_way_are_not_counted_off_its_successor() {
+    let table = table(1);
+    open(&table, 0, 1, 1);
+    open(&table, 1, 2, 1);
+    open(&table, 2, 1, 1);
+    close_of(&table, 0, 1, 1);
+    assert!(table.find(at(3), client(1)).is_some_and(|known| known.has_flows));
+    close_of(&table, 2, 1, 1);
+    assert!(table.find(at(3), client(1)).is_some_and(|known| !known.has_flows));
 }

@@ -64,10 +64,9 @@ impl Changes {
 
     fn set(&self, place: usize) {
         let (word, bit) = (place / 64, place % 64);
-        // Where the word had marks its bit in the summary is set, or whoever took it has yet to come to the word.
-        if self.words[word].fetch_or(1 << bit, Ordering::Release) == 0 {
-            self.summary.fetch_or(1 << word, Ordering::Release);
-        }
+        self.words[word].fetch_or(1 << bit, Ordering::Release);
+        // Also where the word had marks: whoever made them may not have come to the summary yet.
+        self.summary.fetch_or(1 << word, Ordering::Release);
     }
 }
 
@@ -134,6 +133,17 @@ mod tests {
         marks[0].set();
         assert_eq!(taken(&changes), [4095]);
         Mark::default().set();
+    }
+
+    #[test]
+    fn a_mark_does_not_wait_for_another() {
+        let changes = Arc::new(Changes::default());
+        changes.claim();
+        // Somebody is between the word and the summary.
+        changes.words[1].fetch_or(1, Ordering::Release);
+        assert!(taken(&changes).is_empty());
+        Mark::new(&changes, 65).set();
+        assert_eq!(taken(&changes), [64, 65]);
     }
 
     #[test]
