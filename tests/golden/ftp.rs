@@ -90,11 +90,11 @@ pub fn eprt(end: SocketAddr) -> String {
     format!("|{}|{}|{}|", if end.is_ipv4() { 1 } else { 2 }, end.ip(), end.port())
 }
 
-fn pasv(end: SocketAddr) -> String {
+pub fn pasv(end: SocketAddr) -> String {
     format!("227 Entering Passive Mode ({}).\r\n", six(end))
 }
 
-fn epsv(port: u16) -> String {
+pub fn epsv(port: u16) -> String {
     format!("229 Entering Extended Passive Mode (|||{port}|).\r\n")
 }
 
@@ -495,12 +495,12 @@ fn with_addresses(net: Net) -> Vec<Row> {
     rows
 }
 
-fn engine(spec: SnapshotSpec) -> Engine {
+pub fn engine(spec: SnapshotSpec) -> Engine {
     world::engine(Snapshot::build(spec, None).expect("valid").into(), 1024)
 }
 
 /// Sends a packet; what goes on, its checksum complete.
-fn send(engine: &mut Engine, now: Instant, packet: impl Packet) -> Vec<u8> {
+pub fn send(engine: &mut Engine, now: Instant, packet: impl Packet) -> Vec<u8> {
     let mut buf = packet.buf();
     assert_eq!(engine.handle_packet(now, &mut buf), Verdict::Forward);
     engine.check_invariants();
