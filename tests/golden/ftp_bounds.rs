@@ -6,11 +6,12 @@ use std::time::Duration;
 use gatun::engine::Engine;
 use gatun::service::{HelperKind, PortRange, Protocols, Snapshot};
 use gatun::time::Instant;
-use gatun::verdict::Verdict;
+use gatun::verdict::{DropReason, Verdict};
 
 use crate::Net;
-use crate::ftp::{Control, six, spec};
-use crate::support::packet::udp;
+use crate::ftp::{Control, engine, pasv, send, six, spec};
+use crate::support::oracle;
+use crate::support::packet::{ACK, Build, tcp, udp};
 use crate::support::world::{self, ServiceSpecExt, service};
 
 /// An engine of which so many TFTP clients expect an answer.
@@ -61,4 +62,65 @@ fn an_announcement_costs_the_same_however_many_there_are() {
     // A scan takes 50 times as long and more.
     took[0] = took[0].max(Duration::from_micros(50));
     assert!(took[1] < took[0] * 10, "{took:?}");
+}
+
+/// Asks and answers of which the client acknowledges nothing.
+fn asked_again_and_again(net: Net, engine: &mut Engine, times: u16) -> Control {
+    let mut control = Control::new(net);
+    for n in 0..times {
+        control = control.sent("PASV\r\n").got(pasv(net.rs(1, 40000 + n)));
+    }
+    for packet in &control.packets {
+        // What the client acknowledges was said before all of them.
+        let packet = if packet.src == net.client(40000) { acking(packet, 5001) } else { packet.clone() };
+        send(engine, Instant::ZERO, packet);
+    }
+    control
+}
+
+fn acking(packet: &Build, ack: u32) -> Build {
+    let (seq, _) =
+        oracle::decode(&packet.bytes()).and_then(|packet| packet.tcp).map_or((0, 0), |tcp| (tcp.seq, tcp.ack));
+    packet.clone().seq(seq, ack)
+}
+
+#[test]
+fn changes_of_a_stream_wait_for_their_acknowledgement() {
+    let net = Net::V4;
+    let mut engine = engine(spec(net));
+    let now = Instant::ZERO;
+    let control = asked_again_and_again(net, &mut engine, 16);
+    let asked = control.clone().sent("PASV\r\n");
+    send(&mut engine, now, acking(&control.command("PASV\r\n"), 5001));
+    let reply = asked.reply(pasv(net.rs(1, 50000)));
+    for _ in 0..3 {
+        assert_eq!(engine.handle_packet(now, &mut reply.buf()), Verdict::Drop(DropReason::TooEarly));
+    }
+    assert_eq!(engine.expectations().filter(|expected| expected.key.dport == 50000).count(), 0);
+    // It comes again when the client has acknowledged the first of them.
+    let (said, heard) = (pasv(net.rs(1, 40000)).len() as u32, pasv(net.vip(40000)).len() as u32);
+    let ack = tcp(net.client(40000), net.vip(21)).flags(ACK).seq(asked.client, 5001 + heard);
+    assert_eq!(
+        send(&mut engine, now, &ack),
+        ack.clone().seq(asked.client, 5001 + said).with_dst(net.rs(1, 2121)).bytes()
+    );
+    let grown = 16 * (heard - said);
+    let out = asked.reply(pasv(net.vip(50000))).seq(asked.server + grown, asked.client);
+    assert_eq!(send(&mut engine, now, &reply), out.with_src(net.vip(21)).bytes());
+    assert!(engine.expectations().any(|expected| expected.key.dport == 50000));
+}
+
+#[test]
+fn answers_beyond_that_in_one_segment_go_on_as_they_are() {
+    let net = Net::V4;
+    let mut engine = engine(spec(net));
+    let control = asked_again_and_again(net, &mut engine, 10);
+    send(&mut engine, Instant::ZERO, acking(&control.command("PASV\r\n".repeat(16)), 5001));
+    let lines = |end: fn(Net, u16) -> SocketAddr| (0..16).map(move |n| pasv(end(net, 50000 + n)));
+    let (said, heard) = (lines(|net, port| net.rs(1, port)), lines(|net, port| net.vip(port)));
+    let asked = control.clone().sent("PASV\r\n".repeat(16));
+    let sent = send(&mut engine, Instant::ZERO, asked.reply(said.clone().collect::<String>()));
+    let told = String::from_utf8(oracle::decode(&sent).expect("a packet").payload).expect("text");
+    assert_eq!(told, heard.take(6).chain(said.skip(6)).collect::<String>());
+    assert!(engine.expectations().all(|expected| expected.key.dport < 50006));
 }

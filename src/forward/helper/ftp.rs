@@ -257,6 +257,9 @@ impl Ftp {
 
 /// What the client is to read in place of a passive reply's argument; `None`: just that.
 fn passive(is_extended: bool, text: &[u8], desk: &mut Desk<'_>) -> Option<Vec<u8>> {
+    if !desk.has_room(1) {
+        return None;
+    }
     if is_extended {
         let (delimiter, port) = port_alone(text)?;
         let shown = desk.expect_client(port)?;
