@@ -10,7 +10,7 @@ use siphasher::sip::SipHasher13;
 use super::admit::{PORT_ATTEMPTS, next_random};
 use super::{Engine, EngineConfig};
 use crate::command::FlowChange;
-use crate::flow::{FlowId, InsertError, Sender, TcpState};
+use crate::flow::{FlowId, InsertError, Sender, TcpState, track};
 use crate::forward::helper::expect::{Expectation, Expectations};
 use crate::forward::helper::sequence::distance;
 use crate::forward::helper::{self, Desk, Session};
@@ -39,7 +39,7 @@ impl Helpers {
         Helpers { sessions: HashMap::default(), max_sessions, expectations: Expectations::new(config.seed) }
     }
 
-    /// A helped flow has ended. What it announced may still come.
+    /// A helped flow has ended, or its connection. What it announced may still come.
     pub fn forget(&mut self, id: FlowId) {
         self.sessions.remove(&id);
     }
@@ -68,6 +68,11 @@ impl Engine {
         sender: Sender,
         change: FlowChange,
     ) -> Verdict {
+        if let Transport::Tcp(segment) = &view.transport
+            && track::renews(self.table.flow(id), sender, segment)
+        {
+            self.helpers.forget(id);
+        }
         let len = buf.len();
         let outcome = match self.help(now, buf, view, id, sender) {
             Ok(outcome) => outcome,

@@ -29,6 +29,15 @@ pub fn starts_anew(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
     is_over && sender == Sender::Client && segment.has(tcp::SYN) && !segment.has(tcp::ACK)
 }
 
+/// Whether a client's SYN makes the flow, which goes on, that of another connection: what was known of the old one's bytes
+/// does not hold for it.
+pub fn renews(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
+    sender == Sender::Client
+        && segment.has(tcp::SYN)
+        && !segment.has(tcp::ACK | tcp::RST)
+        && syn_is_plausible(flow, sender, segment)
+}
+
 /// Whether the client of a flow can have sent a segment with this sequence number not long ago: an ICMP error that quotes
 /// another one is forged or stale (RFC 5927 section 4.1).
 pub fn client_sent(flow: &Flow, sequence: u32) -> bool {

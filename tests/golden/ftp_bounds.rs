@@ -11,7 +11,7 @@ use gatun::verdict::{DropReason, Verdict};
 use crate::Net;
 use crate::ftp::{Control, engine, pasv, send, six, spec};
 use crate::support::oracle;
-use crate::support::packet::{ACK, Build, tcp, udp};
+use crate::support::packet::{ACK, Build, FIN, SYN, tcp, udp};
 use crate::support::world::{self, ServiceSpecExt, service};
 
 /// An engine of which so many TFTP clients expect an answer.
@@ -123,4 +123,42 @@ fn answers_beyond_that_in_one_segment_go_on_as_they_are() {
     let told = String::from_utf8(oracle::decode(&sent).expect("a packet").payload).expect("text");
     assert_eq!(told, heard.take(6).chain(said.skip(6)).collect::<String>());
     assert!(engine.expectations().all(|expected| expected.key.dport < 50006));
+}
+
+/// The client's host was started anew, or is short of ports: it connects again while the old connection is being closed.
+#[test]
+fn a_connection_over_the_ports_of_a_closing_one_is_read_from_its_beginning() {
+    let net = Net::V4;
+    let (client, vip, rs) = (net.client(40000), net.vip(21), net.rs(1, 2121));
+    let old = Control::new(net).sent("PASV\r\n").got(pasv(net.rs(1, 40007)));
+    let fins = [
+        ("FIN_WAIT", vec![tcp(rs, client).flags(FIN | ACK).seq(old.server, old.client)]),
+        ("CLOSE_WAIT", vec![tcp(client, vip).flags(FIN | ACK).seq(old.client, 5001)]),
+    ];
+    for (state, fins) in fins {
+        let mut engine = engine(spec(net));
+        let now = Instant::ZERO;
+        for packet in old.packets.iter().chain(&fins) {
+            send(&mut engine, now, packet);
+        }
+        let is = |engine: &Engine| engine.flows(now, 0, 9).0.iter().map(|flow| flow.state_word()).collect::<Vec<_>>();
+        assert_eq!(is(&engine), [Some(state)]);
+        // A SYN that is none of the client's changes nothing.
+        let stale = tcp(client, vip).syn().seq(900, 0);
+        send(&mut engine, now, &stale);
+        let syn = tcp(client, vip).syn().seq(900_000, 0);
+        assert_eq!(send(&mut engine, now, &syn), syn.with_dst(rs).bytes());
+        let mut new = Control::new(net);
+        (new.client, new.server) = (900_001, 70_001);
+        let answer = tcp(rs, client).flags(SYN | ACK).seq(70_000, 900_001);
+        assert_eq!(send(&mut engine, now, &answer), answer.with_src(vip).bytes());
+        send(&mut engine, now, new.command("").flags(ACK));
+        assert_eq!(send(&mut engine, now, new.reply("220 Hi\r\n")), new.reply("220 Hi\r\n").with_src(vip).bytes());
+        new = new.got("220 Hi\r\n");
+        assert_eq!(send(&mut engine, now, new.command("PASV\r\n")), new.command("PASV\r\n").with_dst(rs).bytes());
+        new = new.sent("PASV\r\n");
+        let heard = new.reply(pasv(net.vip(40008))).with_src(vip);
+        assert_eq!(send(&mut engine, now, new.reply(pasv(net.rs(1, 40008)))), heard.bytes());
+        assert_eq!(is(&engine), [Some("ESTABLISHED")]);
+    }
 }
