@@ -4,12 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use gatun::engine::Engine;
+use gatun::explain::{Explained, explain};
 use gatun::service::{HelperKind, PortRange, Protocols, Snapshot};
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
+use gatun::wire::{Protocol, Tuple};
 
 use crate::Net;
-use crate::ftp::{Control, engine, pasv, send, six, spec};
+use crate::ftp::{Control, engine, eprt, epsv, pasv, send, six, spec};
 use crate::support::oracle;
 use crate::support::packet::{ACK, Build, FIN, SYN, tcp, udp};
 use crate::support::world::{self, ServiceSpecExt, service};
@@ -160,5 +162,60 @@ fn a_connection_over_the_ports_of_a_closing_one_is_read_from_its_beginning() {
         let heard = new.reply(pasv(net.vip(40008))).with_src(vip);
         assert_eq!(send(&mut engine, now, new.reply(pasv(net.rs(1, 40008)))), heard.bytes());
         assert_eq!(is(&engine), [Some("ESTABLISHED")]);
+    }
+}
+
+#[test]
+fn what_is_announced_is_explained_as_it_is_done() {
+    let now = Instant::ZERO;
+    for net in Net::BOTH {
+        let mut engine = engine(spec(net));
+        let outcome = |engine: &Engine, src: SocketAddr, dst: SocketAddr, flags| {
+            let (sport, dport) = (src.port(), dst.port());
+            let tuple = Tuple { src: src.ip().into(), dst: dst.ip().into(), sport, dport, protocol: Protocol::TCP };
+            explain(engine, now, &tuple, flags).outcome
+        };
+        let told = |engine: &Engine, src: SocketAddr, dst: SocketAddr| match outcome(engine, src, dst, SYN) {
+            Explained::Expected { announcement, from_client, translated } => {
+                let ends = [(translated.src, translated.sport), (translated.dst, translated.dport)];
+                let [src, dst] = ends.map(|(addr, port)| SocketAddr::new(addr.ip(), port));
+                assert_eq!((&*announcement.service, &*announcement.server), ("ftp", "rs1"));
+                (announcement.to_string(), from_client, src, dst)
+            }
+            other => panic!("{other:?}"),
+        };
+        let (client, vip, rs) = (net.client(40000), net.vip(21), net.rs(1, 2121));
+        let line = format!("EPRT {}\r\n", eprt(net.client(33000)));
+        let control = Control::new(net).sent("EPSV\r\n").got(epsv(40007)).sent(line);
+        for packet in &control.packets {
+            send(&mut engine, now, packet);
+        }
+        let by = format!("a helper: announced by tcp {client} > {vip}");
+        let (from, passive) = (net.client(41000), net.vip(40007));
+        assert_eq!(told(&engine, from, passive), (by.clone(), true, from, net.rs(1, 40007)));
+        let active = (net.rs(1, 20), net.client(33000));
+        assert_eq!(told(&engine, active.0, active.1), (by, false, net.vip(20), active.1));
+        let early = outcome(&engine, from, passive, ACK);
+        assert!(matches!(early, Explained::Dropped { reason: DropReason::NoService, .. }), "{early:?}");
+        // Nothing has moved: it is done as it was told.
+        assert_eq!(engine.expectations().count(), 2);
+        let syn = tcp(from, passive).syn();
+        assert_eq!(send(&mut engine, now, &syn), syn.with_dst(net.rs(1, 40007)).bytes());
+        assert!(matches!(outcome(&engine, from, passive, SYN), Explained::Known { .. }));
+        // Of a connection that is over, the client's SYN starts another one.
+        for packet in [
+            tcp(client, vip).flags(FIN | ACK).seq(control.client, control.server),
+            tcp(rs, client).flags(FIN | ACK).seq(control.server, control.client + 1),
+        ] {
+            send(&mut engine, now, &packet);
+        }
+        assert!(matches!(outcome(&engine, client, vip, ACK), Explained::Known { .. }));
+        let anew = outcome(&engine, client, vip, SYN);
+        assert!(matches!(&anew, Explained::Admitted { choice, .. } if choice.server == "rs2"), "{anew:?}");
+        let syn = tcp(client, vip).syn().seq(900_000, 0);
+        assert_eq!(send(&mut engine, now, &syn), syn.with_dst(net.rs(2, 2121)).bytes());
+        // The other announcement stands.
+        let (words, ..) = told(&engine, active.0, active.1);
+        assert_eq!(words, "a helper: announced by a flow that has ended");
     }
 }
