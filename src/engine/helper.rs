@@ -86,7 +86,7 @@ impl Engine {
     }
 
     /// What the helper of a flow does to a packet.
-    pub(super) fn help(
+    fn help(
         &mut self,
         now: Instant,
         buf: &mut PacketBuf,

@@ -219,3 +219,19 @@ fn what_is_announced_is_explained_as_it_is_done() {
         assert_eq!(words, "a helper: announced by a flow that has ended");
     }
 }
+
+/// The packet lies as far behind what was changed as numbers can lie.
+#[test]
+fn a_wild_sequence_number_is_moved_as_any() {
+    let net = Net::V4;
+    let mut engine = engine(spec(net));
+    let control = Control::new(net).sent("PASV\r\n").got(pasv(net.rs(1, 40007)));
+    for packet in &control.packets {
+        send(&mut engine, Instant::ZERO, packet);
+    }
+    let changed = 5001 + 27u32;
+    for behind in [i32::MAX as u32, i32::MAX as u32 - 3, i32::MAX as u32 + 1] {
+        let seq = changed.wrapping_sub(behind);
+        send(&mut engine, Instant::ZERO, tcp(net.rs(1, 2121), net.client(40000)).flags(ACK).seq(seq, 1007));
+    }
+}

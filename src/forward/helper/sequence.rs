@@ -123,7 +123,7 @@ impl Stream {
         let mut is_changed = false;
         for change in &self.changes {
             let start = distance(at, change.at);
-            let end = start + change.taken as i32;
+            let end = start.wrapping_add(change.taken as i32);
             if end <= 0 || start >= bytes.len() as i32 {
                 continue;
             }
