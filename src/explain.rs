@@ -1,6 +1,7 @@
 //! What would happen to a packet, and why, without anything happening.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use crate::command::FlowRecord;
 use crate::engine::{self, Engine, Fate};
@@ -25,6 +26,8 @@ pub enum Explained {
     Known { flow: Box<FlowRecord>, from_client: bool, translated: Tuple, via: Option<Via> },
     /// The packet starts a flow.
     Admitted { choice: Choice, translated: Tuple, via: Option<Via> },
+    /// The packet starts a flow that a helper has announced.
+    Expected { announcement: Announcement, from_client: bool, translated: Tuple },
     /// The packet belongs to no flow, but comes from a server whose packets are scheduled one by one: it is translated to
     /// this tuple.
     Answer { service: String, server: String, translated: Tuple },
@@ -107,6 +110,28 @@ pub struct Choice {
     pub available: (usize, usize),
 }
 
+/// How a flow came to be expected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    pub service: String,
+    pub server: String,
+    pub method: Method,
+    /// The flow that announced it, unless that has ended.
+    pub by: Option<Tuple>,
+}
+
+impl fmt::Display for Announcement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.by {
+            Some(Tuple { src, dst, sport, dport, protocol }) => {
+                let (src, dst) = (SocketAddr::new(src.ip(), sport), SocketAddr::new(dst.ip(), dport));
+                write!(f, "a helper: announced by {} {src} > {dst}", protocol.name())
+            }
+            None => f.write_str("a helper: announced by a flow that has ended"),
+        }
+    }
+}
+
 /// Explains a packet to `engine` without changing it. `tcp_flags`: as in the header; of no meaning for other protocols.
 /// The engine must be that of the shard that the packet belongs to.
 pub fn explain(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Explanation {
@@ -124,7 +149,9 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     if packet.src.is_martian_source() || packet.dst.is_multicast_or_broadcast() || to_itself {
         return dropped(DropReason::Martian, None);
     }
-    let known = engine.find(now, packet).map(|(flow, sender)| (flow, sender, engine.foresee_lost(packet)));
+    // The flow that a new connection starts over is as good as gone.
+    let found = engine.find(now, packet).filter(|_| !engine.foresee_start(now, packet, tcp_flags));
+    let known = found.map(|(flow, sender)| (flow, sender, engine.foresee_lost(packet)));
     if let Some((_, sender, Some(Fate::Reset))) = known
         && (sender == Sender::Server || packet.protocol != Protocol::TCP || !is_start(tcp_flags))
     {
@@ -142,6 +169,21 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         let from_client = sender == Sender::Client;
         let via = snapshot.server(flow.server).filter(|_| from_client).and_then(|server| Via::to(server));
         return Explained::Known { flow: Box::new(flow), from_client, translated, via };
+    }
+    let (flows, limit) = engine.occupancy();
+    let is_full = flows == limit && !engine.can_evict();
+    if let Some((expectation, server, by)) = engine.foresee_expected(now, packet, tcp_flags) {
+        let service = snapshot.service(server.service).map_or("", |service| &service.spec.name);
+        if is_full {
+            return dropped(DropReason::TableFull, Some(service));
+        }
+        let (original, reply) = expectation.tuples(packet);
+        let from_client = expectation.opener == Sender::Client;
+        let (service, server) = (service.to_owned(), server.name.clone());
+        let method = Method::numbered(expectation.owner.method);
+        let announcement = Announcement { service, server, method, by };
+        let translated = if from_client { reply } else { original }.reversed();
+        return Explained::Expected { announcement, from_client, translated };
     }
     let ours = snapshot.is_ours(packet.dst);
     let Some(service) = snapshot.service_for(packet.dst, packet.protocol, packet.dport) else {
@@ -173,8 +215,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     };
     let server = picked.server;
     let alone = service.spec.one_packet && packet.protocol == Protocol::UDP;
-    let (flows, limit) = engine.occupancy();
-    if !alone && flows == limit && !engine.can_evict() {
+    if !alone && is_full {
         return dropped(DropReason::TableFull, Some(&service.spec.name));
     }
     let choice = Choice {

@@ -112,6 +112,14 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.after = Some(endpoints(&translated));
             told.via = via.map(|via| via.to_string());
         }
+        Explained::Expected { announcement, from_client, translated } => {
+            told.chosen_by = Some(announcement.to_string());
+            (told.service, told.server) = (Some(announcement.service), Some(announcement.server));
+            told.keeps_flow = Some(true);
+            told.method = Some(announcement.method.word().to_owned());
+            told.direction = Some(if from_client { "to_server" } else { "to_client" }.to_owned());
+            told.after = Some(endpoints(&translated));
+        }
         Explained::Answer { service, server, translated } => {
             (told.service, told.server) = (Some(service), Some(server));
             told.keeps_flow = Some(false);

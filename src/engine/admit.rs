@@ -7,7 +7,7 @@ use crate::forward;
 use crate::service::{Picked, Request, Server, ServerId, Service};
 use crate::time::Instant;
 use crate::verdict::DropReason;
-use crate::wire::{Transport, Tuple, View, tcp};
+use crate::wire::{Protocol, Transport, Tuple, View, tcp};
 
 /// Source ports tried when another flow has the planned tuple.
 pub(super) const PORT_ATTEMPTS: u16 = 16;
@@ -32,8 +32,7 @@ impl Engine {
 
     /// Ends a flow over whose ports a new connection starts.
     fn is_start(&mut self, now: Instant, id: FlowId, sender: Sender, segment: &tcp::Header) -> bool {
-        let flow = self.table.flow(id);
-        if track::starts_anew(flow, sender, segment) || self.is_expected_anew(now, id, sender, segment) {
+        if self.is_over_for(now, id, sender, segment.flags) {
             self.end(now, id);
             self.stats.flows_reused += 1;
             return true;
@@ -42,6 +41,17 @@ impl Engine {
             self.judge_syn(now, id);
         }
         false
+    }
+
+    /// Whether a segment with these flags starts a new connection over the ports of this flow.
+    fn is_over_for(&self, now: Instant, id: FlowId, sender: Sender, tcp_flags: u8) -> bool {
+        track::starts_anew(self.table.flow(id), sender, tcp_flags) || self.is_expected_anew(now, id, sender, tcp_flags)
+    }
+
+    /// Whether a segment of this tuple starts a new connection over the ports of a flow that there is.
+    pub(crate) fn foresee_start(&self, now: Instant, tuple: &Tuple, tcp_flags: u8) -> bool {
+        let found = self.table.lookup(tuple).filter(|_| tuple.protocol == Protocol::TCP);
+        found.is_some_and(|(id, sender)| self.is_over_for(now, id, sender, tcp_flags))
     }
 
     /// The flow of `original` to the server that was picked for it.

@@ -10,7 +10,7 @@ use siphasher::sip::SipHasher13;
 use super::admit::{PORT_ATTEMPTS, next_random};
 use super::{Engine, EngineConfig};
 use crate::command::FlowChange;
-use crate::flow::{FlowId, InsertError, Sender, TcpState};
+use crate::flow::{Flow, FlowId, InsertError, Marks, Sender, TcpState, track};
 use crate::forward::helper::expect::{Expectation, Expectations};
 use crate::forward::helper::sequence::distance;
 use crate::forward::helper::{self, Desk, Session};
@@ -18,7 +18,7 @@ use crate::forward::plan_again;
 use crate::service::{FlowPolicy, Server, ServerId, ServiceId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{PacketBuf, Transport, Tuple, View, segment, tcp};
+use crate::wire::{PacketBuf, Protocol, Transport, Tuple, View, segment, tcp};
 
 /// Connections that are read at a time, per shard; and no more than a quarter of its flows. One takes less than a kilobyte,
 /// with lines that wait up to five.
@@ -39,7 +39,7 @@ impl Helpers {
         Helpers { sessions: HashMap::default(), max_sessions, expectations: Expectations::new(config.seed) }
     }
 
-    /// A helped flow has ended. What it announced may still come.
+    /// A helped flow has ended, or its connection. What it announced may still come.
     pub fn forget(&mut self, id: FlowId) {
         self.sessions.remove(&id);
     }
@@ -68,6 +68,11 @@ impl Engine {
         sender: Sender,
         change: FlowChange,
     ) -> Verdict {
+        if let Transport::Tcp(segment) = &view.transport
+            && track::renews(self.table.flow(id), sender, segment)
+        {
+            self.helpers.forget(id);
+        }
         let len = buf.len();
         let outcome = match self.help(now, buf, view, id, sender) {
             Ok(outcome) => outcome,
@@ -81,7 +86,7 @@ impl Engine {
     }
 
     /// What the helper of a flow does to a packet.
-    pub(super) fn help(
+    fn help(
         &mut self,
         now: Instant,
         buf: &mut PacketBuf,
@@ -151,11 +156,39 @@ impl Engine {
         {
             return None;
         }
+        let (expectation, server) = self.announced(now, tuple)?;
+        Some(self.begin_expected(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
+    }
+
+    /// What a helper has announced of a packet without a flow, and the server, if there still is one.
+    fn announced(&self, now: Instant, tuple: &Tuple) -> Option<(Expectation, Arc<Server>)> {
         let expectation = *self.helpers.expectations.find(now, tuple)?;
         let server = self.snapshot.server(ServerId(expectation.owner.server)).cloned();
         // The number may have become another server's.
         let server = server.filter(|server| server.address == expectation.server && self.takes_expected(server))?;
-        Some(self.begin_expected(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
+        Some((expectation, server))
+    }
+
+    /// As [`Engine::expected`], but nothing moves: what was announced, its server, and the flow that announced it, if that
+    /// goes on.
+    pub(crate) fn foresee_expected(
+        &self,
+        now: Instant,
+        tuple: &Tuple,
+        tcp_flags: u8,
+    ) -> Option<(Expectation, Arc<Server>, Option<Tuple>)> {
+        if tuple.protocol == Protocol::TCP && tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
+            return None;
+        }
+        let (expectation, server) = self.announced(now, tuple)?;
+        // Its number may have become another flow's.
+        let is_it = |flow: &&Flow| {
+            flow.owner.marks.has(Marks::HELPED)
+                && flow.owner.server == expectation.owner.server
+                && flow.original().src == expectation.client
+        };
+        let by = self.table.known(expectation.by).filter(is_it).map(Flow::original);
+        Some((expectation, server, by))
     }
 
     /// Whether announced flows to `server` may begin: it works as far as flows are concerned that it has, and if it is retired
@@ -220,10 +253,9 @@ impl Engine {
     }
 
     /// Whether a server begins an announced connection over the ports of one that is over.
-    pub(super) fn is_expected_anew(&self, now: Instant, id: FlowId, sender: Sender, segment: &tcp::Header) -> bool {
+    pub(super) fn is_expected_anew(&self, now: Instant, id: FlowId, sender: Sender, tcp_flags: u8) -> bool {
         sender == Sender::Server
-            && segment.has(tcp::SYN)
-            && !segment.has(tcp::ACK)
+            && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
             && self.is_over(id)
             && self.helpers.expectations.find(now, &self.table.flow(id).reply()).is_some()
     }

@@ -152,13 +152,10 @@ impl Engine {
         for &sender in senders {
             let Some(mut buf) = reset::from(self.table.flow(id), sender) else { continue };
             let Ok(view) = View::parse(buf.packet()) else { continue };
-            if self.table.flow(id).owner.marks.has(Marks::HELPED) {
-                // The other end has been shown other numbers.
-                let _ = self.help(now, &mut buf, &view, id, sender);
-            }
             let flow = self.table.flow(id);
             let server = self.snapshot.server(ServerId(flow.owner.server)).map(AsRef::as_ref);
             let context = Context { now, spec: &self.snapshot.spec, server, is_probe: false };
+            // A helper may have shown the other end other numbers.
             self.renumber(&mut buf, &view, id, sender);
             // A server that cannot be reached needs no telling.
             if forward::act(&forward::action(flow, sender), &mut buf, &view, context).is_ok() {

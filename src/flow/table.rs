@@ -390,6 +390,11 @@ impl FlowTable {
         &self.flows[id.0 as usize]
     }
 
+    /// The flow of a number that was kept; it may have ended, and the number be another flow's.
+    pub fn known(&self, id: FlowId) -> Option<&Flow> {
+        self.flows.get(id.0 as usize).filter(|flow| flow.in_use)
+    }
+
     /// A packet keeps the flow alive: `change` notes what it brought. Moves the flow between lists if its class changed.
     #[inline]
     pub fn refresh<T>(

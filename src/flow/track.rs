@@ -20,13 +20,22 @@ impl Sender {
 
 /// Whether a SYN over the same ports starts a new connection rather than belonging to this flow: it is over, so it does,
 /// at once (RFC 9293 section 3.6.1; RFC 6191). Where only the client's side is seen, its own FIN is all there is to go by.
-pub fn starts_anew(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
+pub fn starts_anew(flow: &Flow, sender: Sender, tcp_flags: u8) -> bool {
     let is_over = match flow.tcp_state {
         TcpState::TimeWait | TcpState::Close => true,
         TcpState::FinWait | TcpState::CloseWait | TcpState::LastAck => flow.is_blind(),
         _ => false,
     };
-    is_over && sender == Sender::Client && segment.has(tcp::SYN) && !segment.has(tcp::ACK)
+    is_over && sender == Sender::Client && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+}
+
+/// Whether a client's SYN makes the flow, which goes on, that of another connection: what was known of the old one's bytes
+/// does not hold for it.
+pub fn renews(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
+    sender == Sender::Client
+        && segment.has(tcp::SYN)
+        && !segment.has(tcp::ACK | tcp::RST)
+        && syn_is_plausible(flow, sender, segment)
 }
 
 /// Whether the client of a flow can have sent a segment with this sequence number not long ago: an ICMP error that quotes

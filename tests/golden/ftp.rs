@@ -90,11 +90,11 @@ pub fn eprt(end: SocketAddr) -> String {
     format!("|{}|{}|{}|", if end.is_ipv4() { 1 } else { 2 }, end.ip(), end.port())
 }
 
-fn pasv(end: SocketAddr) -> String {
+pub fn pasv(end: SocketAddr) -> String {
     format!("227 Entering Passive Mode ({}).\r\n", six(end))
 }
 
-fn epsv(port: u16) -> String {
+pub fn epsv(port: u16) -> String {
     format!("229 Entering Extended Passive Mode (|||{port}|).\r\n")
 }
 
@@ -121,6 +121,10 @@ fn extended(net: Net) -> Vec<Row> {
     let active_syn = tcp(net.rs(1, 20), net.client(33000)).syn().tcp_options(&mss(9000));
     let active_answer = tcp(net.client(33000), net.vip(20)).flags(SYN | ACK).seq(7000, 1001);
     let connected = active.packets.iter().cloned().chain([active_syn.clone()]);
+    let answered = |name: &str, control: Control| {
+        let (syn, out) = (tcp(net.client(41000), net.vip(40007)).syn(), tcp(net.client(41000), net.rs(1, 40007)).syn());
+        Row::forward(name, spec(net), syn, out).after(&control.packets)
+    };
     vec![
         Row::forward("EPSV goes on as it is", spec(net), asked.packets[3].clone(), asked.packets[3].with_dst(rs))
             .after(&asked.packets[..3]),
@@ -145,6 +149,18 @@ fn extended(net: Net) -> Vec<Row> {
             data_syn.with_dst(net.rs(1, 40007)).tcp_options(&mss(clamped)),
         )
         .after(&passive.packets),
+        answered(
+            "whatever failed before",
+            Control::new(net).sent("SIZE x\r\nEPSV\r\n").got("550 No\r\n").got(epsv(40007)),
+        ),
+        answered(
+            "whatever is said unasked",
+            Control::new(net).sent("EPSV 1\r\n").got("220 Hi\r\n226 Done\r\n150 Go\r\n").got(epsv(40007)),
+        ),
+        answered(
+            "whatever has no answer",
+            Control::new(net).sent("SITE_X\r\n".repeat(20)).sent("\r\nEPSV\r\n").got(epsv(40007)),
+        ),
         Row::forward(
             "and comes back",
             spec(net),
@@ -256,6 +272,13 @@ fn refused(net: Net) -> Vec<Row> {
         nothing("a line within a reply", asked().got(format!("214-Help\r\n{}214 Done\r\n", epsv(40007))), 40007),
         nothing("a line of a client's", asked().sent(epsv(40007)), 40007),
         nothing("a second answer to one question", asked().got(epsv(40006)).got(epsv(40007)), 40007),
+        nothing("behind a question that failed", asked().got("425 No\r\n").got(epsv(40007)), 40007),
+        nothing(
+            "behind one that failed at length",
+            Control::new(net).sent("NOOP\r\nEPSV\r\n").got("200 OK\r\n502-No\r\n502 No\r\n").got(epsv(40007)),
+            40007,
+        ),
+        nothing("EPSV ALL asks for none", Control::new(net).sent("EPSV ALL\r\n").got(epsv(40007)), 40007),
         nothing("a port of the system's", asked().got(epsv(22)), 22),
         nothing("port 0", asked().got(epsv(0)), 40007),
         nothing("a port beyond all", asked().got("229 Here (|||65536|)\r\n"), 40007),
@@ -495,12 +518,12 @@ fn with_addresses(net: Net) -> Vec<Row> {
     rows
 }
 
-fn engine(spec: SnapshotSpec) -> Engine {
+pub fn engine(spec: SnapshotSpec) -> Engine {
     world::engine(Snapshot::build(spec, None).expect("valid").into(), 1024)
 }
 
 /// Sends a packet; what goes on, its checksum complete.
-fn send(engine: &mut Engine, now: Instant, packet: impl Packet) -> Vec<u8> {
+pub fn send(engine: &mut Engine, now: Instant, packet: impl Packet) -> Vec<u8> {
     let mut buf = packet.buf();
     assert_eq!(engine.handle_packet(now, &mut buf), Verdict::Forward);
     engine.check_invariants();

@@ -8,6 +8,7 @@ mod cluster;
 mod conntrack;
 mod fragments;
 mod ftp;
+mod ftp_bounds;
 mod gateway;
 mod hop;
 mod icmp;

@@ -7,6 +7,7 @@
 //! they come is that in which they expire, and when there are too many the oldest go: what is really wanted begins at once.
 //! A control connection has few at a time, so that one client cannot crowd out the others with one connection.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -86,9 +87,11 @@ impl std::hash::BuildHasher for HashKey {
     }
 }
 
-/// The expectations of a shard.
+/// The expectations of a shard. One comes and goes without a look at the others.
 pub struct Expectations {
     by_key: HashMap<Key, u64, HashKey>,
+    /// Those of one flow, the oldest first: [`PER_FLOW`] at most, and no entry without any.
+    by_flow: HashMap<(FlowId, Addr), Vec<u64>, HashKey>,
     /// By the order in which they came, which is that of their deadlines.
     all: BTreeMap<u64, Expectation>,
     serial: u64,
@@ -97,7 +100,8 @@ pub struct Expectations {
 impl Expectations {
     /// `key` must be a secret, since strangers choose what is announced.
     pub fn new(key: [u64; 2]) -> Expectations {
-        Expectations { by_key: HashMap::with_hasher(HashKey(key)), all: BTreeMap::new(), serial: 0 }
+        let (by_key, by_flow) = (HashMap::with_hasher(HashKey(key)), HashMap::with_hasher(HashKey(key)));
+        Expectations { by_key, by_flow, all: BTreeMap::new(), serial: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -127,41 +131,53 @@ impl Expectations {
 
     /// Adds one, in place of an older one of the same packets; at most `max` there may be.
     pub fn add(&mut self, expectation: Expectation, max: usize) {
-        if let Some(serial) = self.by_key.remove(&expectation.key) {
-            self.all.remove(&serial);
-        }
-        let of_flow = |other: &&Expectation| other.by == expectation.by && other.client == expectation.client;
-        if self.all.values().filter(of_flow).count() >= PER_FLOW
-            && let Some(key) = self.all.values().find(of_flow).map(|oldest| oldest.key)
+        self.take(&expectation.key);
+        let flow = (expectation.by, expectation.client);
+        if let Some(of_flow) = self.by_flow.get(&flow)
+            && of_flow.len() >= PER_FLOW
+            && let Some(&oldest) = of_flow.first()
         {
-            self.take(&key);
+            self.remove(oldest);
         }
         self.trim(max.max(1) - 1);
         self.serial += 1;
         self.by_key.insert(expectation.key, self.serial);
+        self.by_flow.entry(flow).or_default().push(self.serial);
         self.all.insert(self.serial, expectation);
     }
 
     /// Leaves the latest `max`.
     pub fn trim(&mut self, max: usize) {
         while self.all.len() > max
-            && let Some((_, oldest)) = self.all.pop_first()
+            && let Some((&oldest, _)) = self.all.first_key_value()
         {
-            self.by_key.remove(&oldest.key);
+            self.remove(oldest);
         }
     }
 
     /// Takes one out.
     pub fn take(&mut self, key: &Key) -> Option<Expectation> {
-        self.all.remove(&self.by_key.remove(key)?)
+        self.remove(*self.by_key.get(key)?)
+    }
+
+    fn remove(&mut self, serial: u64) -> Option<Expectation> {
+        let gone = self.all.remove(&serial)?;
+        self.by_key.remove(&gone.key);
+        if let Entry::Occupied(mut of_flow) = self.by_flow.entry((gone.by, gone.client)) {
+            of_flow.get_mut().retain(|other| *other != serial);
+            if of_flow.get().is_empty() {
+                of_flow.remove();
+            }
+        }
+        Some(gone)
     }
 
     /// Forgets those that did not begin in time.
     pub fn expire(&mut self, now: Instant) {
-        while let Some(entry) = self.all.first_entry()
-            && entry.get().deadline <= now
+        while let Some((&oldest, expectation)) = self.all.first_key_value()
+            && expectation.deadline <= now
         {
-            self.by_key.remove(&entry.remove().key);
+            self.remove(oldest);
         }
     }
 
@@ -173,5 +189,11 @@ impl Expectations {
     pub fn check_invariants(&self) {
         assert_eq!(self.by_key.len(), self.all.len());
         assert!(self.all.iter().all(|(serial, expectation)| self.by_key.get(&expectation.key) == Some(serial)));
+        let flow_of = |serial: &u64| self.all.get(serial).map(|expectation| (expectation.by, expectation.client));
+        for (flow, serials) in &self.by_flow {
+            assert!((1..=PER_FLOW).contains(&serials.len()) && serials.is_sorted());
+            assert!(serials.iter().all(|serial| flow_of(serial) == Some(*flow)));
+        }
+        assert_eq!(self.by_flow.values().map(Vec::len).sum::<usize>(), self.all.len());
     }
 }

@@ -9,7 +9,7 @@
 //! | both | `AUTH TLS` and `234` (RFC 4217) | the connection is encrypted: it is left alone for good |
 //!
 //! A reply counts only as the last line of a reply (RFC 959 section 4.2: lines within it may look like anything), and only
-//! while a `PASV` or `EPSV` waits for it: so none in a banner, a help text or a listing does. The address in a 227 may stand
+//! while a `PASV` or `EPSV` waits for it that has not failed: so none in a banner, a help text or a listing does. The address in a 227 may stand
 //! anywhere behind the code, with parentheses or without (RFC 1123 section 4.1.2.6).
 //!
 //! # What is allowed
@@ -29,12 +29,13 @@ use super::{Desk, Helper};
 use crate::flow::Sender;
 use crate::wire::Addr;
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Bytes of an argument at most. The longest that means something, an `EPRT` with an IPv6 address, has less than 64.
 const MAX_ARGUMENT: usize = 80;
-/// Passive commands whose answers are waited for, at most; clients wait for each.
-const MAX_ASKED: u8 = 16;
+/// Commands whose answers are waited for, at most; the oldest are forgotten. Clients wait for each.
+const MAX_ASKED: usize = 16;
 
 const CR: u8 = b'\r';
 const LF: u8 = b'\n';
@@ -44,8 +45,8 @@ const LF: u8 = b'\n';
 pub struct Ftp {
     commands: Commands,
     replies: Replies,
-    /// Passive commands without an answer so far.
-    asked: u8,
+    /// The commands without an answer so far, the oldest first: whether they are passive ones.
+    asked: VecDeque<bool>,
     /// TLS was asked for.
     asks_tls: bool,
 }
@@ -65,9 +66,18 @@ enum Commands {
     /// In the word that begins the line.
     Word(Vec<u8>),
     /// In an argument that matters.
-    Argument { is_extended: bool, text: Vec<u8> },
+    Argument { of: Announces, text: Vec<u8> },
     /// In the rest of a line that does not.
     Rest,
+}
+
+/// A command with an argument that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Announces {
+    Port,
+    ExtendedPort,
+    /// `EPSV`: of what follows, `ALL` asks for no port (RFC 2428 section 4).
+    Passive,
 }
 
 impl Default for Commands {
@@ -88,12 +98,25 @@ impl Ftp {
                         self.commands = self.command(&word, byte == b' ');
                     }
                     // The longest word that is looked for has four letters.
-                    _ if word.len() > 4 => self.commands = Commands::Rest,
+                    _ if word.len() > 4 => {
+                        self.commands = Commands::Rest;
+                        self.ask(false);
+                    }
                     _ => word.push(byte),
                 },
-                Commands::Argument { is_extended, text } => match byte {
+                Commands::Argument { of, text } => match byte {
                     CR | LF => {
-                        let announced = if *is_extended { extended(text) } else { address_and_port(text) };
+                        let announced = match of {
+                            Announces::Port => address_and_port(text),
+                            Announces::ExtendedPort => extended(text),
+                            Announces::Passive => None,
+                        };
+                        if *of == Announces::Passive
+                            && text.trim_ascii().eq_ignore_ascii_case(b"ALL")
+                            && let Some(last) = self.asked.back_mut()
+                        {
+                            *last = false;
+                        }
                         if let Some((address, port)) = announced
                             && Addr::from(address) == desk.client()
                         {
@@ -115,18 +138,43 @@ impl Ftp {
     }
 
     fn command(&mut self, word: &[u8], has_argument: bool) -> Commands {
-        match word {
-            b"PORT" | b"EPRT" if has_argument => Commands::Argument { is_extended: word == b"EPRT", text: Vec::new() },
-            b"PASV" | b"EPSV" => {
-                self.asked = (self.asked + 1).min(MAX_ASKED);
-                Commands::Rest
-            }
-            b"AUTH" => {
-                self.asks_tls = true;
-                Commands::Rest
-            }
-            _ => Commands::Rest,
+        if !word.is_empty() {
+            self.ask(matches!(word, b"PASV" | b"EPSV"));
         }
+        self.asks_tls |= word == b"AUTH";
+        let of = match word {
+            b"PORT" => Announces::Port,
+            b"EPRT" => Announces::ExtendedPort,
+            b"EPSV" => Announces::Passive,
+            _ => return Commands::Rest,
+        };
+        if has_argument { Commands::Argument { of, text: Vec::new() } } else { Commands::Rest }
+    }
+
+    fn ask(&mut self, is_passive: bool) {
+        if self.asked.len() == MAX_ASKED {
+            self.asked.pop_front();
+        }
+        self.asked.push_back(is_passive);
+    }
+
+    /// A command has its answer, as far as can be told: servers may say more than they are asked, and less. A passive one
+    /// waits for its port, or until it fails.
+    fn answered(&mut self, code: [u8; 3]) {
+        match code {
+            // Nobody asks for the greeting; and what is preliminary is no answer yet (RFC 959 section 4.2.1).
+            [b'2', b'2', b'0'] | [b'1', ..] => {}
+            [b'4' | b'5', ..] => drop(self.asked.pop_front()),
+            _ if self.asked.front() == Some(&false) => drop(self.asked.pop_front()),
+            _ => {}
+        }
+    }
+
+    /// Takes out the oldest passive command, and those before it: they have no answer to come. Whether there was one.
+    fn take_passive(&mut self) -> bool {
+        let passive = self.asked.iter().position(|is_passive| *is_passive);
+        self.asked.drain(..passive.map_or(0, |at| at + 1));
+        passive.is_some()
     }
 }
 
@@ -242,21 +290,24 @@ impl Ftp {
         }
         match &code {
             _ if mark != b' ' => Line::Rest,
-            b"227" | b"229" if self.asked > 0 => {
-                self.asked -= 1;
-                Line::Text { is_extended: code == *b"229" }
-            }
+            b"227" | b"229" if self.take_passive() => Line::Text { is_extended: code == *b"229" },
             b"234" if self.asks_tls => {
                 desk.leave_alone();
                 Line::Rest
             }
-            _ => Line::Rest,
+            _ => {
+                self.answered(code);
+                Line::Rest
+            }
         }
     }
 }
 
 /// What the client is to read in place of a passive reply's argument; `None`: just that.
 fn passive(is_extended: bool, text: &[u8], desk: &mut Desk<'_>) -> Option<Vec<u8>> {
+    if !desk.has_room(1) {
+        return None;
+    }
     if is_extended {
         let (delimiter, port) = port_alone(text)?;
         let shown = desk.expect_client(port)?;

@@ -56,6 +56,7 @@ impl Stream {
     }
 
     /// Replaces `taken` bytes from `at` on, behind all that has been changed before. `before` is the byte before them.
+    /// Without room they stay as they are.
     pub fn replace(&mut self, at: u32, taken: u32, given: Vec<u8>, before: u8) {
         if taken == 0 {
             return;
@@ -68,8 +69,9 @@ impl Stream {
             last.taken += taken;
             return;
         }
-        debug_assert!(self.room() > 0);
-        self.changes.push(Change { at, taken, given, before });
+        if self.room() > 0 {
+            self.changes.push(Change { at, taken, given, before });
+        }
     }
 
     /// Where the receiver has what the sender has at `at`.
@@ -121,7 +123,7 @@ impl Stream {
         let mut is_changed = false;
         for change in &self.changes {
             let start = distance(at, change.at);
-            let end = start + change.taken as i32;
+            let end = start.wrapping_add(change.taken as i32);
             if end <= 0 || start >= bytes.len() as i32 {
                 continue;
             }

@@ -137,6 +137,11 @@ impl Session {
             return Err(DropReason::Unreadable);
         }
         desk.room = way.stream.room();
+        if !desk.has_room(1) {
+            // It comes again, and by then the other end may have acknowledged what it got. No part of a line waits: for
+            // that one there would be room.
+            return Err(DropReason::TooEarly);
+        }
         self.helper.read(sender, fresh, desk);
         for Edit { range, text } in desk.edits.drain(..) {
             let before = range.start.checked_sub(1).and_then(|before| fresh.get(before)).copied().unwrap_or(way.last);
