@@ -34,7 +34,7 @@ impl Daemon {
             }
             match saving.replacement.commit() {
                 Ok(()) => {
-                    self.saved(&file, saving.text);
+                    self.saved(&file, known_after(&self.in_file, &saving.before, &saving.text, edits));
                     difference.saved = Some(file.display().to_string());
                 }
                 Err(error) => {
@@ -119,6 +119,15 @@ impl Saving {
     }
 }
 
+/// What the file is known to have once `edits` were made in it, too. What others have written there was never loaded and
+/// stays unknown, so that a save of all that runs does not overwrite it unasked.
+fn known_after(in_file: &Arc<str>, before: &str, after: &Arc<str>, edits: &[Edit]) -> Arc<str> {
+    if *before == **in_file {
+        return after.clone();
+    }
+    apply(in_file, edits).map_or_else(|_| in_file.clone(), Arc::from)
+}
+
 fn failed(message: impl Into<String>) -> Fault {
     Fault::new(FaultCode::Failed, message)
 }
@@ -133,4 +142,31 @@ fn without_places(errors: &ConfigErrors) -> String {
         lines.push(&more);
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Else `gatun save` would find the file as it is known, and write over what a colleague has in it.
+    #[test]
+    fn what_others_wrote_stays_unknown_when_an_edit_is_saved() {
+        let loaded: Arc<str> = "[[service]]\nname = \"web\"\nweight = 1\n".into();
+        let edits = |service: &str| {
+            let keys = serde_json::json!({ "weight": 2 }).as_object().cloned().unwrap_or_default();
+            vec![Edit::SetService { service: service.to_owned(), keys }]
+        };
+        let saved = |before: &str, edits: &[Edit]| -> (Arc<str>, Arc<str>) {
+            let after: Arc<str> = apply(before, edits).unwrap().into();
+            (known_after(&loaded, before, &after, edits), after)
+        };
+        let (known, after) = saved(&loaded, &edits("web"));
+        assert_eq!(known, after, "nobody else wrote");
+        let others = format!("{loaded}\n[[service]]\nname = \"other\"\nweight = 1\n");
+        let (known, after) = saved(&others, &edits("web"));
+        assert_ne!(known, after);
+        assert_eq!(*known, loaded.replace('1', "2"));
+        let (known, _) = saved(&others, &edits("other"));
+        assert_eq!(known, loaded, "what was edited is another's");
+    }
 }
