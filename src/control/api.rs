@@ -208,6 +208,11 @@ impl Fault {
     pub fn new(code: FaultCode, message: impl Into<String>) -> Fault {
         Fault { code, message: message.into() }
     }
+
+    /// What is asked of a daemon that takes no more orders.
+    pub fn stopping() -> Fault {
+        Fault::new(FaultCode::Failed, "the daemon is stopping")
+    }
 }
 
 impl fmt::Display for Fault {
