@@ -239,7 +239,7 @@ pub enum FaultCode {
     TooLong,
     /// Too many clients.
     Busy,
-    /// The operation was tried and failed; nothing was changed.
+    /// The operation was tried and failed; nothing was changed, but where the message says otherwise.
     Failed,
     #[serde(other)]
     Other,
