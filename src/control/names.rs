@@ -78,7 +78,18 @@ struct Answer {
     /// Why a part of it could not be found out.
     failure: Option<String>,
     stamp: Option<Stamp>,
+    look: Option<Look>,
     hosts: Hosts,
+}
+
+/// What a look at a file saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// No file.
+    Nothing,
+    Seen(Stamp),
+    /// Another one than at the look before: it may be half-written, and is not read.
+    Unsettled(Stamp),
 }
 
 /// The addresses of an SRV record's hosts, IPv4 and IPv6.
@@ -207,6 +218,11 @@ impl Names {
 impl Entry {
     /// Takes an answer; tells whether it is another than before. A failure is told once, and so is its end.
     fn take(&mut self, origin: &Origin, mut answer: Answer) -> bool {
+        if let Some(look @ Look::Unsettled(_)) = answer.look {
+            self.answer.look = Some(look);
+            self.due = Instant::now() + FILE_LOOK;
+            return false;
+        }
         let before = self.answer.all();
         match &answer.failure {
             Some(failure) if !self.is_failing => {
@@ -248,7 +264,7 @@ impl Answer {
 async fn look(origin: &Origin, resolver: Option<&TokioResolver>, before: &Answer) -> Answer {
     let no_resolver = || Answer::failed("there is no name server: /etc/resolv.conf cannot be used".to_owned());
     match origin {
-        Origin::File { path } => read_list(path, before.stamp),
+        Origin::File { path } => read_list(path, before),
         Origin::Host { name, port } => match resolver {
             Some(resolver) => look_up_host(resolver, name, *port).await,
             None => no_resolver(),
@@ -397,8 +413,9 @@ fn resolver(servers: &[SocketAddr]) -> Option<TokioResolver> {
     built.inspect_err(|error| tracing::warn!("names cannot be looked up: {error}")).ok()
 }
 
-fn read_list(path: &Path, stamp: Option<Stamp>) -> Answer {
-    let read = || -> Result<Answer, String> {
+fn read_list(path: &Path, before: &Answer) -> Answer {
+    let mut look = Look::Nothing;
+    let mut read = || -> Result<Answer, String> {
         let failed = |error: std::io::Error| format!("the file cannot be read: {error}");
         // A pipe would have us wait for a writer.
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
@@ -407,8 +424,14 @@ fn read_list(path: &Path, stamp: Option<Stamp>) -> Answer {
             return Err("this is no file".to_owned());
         }
         let new = stamp_of(&about);
-        if stamp == Some(new) {
-            return Ok(Answer { stamp, ttl: FILE_LOOK, ..Answer::default() });
+        look = Look::Seen(new);
+        if before.stamp == Some(new) {
+            return Ok(Answer { stamp: before.stamp, ttl: FILE_LOOK, ..Answer::default() });
+        }
+        // The first look of all is for a start, a reload or an edit, which cannot wait.
+        if before.look.is_some_and(|look| !matches!(look, Look::Seen(old) | Look::Unsettled(old) if old == new)) {
+            look = Look::Unsettled(new);
+            return Ok(Answer::default());
         }
         let mut text = String::new();
         file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
@@ -418,7 +441,8 @@ fn read_list(path: &Path, stamp: Option<Stamp>) -> Answer {
         let (v4, v6) = parse_list(&text)?.into_iter().partition(|found| found.address.address.is_v4());
         Ok(Answer { found: [Some(v4), Some(v6)], ttl: FILE_LOOK, stamp: Some(new), ..Answer::default() })
     };
-    read().unwrap_or_else(|failure| Answer { ttl: FILE_LOOK, ..Answer::failed(failure) })
+    let answer = read().unwrap_or_else(|failure| Answer { ttl: FILE_LOOK, ..Answer::failed(failure) });
+    Answer { look: Some(look), ..answer }
 }
 
 fn stamp_of(about: &fs::Metadata) -> Stamp {
@@ -447,8 +471,12 @@ mod tests {
                 Some(text) => fs::write(&path, text).unwrap(),
                 None => fs::remove_file(&path).unwrap(),
             }
-            let answer = read_list(&path, entry.answer.stamp);
-            let changed = entry.take(&origin(&path), answer);
+            // A file that is another one now is looked at twice.
+            let mut changed = false;
+            for _ in 0..2 {
+                let answer = read_list(&path, &entry.answer);
+                changed |= entry.take(&origin(&path), answer);
+            }
             (changed, addresses_of(&entry.answer), entry.is_failing)
         };
         let known = |addresses: &[&str]| addresses.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
@@ -460,6 +488,26 @@ mod tests {
         assert_eq!(look(None), (false, known(&["10.0.0.1", "10.0.0.2", "[fd20::1]:80"]), true));
         assert_eq!(look(Some("10.0.0.3\n")), (true, known(&["10.0.0.3"]), false));
         assert_eq!(look(Some("# none\n")), (true, known(&[]), false), "an empty list is meant");
+    }
+
+    #[test]
+    fn a_list_is_not_believed_while_it_is_being_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("list");
+        let mut entry = Entry { answer: Answer::default(), due: Instant::now(), is_failing: false };
+        let mut look = |text: &str| {
+            fs::write(&path, text).unwrap();
+            let answer = read_list(&path, &entry.answer);
+            entry.take(&origin(&path), answer);
+            (addresses_of(&entry.answer).len(), entry.is_failing)
+        };
+        assert_eq!(look("10.0.0.1\n10.0.0.2\n"), (2, false), "a start does not wait");
+        assert_eq!(look(""), (2, false), "truncated");
+        assert_eq!(look("10.0.0.1\n10.0"), (2, false), "a part of it");
+        assert_eq!(look("10.0.0.1\n10.0.0.2\n10.0.0.3\n"), (2, false), "all of it, for the first time");
+        let answer = read_list(&path, &entry.answer);
+        assert!(entry.take(&origin(&path), answer));
+        assert_eq!(addresses_of(&entry.answer).len(), 3);
     }
 
     #[test]
