@@ -143,7 +143,11 @@ fn what_was_saved_is_there_after_a_restart() {
         ensure!(told.stderr.contains("no service is named \"other\"") && told.stderr.contains("gatun save"), "{told}");
         let told = gateway.gatun(&["server", "set", "10.20.0.12:8080", "--weight", "1", "--save"])?;
         ensure!(told.stderr.contains("had been changed since it was loaded"), "{told}");
-        change(&gateway, &["save"])?;
+        // Also now that one change was made beside it.
+        let refused = gateway.gatun(&["save"])?.exits(1)?;
+        ensure!(refused.stderr.contains("--force"), "{refused}");
+        ensure!(fs::read_to_string(&gateway.config)?.ends_with("# A note.\n"), "the note is lost");
+        change(&gateway, &["save", "--force"])?;
         let file = fs::read_to_string(&gateway.config)?;
         ensure!(file.contains("# Of the shop.") && file.contains("name = \"other\""), "{file}");
         gateway.stop()?;

@@ -58,6 +58,8 @@ fn servers_follow_their_names() {
             "rs2.test. 1 IN A 10.20.0.12",
             "_http._tcp.web.test. 1 IN SRV 0 5 8080 rs2.test.",
             "_http._tcp.web.test. 1 IN SRV 9 5 8080 nobody.test.",
+            // Has no address: the others of the record serve.
+            "_http._tcp.web.test. 1 IN SRV 0 5 8080 nowhere.test.",
         ];
         name_server(lab, &[&[one], &both_families[..]].concat())?;
         serve(lab, VIPS[0], &["rs1"])?;
@@ -86,6 +88,15 @@ fn servers_follow_their_names() {
             log.matches("what was known last holds").count() >= 2 && log.contains("neither weight=N nor name=NAME")
         })?;
         serve(lab, VIPS[0], &["rs1", "rs2"])?;
-        serve(lab, "203.0.113.10:82", &["rs2"])
+        serve(lab, "203.0.113.10:82", &["rs2"])?;
+
+        // Other name servers are asked from a reload on, and are no difference then.
+        let config = fs::read_to_string(&gateway.config)?;
+        fs::write(&gateway.config, config.replace("[\"10.20.0.13\"]", "[\"10.20.0.13\", \"10.20.0.14\"]"))?;
+        let changes = gateway.gatun(&["reload"])?.success()?;
+        ensure!(changes.contains("resolver"), "{changes}");
+        let changes = gateway.gatun(&["diff"])?.success()?;
+        ensure!(changes == "nothing changes\n", "{changes}");
+        Ok(())
     });
 }

@@ -55,7 +55,7 @@ impl Client {
         Ok(Client { stream: BufReader::new(stream), path: path.to_owned() })
     }
 
-    /// One question, one answer.
+    /// One question, one answer. An error that is a [`Fault`] is the gateway's own; all others are the connection's.
     pub fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
         self.send(request)?;
         self.patience(Some(PATIENCE))?;
@@ -63,7 +63,7 @@ impl Client {
         // Without the detour over values that know no type: the status of a large cluster has megabytes.
         match serde_json::from_slice(&line) {
             Ok(Outcome { ok: Some(result), .. }) => Ok(result),
-            Ok(Outcome { error: Some(fault), .. }) => bail!(fault.message),
+            Ok(Outcome { error: Some(fault), .. }) => Err(fault.into()),
             _ => bail!(self.not_understood()),
         }
     }

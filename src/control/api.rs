@@ -214,6 +214,11 @@ impl Fault {
     pub fn new(code: FaultCode, message: impl Into<String>) -> Fault {
         Fault { code, message: message.into() }
     }
+
+    /// What is asked of a daemon that takes no more orders.
+    pub fn stopping() -> Fault {
+        Fault::new(FaultCode::Failed, "the daemon is stopping")
+    }
 }
 
 impl fmt::Display for Fault {
@@ -240,7 +245,7 @@ pub enum FaultCode {
     TooLong,
     /// Too many clients.
     Busy,
-    /// The operation was tried and failed; nothing was changed.
+    /// The operation was tried and failed; nothing was changed, but where the message says otherwise.
     Failed,
     #[serde(other)]
     Other,

@@ -301,7 +301,7 @@ impl Control {
 
     /// Sends the order to the daemon's main loop and waits for its answer.
     pub async fn order(&self, what: What) -> Result<api::Difference, Fault> {
-        let gone = || Fault::new(FaultCode::Failed, "the daemon is stopping");
+        let gone = Fault::stopping;
         let orders = self.orders.as_ref().ok_or_else(|| {
             Fault::new(FaultCode::NotSupported, "this gateway was not started from a configuration file")
         })?;

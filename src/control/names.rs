@@ -78,7 +78,22 @@ struct Answer {
     /// Why a part of it could not be found out.
     failure: Option<String>,
     stamp: Option<Stamp>,
+    look: Option<Look>,
+    hosts: Hosts,
 }
+
+/// What a look at a file saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// No file.
+    Nothing,
+    Seen(Stamp),
+    /// Another one than at the look before: it may be half-written, and is not read.
+    Unsettled(Stamp),
+}
+
+/// The addresses of an SRV record's hosts, IPv4 and IPv6.
+type Hosts = HashMap<String, [Vec<Addr>; 2]>;
 
 /// A file that has this has not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +144,8 @@ impl Names {
             let look = async |origin: &Origin| {
                 let left = patience.saturating_duration_since(Instant::now());
                 let late = || Answer { failure: Some("no answer in time".to_owned()), ..Answer::default() };
-                timeout(left, look(origin, resolver.as_ref(), None)).await.unwrap_or_else(|_| late())
+                let nothing = Answer::default();
+                timeout(left, look(origin, resolver.as_ref(), &nothing)).await.unwrap_or_else(|_| late())
             };
             for (origin, answer) in some.iter().zip(join_all(some.iter().map(look)).await) {
                 let mut entry = Entry { answer: Answer::default(), due: Instant::now(), is_failing: false };
@@ -171,7 +187,7 @@ impl Names {
             } else {
                 resolver(&resolvers)
             };
-            let answers = join_all(due.iter().map(|(origin, stamp)| look(origin, resolver.as_ref(), *stamp))).await;
+            let answers = join_all(due.iter().map(|(origin, before)| look(origin, resolver.as_ref(), before))).await;
             let changed = {
                 let mut known = self.known.lock();
                 due.iter()
@@ -189,11 +205,11 @@ impl Names {
         }
     }
 
-    /// A few that are due, or how long until one is.
-    fn due(&self, now: Instant) -> (Vec<(Origin, Option<Stamp>)>, Option<Duration>) {
+    /// A few that are due, with what is known of them, or how long until one is.
+    fn due(&self, now: Instant) -> (Vec<(Origin, Answer)>, Option<Duration>) {
         let known = self.known.lock();
         let due = known.entries.iter().filter(|(_, entry)| entry.due <= now).take(AT_A_TIME);
-        let due = due.map(|(origin, entry)| (origin.clone(), entry.answer.stamp)).collect();
+        let due = due.map(|(origin, entry)| (origin.clone(), entry.answer.clone())).collect();
         let next = known.entries.values().map(|entry| entry.due.saturating_duration_since(now)).min();
         (due, next)
     }
@@ -202,6 +218,11 @@ impl Names {
 impl Entry {
     /// Takes an answer; tells whether it is another than before. A failure is told once, and so is its end.
     fn take(&mut self, origin: &Origin, mut answer: Answer) -> bool {
+        if let Some(look @ Look::Unsettled(_)) = answer.look {
+            self.answer.look = Some(look);
+            self.due = Instant::now() + FILE_LOOK;
+            return false;
+        }
         let before = self.answer.all();
         match &answer.failure {
             Some(failure) if !self.is_failing => {
@@ -217,6 +238,9 @@ impl Entry {
             if new.is_none() {
                 *new = old.take();
             }
+        }
+        if answer.hosts.is_empty() {
+            answer.hosts = std::mem::take(&mut self.answer.hosts);
         }
         self.answer = answer;
         self.answer.all() != before
@@ -236,17 +260,17 @@ impl Answer {
     }
 }
 
-/// Looks an origin up. A file with the same `stamp` is not read again.
-async fn look(origin: &Origin, resolver: Option<&TokioResolver>, stamp: Option<Stamp>) -> Answer {
+/// Looks an origin up of which `before` is known. A file with the same stamp is not read again.
+async fn look(origin: &Origin, resolver: Option<&TokioResolver>, before: &Answer) -> Answer {
     let no_resolver = || Answer::failed("there is no name server: /etc/resolv.conf cannot be used".to_owned());
     match origin {
-        Origin::File { path } => read_list(path, stamp),
+        Origin::File { path } => read_list(path, before),
         Origin::Host { name, port } => match resolver {
             Some(resolver) => look_up_host(resolver, name, *port).await,
             None => no_resolver(),
         },
         Origin::Srv { name } => match resolver {
-            Some(resolver) => look_up_srv(resolver, name).await,
+            Some(resolver) => look_up_srv(resolver, name, &before.hosts).await,
             None => no_resolver(),
         },
     }
@@ -277,13 +301,13 @@ async fn look_up_host(resolver: &TokioResolver, name: &str, port: Option<u16>) -
 }
 
 /// Of the hosts with the lowest priority (RFC 2782: the others are for when these do not answer).
-async fn look_up_srv(resolver: &TokioResolver, name: &str) -> Answer {
+async fn look_up_srv(resolver: &TokioResolver, name: &str, known: &Hosts) -> Answer {
     let lookup = match timeout(PATIENCE, resolver.lookup(name, RecordType::SRV)).await {
         Ok(Ok(lookup)) => lookup,
         Ok(Err(error)) => return Answer::failed(error.to_string()),
         Err(_) => return Answer::failed("no answer in time".to_owned()),
     };
-    let mut ttl = left_of(lookup.valid_until());
+    let ttl = left_of(lookup.valid_until());
     let records = || {
         lookup.answers().iter().filter_map(|record| match &record.data {
             RData::SRV(srv) => Some(srv),
@@ -294,27 +318,50 @@ async fn look_up_srv(resolver: &TokioResolver, name: &str) -> Answer {
         return Answer::failed(format!("{name} has no SRV record"));
     };
     let targets: Vec<_> = records().filter(|srv| srv.priority == first).take(MAX_TARGETS).collect();
-    let answers =
-        join_all(targets.iter().map(async |srv| look_up_host(resolver, &srv.target.to_utf8(), Some(srv.port)).await));
+    let targets = targets.into_iter().map(async |srv| Target {
+        host: srv.target.to_utf8(),
+        port: srv.port,
+        weight: srv.weight,
+        answer: look_up_host(resolver, &srv.target.to_utf8(), Some(srv.port)).await,
+    });
+    of_targets(join_all(targets).await, known, ttl)
+}
+
+/// A host that an SRV record names, and what came of looking for its addresses.
+struct Target {
+    host: String,
+    port: u16,
+    weight: u16,
+    answer: Answer,
+}
+
+/// All targets together. One without an answer has the addresses that it had.
+fn of_targets(targets: Vec<Target>, known: &Hosts, ttl: Duration) -> Answer {
     let mut all = [Vec::new(), Vec::new()];
-    let mut failure = None;
-    for (srv, answer) in targets.iter().zip(answers.await) {
-        ttl = ttl.min(answer.ttl);
-        failure = failure.or(answer.failure);
-        for (all, family) in all.iter_mut().zip(answer.found) {
-            // Weight 0 is one that should get little (RFC 2782), not nothing.
-            let weight = Some(u32::from(srv.weight.max(1)));
-            all.extend(family.into_iter().flatten().map(|found| Found { weight, ..found }));
+    let mut joint = Answer { ttl, ..Answer::default() };
+    for Target { host, port, weight, answer } in targets {
+        joint.ttl = joint.ttl.min(answer.ttl);
+        joint.failure = joint.failure.or(answer.failure.map(|failure| format!("{host}: {failure}")));
+        // Weight 0 is one that should get little (RFC 2782), not nothing.
+        let weight = Some(u32::from(weight.max(1)));
+        let mut addresses = known.get(&host).cloned().unwrap_or_default();
+        for ((addresses, family), all) in addresses.iter_mut().zip(answer.found).zip(&mut all) {
+            if let Some(family) = family {
+                *addresses = family.into_iter().map(|found| found.address.address).collect();
+            }
+            let found = |&address| Found { address: ServerAddress { address, port: Some(port) }, weight, name: None };
+            all.extend(addresses.iter().map(found));
         }
+        joint.hosts.insert(host, addresses);
     }
-    if let Some(failure) = failure {
-        return Answer::failed(failure);
+    if let (Some(failure), true) = (&joint.failure, all.iter().all(Vec::is_empty)) {
+        return Answer::failed(failure.clone());
     }
-    let found = all.map(|mut all| {
+    joint.found = all.map(|mut all| {
         all.sort();
         Some(all)
     });
-    Answer { found, ttl, ..Answer::default() }
+    joint
 }
 
 /// The addresses of one family, and for how long they are good. None at all is an answer, too.
@@ -366,8 +413,9 @@ fn resolver(servers: &[SocketAddr]) -> Option<TokioResolver> {
     built.inspect_err(|error| tracing::warn!("names cannot be looked up: {error}")).ok()
 }
 
-fn read_list(path: &Path, stamp: Option<Stamp>) -> Answer {
-    let read = || -> Result<Answer, String> {
+fn read_list(path: &Path, before: &Answer) -> Answer {
+    let mut look = Look::Nothing;
+    let mut read = || -> Result<Answer, String> {
         let failed = |error: std::io::Error| format!("the file cannot be read: {error}");
         // A pipe would have us wait for a writer.
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
@@ -376,8 +424,14 @@ fn read_list(path: &Path, stamp: Option<Stamp>) -> Answer {
             return Err("this is no file".to_owned());
         }
         let new = stamp_of(&about);
-        if stamp == Some(new) {
-            return Ok(Answer { stamp, ttl: FILE_LOOK, ..Answer::default() });
+        look = Look::Seen(new);
+        if before.stamp == Some(new) {
+            return Ok(Answer { stamp: before.stamp, ttl: FILE_LOOK, ..Answer::default() });
+        }
+        // The first look of all is for a start, a reload or an edit, which cannot wait.
+        if before.look.is_some_and(|look| !matches!(look, Look::Seen(old) | Look::Unsettled(old) if old == new)) {
+            look = Look::Unsettled(new);
+            return Ok(Answer::default());
         }
         let mut text = String::new();
         file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
@@ -385,9 +439,10 @@ fn read_list(path: &Path, stamp: Option<Stamp>) -> Answer {
             return Err(format!("the file is larger than {} MiB", MAX_FILE >> 20));
         }
         let (v4, v6) = parse_list(&text)?.into_iter().partition(|found| found.address.address.is_v4());
-        Ok(Answer { found: [Some(v4), Some(v6)], ttl: FILE_LOOK, failure: None, stamp: Some(new) })
+        Ok(Answer { found: [Some(v4), Some(v6)], ttl: FILE_LOOK, stamp: Some(new), ..Answer::default() })
     };
-    read().unwrap_or_else(|failure| Answer { ttl: FILE_LOOK, ..Answer::failed(failure) })
+    let answer = read().unwrap_or_else(|failure| Answer { ttl: FILE_LOOK, ..Answer::failed(failure) });
+    Answer { look: Some(look), ..answer }
 }
 
 fn stamp_of(about: &fs::Metadata) -> Stamp {
@@ -416,8 +471,12 @@ mod tests {
                 Some(text) => fs::write(&path, text).unwrap(),
                 None => fs::remove_file(&path).unwrap(),
             }
-            let answer = read_list(&path, entry.answer.stamp);
-            let changed = entry.take(&origin(&path), answer);
+            // A file that is another one now is looked at twice.
+            let mut changed = false;
+            for _ in 0..2 {
+                let answer = read_list(&path, &entry.answer);
+                changed |= entry.take(&origin(&path), answer);
+            }
             (changed, addresses_of(&entry.answer), entry.is_failing)
         };
         let known = |addresses: &[&str]| addresses.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
@@ -429,6 +488,26 @@ mod tests {
         assert_eq!(look(None), (false, known(&["10.0.0.1", "10.0.0.2", "[fd20::1]:80"]), true));
         assert_eq!(look(Some("10.0.0.3\n")), (true, known(&["10.0.0.3"]), false));
         assert_eq!(look(Some("# none\n")), (true, known(&[]), false), "an empty list is meant");
+    }
+
+    #[test]
+    fn a_list_is_not_believed_while_it_is_being_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("list");
+        let mut entry = Entry { answer: Answer::default(), due: Instant::now(), is_failing: false };
+        let mut look = |text: &str| {
+            fs::write(&path, text).unwrap();
+            let answer = read_list(&path, &entry.answer);
+            entry.take(&origin(&path), answer);
+            (addresses_of(&entry.answer).len(), entry.is_failing)
+        };
+        assert_eq!(look("10.0.0.1\n10.0.0.2\n"), (2, false), "a start does not wait");
+        assert_eq!(look(""), (2, false), "truncated");
+        assert_eq!(look("10.0.0.1\n10.0"), (2, false), "a part of it");
+        assert_eq!(look("10.0.0.1\n10.0.0.2\n10.0.0.3\n"), (2, false), "all of it, for the first time");
+        let answer = read_list(&path, &entry.answer);
+        assert!(entry.take(&origin(&path), answer));
+        assert_eq!(addresses_of(&entry.answer).len(), 3);
     }
 
     #[test]
@@ -448,6 +527,38 @@ mod tests {
         assert!(!entry.take(&name, Answer::failed("gone".to_owned())));
         assert_eq!(addresses_of(&entry.answer), ["10.0.0.1"]);
         assert!(entry.due <= Instant::now() + RETRY);
+    }
+
+    #[test]
+    fn a_target_of_a_record_without_an_answer_keeps_its_addresses() {
+        let address = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        let good = |text: &str| {
+            let found =
+                Found { address: ServerAddress { address: address(text), port: Some(80) }, weight: None, name: None };
+            Answer { found: [Some(vec![found]), Some(vec![])], ttl: TTL.1, ..Answer::default() }
+        };
+        let target = |host: &str, answer| Target { host: host.to_owned(), port: 80, weight: 0, answer };
+        let failed = || Answer::failed("no answer in time".to_owned());
+        let name = Origin::Srv { name: "s".to_owned() };
+        let mut entry = Entry { answer: Answer::default(), due: Instant::now(), is_failing: false };
+        let mut take = |targets| {
+            let answer = of_targets(targets, &entry.answer.hosts, TTL.1);
+            entry.take(&name, answer);
+            (addresses_of(&entry.answer), entry.is_failing)
+        };
+        let known = |texts: &[&str]| texts.iter().map(|text| format!("{text}:80")).collect::<Vec<_>>();
+        assert_eq!(take(vec![target("a", failed()), target("b", failed())]), (known(&[]), true));
+        assert_eq!(take(vec![target("a", good("10.0.0.1")), target("b", failed())]), (known(&["10.0.0.1"]), true));
+        assert_eq!(
+            take(vec![target("a", good("10.0.0.1")), target("b", good("10.0.0.2"))]),
+            (known(&["10.0.0.1", "10.0.0.2"]), false)
+        );
+        assert_eq!(
+            take(vec![target("a", failed()), target("b", good("10.0.0.3"))]),
+            (known(&["10.0.0.1", "10.0.0.3"]), true)
+        );
+        assert_eq!(take(vec![target("a", failed()), target("b", failed())]), (known(&["10.0.0.1", "10.0.0.3"]), true));
+        assert_eq!(take(vec![target("b", failed())]), (known(&["10.0.0.3"]), true), "the record has it no more");
     }
 
     #[tokio::test]

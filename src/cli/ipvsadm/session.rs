@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -16,7 +16,7 @@ use super::table::Table;
 use super::{help, list, save};
 use crate::cli::client::{Client, Part};
 use crate::cli::output::{Output, complain};
-use crate::control::api::{self, Request};
+use crate::control::api::{self, Fault, Request};
 
 /// Exit codes of the original besides 0 and 2.
 const NOT_DONE: u8 = 255;
@@ -31,6 +31,20 @@ const FINDING: Duration = Duration::from_millis(60);
 
 /// Bytes that a restore reads at most.
 const LONGEST_RESTORE: u64 = 16 << 20;
+
+/// How long it is waited for a gateway that is ending, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What came of a change.
+enum Tried {
+    /// With this exit code.
+    Done(u8),
+    /// The table that it was made for is not the one there is now.
+    Overtaken,
+    /// The gateway has stopped just now because nobody needed it, or is about to.
+    Gone(anyhow::Error),
+}
 
 pub struct Session<'a> {
     program: &'a str,
@@ -174,40 +188,71 @@ impl<'a> Session<'a> {
 
     /// The commands as one change. Starts a gateway where there is none and something is to be added.
     fn change(&mut self, commands: &[Command]) -> Result<u8> {
-        for _ in 0..ATTEMPTS {
-            let client = self.place.client()?;
-            let (mut client, table) = match client {
-                Some(mut client) => {
-                    let table = Table::new(&status(&mut client)?);
-                    (Some(client), table)
-                }
-                None => (None, Table::default()),
-            };
-            let mut plan = Plan::new(table.clone());
-            let refused: Vec<String> = commands.iter().filter_map(|command| plan.add(command).err()).collect();
-            if !plan.edits.is_empty() {
-                let Some(client) = &mut client else {
-                    self.place.start()?;
-                    continue;
-                };
-                let has_new_neighbours = plan.edits.iter().any(adds_neighbour);
-                let edited: Result<api::Difference> = client.call(&Request::Edit { edits: plan.edits, save: false });
-                if edited.is_ok() && has_new_neighbours {
-                    std::thread::sleep(FINDING);
-                }
-                if let Err(error) = edited {
-                    // Somebody else was faster, or it has just stopped because nobody needed it.
-                    if self.table()?.services != table.services {
-                        continue;
+        let patience = Instant::now() + PATIENCE;
+        let mut attempts = 0;
+        loop {
+            match self.try_change(commands)? {
+                Tried::Done(code) => return Ok(code),
+                Tried::Overtaken => {
+                    attempts += 1;
+                    if attempts == ATTEMPTS {
+                        anyhow::bail!("the gateway is changed by others all the time: nothing was done");
                     }
-                    complain(&format!("{error:#}"));
-                    return Ok(NOT_DONE);
+                }
+                Tried::Gone(error) => {
+                    if Instant::now() >= patience {
+                        return Err(error);
+                    }
+                    std::thread::sleep(LOOK_AGAIN);
                 }
             }
-            refused.iter().for_each(|message| complain(message));
-            return Ok(if refused.is_empty() { 0 } else { NOT_DONE });
         }
-        anyhow::bail!("the gateway is changed by others all the time: nothing was done")
+    }
+
+    fn try_change(&mut self, commands: &[Command]) -> Result<Tried> {
+        let client = match self.place.client() {
+            Ok(client) => client,
+            // Between two looks.
+            Err(error) if matches!(self.place, Place::Here(_)) => return Ok(Tried::Gone(error)),
+            Err(error) => return Err(error),
+        };
+        let (mut client, table) = match client {
+            Some(mut client) => match status(&mut client) {
+                Ok(status) => (Some(client), Table::new(&status)),
+                Err(error) if is_gone(&error) => return Ok(Tried::Gone(error)),
+                Err(error) => return Err(error),
+            },
+            None => (None, Table::default()),
+        };
+        let mut plan = Plan::new(table.clone());
+        let refused: Vec<String> = commands.iter().filter_map(|command| plan.add(command).err()).collect();
+        if !plan.edits.is_empty() {
+            let Some(client) = &mut client else {
+                self.place.start()?;
+                return Ok(Tried::Overtaken);
+            };
+            let has_new_neighbours = plan.edits.iter().any(adds_neighbour);
+            let edited: Result<api::Difference> = client.call(&Request::Edit { edits: plan.edits, save: false });
+            if edited.is_ok() && has_new_neighbours {
+                std::thread::sleep(FINDING);
+            }
+            if let Err(error) = edited {
+                if is_gone(&error) {
+                    return Ok(Tried::Gone(error));
+                }
+                // Somebody else was faster.
+                match self.table() {
+                    Ok(now) if now.is_set_up_as(&table) => {}
+                    Ok(_) => return Ok(Tried::Overtaken),
+                    Err(error) if is_gone(&error) => return Ok(Tried::Gone(error)),
+                    Err(error) => return Err(error),
+                }
+                complain(&format!("{error:#}"));
+                return Ok(Tried::Done(NOT_DONE));
+            }
+        }
+        refused.iter().for_each(|message| complain(message));
+        Ok(Tried::Done(if refused.is_empty() { 0 } else { NOT_DONE }))
     }
 
     /// Commands from standard input: rules are gathered and become one change; before any other command, and at the end.
@@ -247,6 +292,11 @@ impl<'a> Session<'a> {
     }
 }
 
+/// Whether it says that the gateway ends: that it takes no more orders, or that the connection broke.
+fn is_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Fault>().is_none_or(|fault| *fault == Fault::stopping())
+}
+
 fn is_rule(command: &Command) -> bool {
     use Command::{Add, AddServer, Clear, Delete, DeleteServer, Edit, EditServer, SetTimeouts};
     matches!(
@@ -273,3 +323,6 @@ fn complain_of(complaint: &Complaint) -> u8 {
     complain(&complaint.message);
     complaint.code
 }
+
+#[cfg(test)]
+mod tests;

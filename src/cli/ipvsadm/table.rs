@@ -69,6 +69,18 @@ impl Table {
     pub fn find(&self, key: &Key) -> Option<&Service> {
         self.services.iter().find(|service| service.settings.key == *key)
     }
+
+    /// Whether both have the same services and servers with the same settings, whatever was counted.
+    pub fn is_set_up_as(&self, other: &Table) -> bool {
+        let server = |(one, other): (&Server, &Server)| one.name == other.name && one.settings == other.settings;
+        let service = |(one, other): (&Service, &Service)| {
+            one.name == other.name
+                && one.settings == other.settings
+                && one.servers.len() == other.servers.len()
+                && one.servers.iter().zip(&other.servers).all(server)
+        };
+        self.services.len() == other.services.len() && self.services.iter().zip(&other.services).all(service)
+    }
 }
 
 impl Service {

@@ -400,15 +400,41 @@ impl<'a> List<'a> {
             }
             List::Inline(array) if place < array.len() => {
                 let removed = array.remove(place);
-                // What is first now stands as the first one did.
-                if let (0, Some(first)) = (place, array.get_mut(0)) {
-                    *first.decor_mut() = removed.decor().clone();
+                let above = removed.decor().prefix().and_then(RawString::as_str).unwrap_or_default();
+                let below = match array.get(place) {
+                    Some(next) => next.decor().prefix().and_then(RawString::as_str).unwrap_or_default().to_owned(),
+                    None => {
+                        let suffix = removed.decor().suffix().and_then(RawString::as_str).unwrap_or_default();
+                        format!("{suffix}{}", array.trailing().as_str().unwrap_or_default())
+                    }
+                };
+                // The rest of the line of the one before belongs to that, and is what it was.
+                let (before, own) = line_end(above);
+                let begins_line = place == 0 || !own.is_empty();
+                let text = match (line_end(&below), array.get(place)) {
+                    // Others stand before it on its line, which goes on as it did.
+                    _ if !begins_line => below.clone(),
+                    ((_, rest), _) if !rest.is_empty() => format!("{before}{rest}"),
+                    // On one line what follows stands as this one did.
+                    (_, Some(_)) => above.to_owned(),
+                    (_, None) if own.is_empty() => String::new(),
+                    (_, None) => format!("{before}\n"),
+                };
+                match array.get_mut(place) {
+                    Some(next) => next.decor_mut().set_prefix(text),
+                    None => array.set_trailing(text),
                 }
                 None
             }
             _ => None,
         }
     }
+}
+
+/// What stands behind a comma: the rest of its line, which speaks of the element before, and the lines that follow, with the
+/// line break. Without a line break it is all of that line.
+fn line_end(text: &str) -> (&str, &str) {
+    text.split_at(text.find('\n').unwrap_or(text.len()))
 }
 
 fn has_comment(table: &dyn TableLike, key: &str, array: &Array) -> bool {
@@ -458,7 +484,7 @@ fn set(table: &mut dyn TableLike, subject: &str, key: &str, json: &Json) -> Resu
         *old = new;
         return Ok(());
     }
-    table.remove(key);
+    let removed = table.remove(key);
     let first = table.iter().next().and_then(|(first, _)| table.key(first));
     let indent = first.map(|key| indent(key.leaf_decor().prefix())).filter(|indent| !indent.is_empty());
     if let Some(last) = last_value(table)
@@ -468,8 +494,18 @@ fn set(table: &mut dyn TableLike, subject: &str, key: &str, json: &Json) -> Resu
         *new.decor_mut() = Decor::new(" ", space);
     }
     table.insert(key, Item::Value(new));
-    if let (Some(indent), Some(mut key)) = (indent, table.key_mut(key)) {
-        key.leaf_decor_mut().set_prefix(indent);
+    // What was said about a table with a header is said about its key now.
+    let of_header = removed.as_ref().and_then(Item::as_table).map(Table::decor);
+    let above = of_header.and_then(|decor| decor.prefix()?.as_str()).filter(|text| text.contains('#'));
+    let behind = of_header.and_then(|decor| decor.suffix()?.as_str()).filter(|text| text.contains('#'));
+    if let (Some(behind), Some(value)) = (behind, table.get_mut(key).and_then(Item::as_value_mut)) {
+        value.decor_mut().set_suffix(behind);
+    }
+    if let Some(mut key) = table.key_mut(key)
+        && (indent.is_some() || above.is_some())
+    {
+        let above = above.unwrap_or_default().trim_end_matches([' ', '\t']);
+        key.leaf_decor_mut().set_prefix(format!("{above}{}", indent.unwrap_or_default()));
     }
     Ok(())
 }

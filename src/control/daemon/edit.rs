@@ -15,6 +15,7 @@ use crate::control::config::{Config, ConfigErrors, read_file};
 
 impl Daemon {
     /// All edits or none. With `save` a file that cannot be written refuses them as well.
+    /// All edits or none. With `save` a file that cannot be written refuses them all as well.
     pub(super) async fn edit(&mut self, edits: &[Edit], save: bool) -> Result<Difference, Fault> {
         let file = self.options.config.clone();
         let text = apply(&self.text, edits).map_err(|error| self.fault(error))?;
@@ -24,26 +25,28 @@ impl Daemon {
         let saving = if save { Some(Saving::prepare(&file, edits)?) } else { None };
         let (changes, generation) = self.adopt(new, Cause::Edit).await.map_err(|error| failed(format!("{error:#}")))?;
         let mut difference = Difference { changes, generation, ..Difference::default() };
-        if let Some(saving) = saving {
-            if *saving.before != *self.in_file {
-                difference.notes.push(format!(
-                    "{} had been changed since it was loaded: the edit was made in it as it is, and what else it has \
-                     differently waits for a reload",
-                    file.display()
-                ));
-            }
-            match saving.replacement.commit() {
-                Ok(()) => {
-                    self.saved(&file, saving.text);
-                    difference.saved = Some(file.display().to_string());
-                }
-                Err(error) => {
-                    return Err(failed(format!("the change is done, but {} was not saved: {error}", file.display())));
-                }
-            }
-        }
+        let saved = saving.map(|saving| self.finish(saving, edits, &mut difference));
+        // Also where it was not saved: the change is done.
         self.tell_unsaved();
+        saved.transpose()?;
         Ok(difference)
+    }
+
+    fn finish(&mut self, saving: Saving, edits: &[Edit], difference: &mut Difference) -> Result<(), Fault> {
+        let file = self.options.config.clone();
+        let not_saved =
+            |error: Fault| failed(format!("the change is done, but {} was not saved: {error}", file.display()));
+        let (before, after) = saving.commit(&file, edits).map_err(not_saved)?;
+        if *before != *self.in_file {
+            difference.notes.push(format!(
+                "{} had been changed since it was loaded: the edit was made in it as it is, and what else it has \
+                 differently waits for a reload",
+                file.display()
+            ));
+        }
+        self.saved(&file, known_after(&self.in_file, &before, &after, edits));
+        difference.saved = Some(file.display().to_string());
+        Ok(())
     }
 
     /// Writes what runs into the file. What somebody has changed there since it was loaded is lost, so it is refused
@@ -117,6 +120,27 @@ impl Saving {
         let replacement = Replacement::write(file, &text).map_err(|error| failed(format!("{error:#}")))?;
         Ok(Saving { before, text: text.into(), replacement })
     }
+
+    /// Puts it in the file's place; answers what was there before, and what is there now. Somebody may have written the file
+    /// since it was prepared: then the edits are made in that.
+    fn commit(mut self, file: &Path, edits: &[Edit]) -> Result<(Arc<str>, Arc<str>), Fault> {
+        if read_file(file).is_ok_and(|now| *now.text != *self.before) {
+            // Its temporary file has the same name.
+            drop(self);
+            self = Saving::prepare(file, edits)?;
+        }
+        self.replacement.commit().map_err(|error| failed(error.to_string()))?;
+        Ok((self.before, self.text))
+    }
+}
+
+/// What the file is known to have once `edits` were made in it, too. What others have written there was never loaded and
+/// stays unknown, so that a save of all that runs does not overwrite it unasked.
+fn known_after(in_file: &Arc<str>, before: &str, after: &Arc<str>, edits: &[Edit]) -> Arc<str> {
+    if *before == **in_file {
+        return after.clone();
+    }
+    apply(in_file, edits).map_or_else(|_| in_file.clone(), Arc::from)
 }
 
 fn failed(message: impl Into<String>) -> Fault {
@@ -133,4 +157,55 @@ fn without_places(errors: &ConfigErrors) -> String {
         lines.push(&more);
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Else `gatun save` would find the file as it is known, and write over what a colleague has in it.
+    #[test]
+    fn what_others_wrote_stays_unknown_when_an_edit_is_saved() {
+        let loaded: Arc<str> = "[[service]]\nname = \"web\"\nweight = 1\n".into();
+        let edits = |service: &str| {
+            let keys = serde_json::json!({ "weight": 2 }).as_object().cloned().unwrap_or_default();
+            vec![Edit::SetService { service: service.to_owned(), keys }]
+        };
+        let saved = |before: &str, edits: &[Edit]| -> (Arc<str>, Arc<str>) {
+            let after: Arc<str> = apply(before, edits).unwrap().into();
+            (known_after(&loaded, before, &after, edits), after)
+        };
+        let (known, after) = saved(&loaded, &edits("web"));
+        assert_eq!(known, after, "nobody else wrote");
+        let others = format!("{loaded}\n[[service]]\nname = \"other\"\nweight = 1\n");
+        let (known, after) = saved(&others, &edits("web"));
+        assert_ne!(known, after);
+        assert_eq!(*known, loaded.replace('1', "2"));
+        let (known, _) = saved(&others, &edits("other"));
+        assert_eq!(known, loaded, "what was edited is another's");
+    }
+
+    #[test]
+    fn a_file_that_is_written_while_an_edit_is_done_is_not_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("a.toml");
+        let text = "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nserver = []\n";
+        let keys = serde_json::json!({ "scheduler": "rr" }).as_object().cloned().unwrap_or_default();
+        let edits = [Edit::SetService { service: "web".to_owned(), keys }];
+        for meanwhile in [text.to_owned(), format!("{text}# A note.\n")] {
+            std::fs::write(&file, text).unwrap();
+            let saving = Saving::prepare(&file, &edits).unwrap();
+            std::fs::write(&file, &meanwhile).unwrap();
+            let (before, after) = saving.commit(&file, &edits).unwrap();
+            let now = std::fs::read_to_string(&file).unwrap();
+            assert_eq!((&*before, &*after), (&*meanwhile, &*now));
+            assert!(now.contains("\"rr\"") && now.contains("# A note.") == meanwhile.contains("# A note."), "{now}");
+        }
+        std::fs::write(&file, text).unwrap();
+        let saving = Saving::prepare(&file, &edits).unwrap();
+        std::fs::write(&file, "[[service]]\nname = \"other\"\nlisten = \"203.0.113.10:80\"\nserver = []\n").unwrap();
+        assert!(saving.commit(&file, &edits).is_err());
+        let left = std::fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(left, 1, "a temporary file is left");
+    }
 }

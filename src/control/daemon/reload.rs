@@ -146,7 +146,8 @@ impl Daemon {
         // A file of the other mode cannot name uplinks; until the restart that it needs they are what they were.
         let same_mode = new.gateway.tap.is_some() == self.compiled.gateway.tap.is_some();
         let uplinks = if same_mode { new.gateway.uplinks } else { self.compiled.gateway.uplinks.clone() };
-        let gateway = GatewayConfig { uplinks, mtu: new.gateway.mtu, ..self.compiled.gateway.clone() };
+        let (mtu, resolvers) = (new.gateway.mtu, new.gateway.resolvers);
+        let gateway = GatewayConfig { uplinks, mtu, resolvers, ..self.compiled.gateway.clone() };
         let old = self.gateway.snapshot();
         // The device's MTU and the host's own addresses are part of it, and no line of the difference.
         let same = new.snapshot == self.compiled.snapshot;

@@ -1,8 +1,9 @@
 //! Checkers.
 //!
 //! keepalived asks every `delay_loop`, and after a failure `retry` times more, each after `delay_before_retry`; one success
-//! brings a server up. Here `fall` failures in a row take it down, `interval` apart: so `retry` becomes `fall` - 1, and a
-//! `delay_before_retry` is not carried over.
+//! brings a server up. Here `fall` failures in a row take it down, `interval` apart: so `retry` becomes `fall` - 1, and that
+//! the repetitions come sooner there is told. The defaults differ by checker (keepalived/check/check_api.c, and check_misc.c,
+//! check_dns.c and check_http.c, where they set `default_retry` and `default_delay_before_retry`).
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -134,10 +135,29 @@ fn timing(checker: &Statement, blocks: &[&Statement], keys: &mut Keys, lost: &mu
         ("MISC_CHECK", None) => interval,
         _ => find("connect_timeout").and_then(|found| seconds(found, lost)).unwrap_or(Duration::from_secs(5)),
     };
-    let retry =
-        find("retry").or_else(|| find("nb_get_retry")).and_then(|found| number(found, 0..=999, lost)).unwrap_or(1);
-    if let Some(found) = find("delay_before_retry") {
-        lost.add(found.line, "delay_before_retry: a failed check is repeated after the interval (delay_loop)");
+    let (default_retry, default_delay) = match checker.word() {
+        "MISC_CHECK" => (0, Duration::from_secs(1)),
+        "DNS_CHECK" => (3, interval),
+        "HTTP_GET" | "SSL_GET" => (1, Duration::from_secs(3)),
+        _ => (1, Duration::from_secs(1)),
+    };
+    let retry = find("retry").or_else(|| find("nb_get_retry")).and_then(|found| number(found, 0..=999, lost));
+    let retry = retry.unwrap_or(default_retry);
+    let told = find("delay_before_retry");
+    let delay = told.and_then(|found| seconds(found, lost)).unwrap_or(default_delay);
+    if retry > 0 && (delay < interval || told.is_some() && delay != interval) {
+        let word = told.map_or("", |_| "delay_before_retry: ");
+        lost.add(
+            told.unwrap_or(checker).line,
+            format!(
+                "{word}{}: a failed check is repeated after the interval of {} here, and not after {}; a server that \
+                 fails is taken down that much {}",
+                checker.word(),
+                format_duration(interval),
+                format_duration(delay),
+                if delay < interval { "later" } else { "sooner" },
+            ),
+        );
     }
     let (interval, timeout) = (interval.min(Duration::from_secs(86_400)), timeout.min(Duration::from_secs(3600)));
     keys.push(("interval", string(&format_duration(interval))));

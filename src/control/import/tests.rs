@@ -48,6 +48,47 @@ fn nothing_to_carry_is_no_loss() {
     assert_eq!((made.services, made.lost.len()), (0, 0));
 }
 
+// Of keepalived, by checker: how often it asks again, and after how many seconds.
+#[test]
+fn how_soon_a_server_is_taken_down_is_kept_or_told() {
+    let losses = |checker: &str, more: &str| {
+        let text = format!(
+            "virtual_server 203.0.113.10 80 {{\n delay_loop 10\n real_server 10.0.0.1 80 {{\n  {checker} {{\n   \
+             {}\n{more}\n  }}\n }}\n}}\n",
+            match checker {
+                "MISC_CHECK" => "misc_path /bin/true",
+                "HTTP_GET" => "url {\n path /\n }",
+                _ => "",
+            }
+        );
+        let made = keepalived("x", &text);
+        let (_, fall) = made.text.split_once("fall = ").unwrap_or_else(|| panic!("{}", made.text));
+        let told = made.lost.into_iter().map(|lost| lost.what).collect::<Vec<_>>().join("\n");
+        (fall.chars().take_while(char::is_ascii_digit).collect::<String>(), told)
+    };
+    for (checker, more, fall, after) in [
+        ("TCP_CHECK", "", "2", "1s"),
+        ("PING_CHECK", "", "2", "1s"),
+        ("SMTP_CHECK", "", "2", "1s"),
+        ("HTTP_GET", "", "2", "3s"),
+        ("HTTP_GET", "retry 0", "1", ""),
+        ("MISC_CHECK", "", "1", ""),
+        ("MISC_CHECK", "retry 2", "3", "1s"),
+        ("DNS_CHECK", "", "4", ""),
+        ("DNS_CHECK", "delay_before_retry 2", "4", "2s"),
+        ("TCP_CHECK", "delay_before_retry 10", "2", ""),
+        ("TCP_CHECK", "delay_before_retry 20", "2", "20s"),
+        ("TCP_CHECK", "delay_loop 1", "2", ""),
+    ] {
+        let (made, told) = losses(checker, more);
+        assert_eq!(made, fall, "{checker} {more}");
+        match after {
+            "" => assert_eq!(told, "", "{checker} {more}"),
+            after => assert!(told.contains(&format!("and not after {after};")), "{checker} {more}: {told}"),
+        }
+    }
+}
+
 #[test]
 fn ranges_of_addresses_are_bounded() {
     let text = "virtual_server_group g {\n 2001:db8::1-ffff 80\n}\nvirtual_server group g {\n real_server fd20::1 80 {\n }\n}\n";

@@ -178,6 +178,76 @@ fn all_inline_is_as_good() {
 }
 
 #[test]
+fn a_comment_stays_with_its_server_in_a_list() {
+    let file = r#"[[service]]
+name = "web"
+listen = "203.0.113.10:80"
+server = [
+  # The first.
+  { address = "10.20.0.11" }, # rack one
+  { address = "10.20.0.12" }, # rack two
+  # The third.
+  { address = "10.20.0.13" }, # rack three
+]
+"#;
+    for (last, gone) in [
+        (11, &["  # The first.", "  { address = \"10.20.0.11\" }, # rack one"][..]),
+        (12, &["  { address = \"10.20.0.12\" }, # rack two"]),
+        (13, &["  # The third.", "  { address = \"10.20.0.13\" }, # rack three"]),
+    ] {
+        let server = format!("10.20.0.{last}");
+        let text = edited(file, json!([{"edit": "server.remove", "service": "web", "server": server}]));
+        let expected: String =
+            file.lines().filter(|line| !gone.contains(line)).map(|line| format!("{line}\n")).collect();
+        assert_eq!(text, expected);
+    }
+    let all = [11, 12, 13]
+        .map(|last| json!({"edit": "server.remove", "service": "web", "server": format!("10.20.0.{last}")}));
+    assert!(!edited(file, json!(all)).contains("rack"));
+    // However it is written, it can be read.
+    let [a, b, c] = [11, 12, 13].map(|last| format!("{{ address = \"10.20.0.{last}\" }}"));
+    for (list, without_the_second) in [
+        (format!("[{a}, {b}, {c}]"), format!("[{a}, {c}]")),
+        (format!("[ {a}, {b}, {c} ]"), format!("[ {a}, {c} ]")),
+        (format!("[{a}, # 1\n{b}, {c}]"), format!("[{a}, # 1\n{c}]")),
+        (format!("[\n {a}, {b}, # 1 and 2\n {c} # 3\n]"), format!("[\n {a}, # 1 and 2\n {c} # 3\n]")),
+        (format!("[ # all\n {a} # 1\n , {b}, {c}]"), format!("[ # all\n {a} # 1\n , {c}]")),
+    ] {
+        let file = format!("[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nserver = {list}\n");
+        let removals = [11, 12, 13].map(|last| {
+            edited(&file, json!([{"edit": "server.remove", "service": "web", "server": format!("10.20.0.{last}")}]))
+        });
+        assert!(removals[1].ends_with(&format!("server = {without_the_second}\n")), "{}", removals[1]);
+    }
+}
+
+#[test]
+fn the_comment_above_a_table_outlives_its_replacement() {
+    let file = r#"[[service]]
+name = "web"
+listen = "203.0.113.10:80"
+server = []
+
+# What the shop answers.
+[service.check] # of it
+type = "http"
+
+# Who pays.
+[[service]]
+name = "two"
+listen = "203.0.113.11:80"
+server = []
+"#;
+    let check = json!({"type": "tcp"});
+    let text = edited(file, json!([{"edit": "service.set", "service": "web", "keys": {"check": check}}]));
+    for kept in ["# What the shop answers.", "# of it", "# Who pays.", "type = \"tcp\""] {
+        assert!(text.contains(kept), "{kept}: {text}");
+    }
+    let gone = edited(file, json!([{"edit": "service.set", "service": "web", "keys": {"check": null}}]));
+    assert!(!gone.contains("check") && !gone.contains("of it") && gone.contains("# Who pays."), "{gone}");
+}
+
+#[test]
 fn the_last_server_goes_and_the_service_stays() {
     let text = edited(
         FILE,
