@@ -22,7 +22,8 @@
 //! second, told, and left alone for the time that such a server is held down. After that it comes up by `rise` good answers
 //! to its check; without a check it is tried again.
 //!
-//! On a reload [`Health::configure`] is told the new snapshot *before* the engines are. Probes that are the same as before
+//! On a reload [`Health::foresee`] is told the new snapshot *before* the engines are, and [`Health::configure`] when the
+//! reload can no longer be refused, so that a refused one leaves no trace. Probes that are the same as before
 //! keep their standing and their place in the queue, and one that runs runs on. A server whose check changes keeps its
 //! state until the new check has something to say. New servers are up (IPVS), or down where `initial` says so.
 
@@ -150,7 +151,15 @@ impl Health {
         let _ = self.path.set(path);
     }
 
-    /// Goes on with what `snapshot`, which is about to be used, has.
+    /// Marks what is new in `snapshot`, which is about to be used, as it is to begin: servers that are not to serve unasked,
+    /// or of which is known that they do not work, and services without their quorum. Nobody is told or asked, and
+    /// nothing that is known already changes.
+    pub fn foresee(&self, prepared: &Prepared, snapshot: &Snapshot) {
+        self.table.lock().foresee(prepared, snapshot, self.gateway.now());
+        self.quorums.lock().foresee(&prepared.spec, snapshot);
+    }
+
+    /// Goes on with what `snapshot` has, which is used from now on, or about to be.
     pub fn configure(&self, prepared: Prepared, snapshot: &Snapshot) {
         *self.prepared.lock() = Arc::new(prepared);
         self.follow(snapshot);

@@ -140,6 +140,23 @@ impl Table {
         changes
     }
 
+    /// Takes down those servers that are new in `snapshot` and will not begin as up.
+    pub fn foresee(&self, prepared: &Prepared, snapshot: &Snapshot, engine_now: time::Instant) {
+        let of_services: HashMap<&str, &ServiceHealth> =
+            prepared.spec.services.iter().map(|service| (service.name.as_str(), service)).collect();
+        for service in &snapshot.live {
+            let Some(health) = of_services.get(service.spec.name.as_str()) else { continue };
+            for server in service.servers.iter().filter(|server| self.watched(server).is_none()) {
+                let Some(check) = health.check_of(&server.name) else { continue };
+                let line = self
+                    .line(self.index.get(&Key { check: check.clone(), asked: asked(check, service, server) }).copied());
+                if !line.map_or(check.starts_up, |line| line.standing.is_up) {
+                    server.state.set_up(engine_now, false);
+                }
+            }
+        }
+    }
+
     /// The probe for `key`, which may be one that others have as well.
     fn join(
         &mut self,
@@ -290,10 +307,13 @@ impl Table {
         })
     }
 
+    fn watched(&self, server: &Server) -> Option<&Watched> {
+        self.servers.get(&server.id).filter(|watched| Arc::ptr_eq(&watched.server.state, &server.state))
+    }
+
     /// What is known of a server: its record, its check, its last answer.
     pub fn look(&self, server: &Server) -> Option<(&Watched, Option<Answered<'_>>)> {
-        let watched =
-            self.servers.get(&server.id).filter(|watched| Arc::ptr_eq(&watched.server.state, &server.state))?;
+        let watched = self.watched(server)?;
         let line = self.line(watched.probe);
         Some((watched, line.map(|line| (&*line.key.check, line.last.as_ref()))))
     }

@@ -99,11 +99,17 @@ impl World {
     }
 
     fn reload(&self, text: &str) {
+        let (prepared, snapshot) = self.prepare(text);
+        self.health.foresee(&prepared, &snapshot);
+        self.gateway.swap(snapshot.clone());
+        self.health.configure(prepared, &snapshot);
+    }
+
+    fn prepare(&self, text: &str) -> (Prepared, Arc<Snapshot>) {
         let config = Config::parse(Path::new("x.toml"), text).unwrap_or_else(|errors| panic!("{errors}"));
         let compiled = config.compiled().unwrap_or_else(|errors| panic!("{errors}"));
-        let snapshot = Arc::new(Snapshot::build(compiled.snapshot, Some(&self.gateway.snapshot())).unwrap());
-        self.health.configure(Prepared::new(compiled.health).unwrap(), &snapshot);
-        self.gateway.swap(snapshot);
+        let snapshot = Snapshot::build(compiled.snapshot, Some(&self.gateway.snapshot())).unwrap();
+        (Prepared::new(compiled.health).unwrap(), Arc::new(snapshot))
     }
 
     fn state(&self, service: &str, server: &str) -> Arc<ServerState> {
@@ -259,6 +265,33 @@ async fn a_reload_leaves_alone_what_stays() {
     let asked = world.network.asked.lock().len();
     sleep(ms(1000)).await;
     assert_eq!(world.network.asked.lock().len(), asked, "nobody is asked any more");
+}
+
+// A reload that the host refuses gets as far as this.
+#[tokio::test(start_paused = true)]
+async fn what_was_only_foreseen_leaves_no_trace() {
+    let text = service("web", 80, FAST, 2);
+    let world = World::new(&text);
+    world.set("10.0.0.2:80", Behaviour::Refuses);
+    sleep(ms(1000)).await;
+    let mut told = world.health.watch();
+    let down = FAST.replace("tcp\"", "tcp\", initial = \"down\"");
+    let commanded = format!("{down}\nquorum = 9\nquorum_down = \"/bin/false\"");
+    let refused = service("web", 80, &commanded, 1) + &service("a", 81, &commanded, 1) + &service("b", 82, FAST, 2);
+    let (old, (prepared, tried)) = (world.gateway.snapshot(), world.prepare(&refused));
+    world.health.foresee(&prepared, &tried);
+    world.gateway.swap(tried.clone());
+    let seen = |service, server| (world.has_quorum(service), world.is_up(service, server));
+    assert_eq!(seen("a", "10.0.0.1:80"), (false, false), "as its check says");
+    assert_eq!(seen("b", "10.0.0.2:80"), (true, false), "what it shares a probe with is known to be down");
+    assert_eq!(seen("web", "10.0.0.1:80"), (true, true));
+    let back = Snapshot::build_back(old.spec.clone(), &old, &tried).unwrap();
+    world.gateway.swap(Arc::new(back));
+    sleep(ms(1000)).await;
+    assert!(world.is_up("web", "10.0.0.1:80") && !world.is_up("web", "10.0.0.2:80") && world.has_quorum("web"));
+    assert!(told.try_recv().is_err() && world.health.jobs.lock().is_empty());
+    let gaps: Vec<Duration> = world.times("10.0.0.2:80").windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps.iter().all(|gap| (ms(199)..=ms(202)).contains(gap)), "{gaps:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -173,6 +173,21 @@ impl Host {
         Ok(host)
     }
 
+    /// Tell whether the plan names what is not there, as far as that is cheap to know; changes nothing.
+    ///
+    /// # Errors
+    /// As those of [`Host::apply`].
+    pub async fn check(&self, plan: &HostPlan) -> Result<(), HostError> {
+        if plan.device != self.device {
+            return Err(HostError::DeviceChanged { old: self.device.clone(), new: plan.device.clone() });
+        }
+        let net = connect().await?;
+        match plan.uplinks.iter().find(|uplink| net.link(uplink).is_none()) {
+            Some(missing) => Err(HostError::NoSuchUplink(missing.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// Bring the host to what the plan says. After the first time only the difference is made; what fails is
     /// taken back, so that the host is as before the call.
     pub async fn apply(&mut self, plan: &HostPlan) -> Result<(), HostError> {
