@@ -249,7 +249,9 @@ impl Daemon {
     /// Gives servers the weights that their checks set. No reload: the configuration is the same.
     pub(super) fn reweigh(&self) {
         let old = self.gateway.snapshot();
-        match successor(&self.weighed(&self.compiled.snapshot), &old) {
+        let spec = with_kept_vips(&self.weighed(&self.compiled.snapshot), &old);
+        // The host is not told: letting go of what is idle by now is for `tidy`.
+        match Snapshot::build_keeping(spec, &old) {
             Ok(mut snapshot) if snapshot.spec.services != old.spec.services => {
                 snapshot.generation = old.generation;
                 self.health.follow(&snapshot);
