@@ -141,7 +141,12 @@ impl Daemon {
     /// Runs by `new` from now on, or goes on as before and says why. Returns what has changed, and the generation.
     pub(super) async fn adopt(&mut self, new: Loaded, cause: Cause) -> Result<(Vec<String>, u64)> {
         let Loaded { compiled: new, text, learned } = new;
-        let prepared = Prepared::new(new.health.clone()).map_err(Error::msg)?;
+        // Files are read again when the operator says so, and not because something else changes.
+        let prepared = match cause {
+            Cause::Reload => Prepared::new(new.health.clone()),
+            Cause::Edit | Cause::Host | Cause::Names => self.health.prepare(new.health.clone()),
+        };
+        let prepared = prepared.map_err(Error::msg)?;
         let changes = difference(&self.compiled, &new);
         // A file of the other mode cannot name uplinks; until the restart that it needs they are what they were.
         let same_mode = new.gateway.tap.is_some() == self.compiled.gateway.tap.is_some();

@@ -108,15 +108,17 @@ impl Prepared {
     /// # Errors
     /// One sentence about a file that a check needs and that cannot be used.
     pub fn new(spec: HealthSpec) -> Result<Prepared, String> {
+        Prepared::following(spec, &Prepared::default())
+    }
+
+    /// Takes from `known` what is the same there, so that no file is read again.
+    fn following(spec: HealthSpec, known: &Prepared) -> Result<Prepared, String> {
         let mut probes: HashMap<Arc<CheckSpec>, Arc<dyn Probe>> = HashMap::new();
-        for service in &spec.services {
-            let of_servers = service.overrides.iter().map(|(_, check)| check);
-            for check in std::iter::once(&service.check).chain(of_servers).flatten() {
-                if !probes.contains_key(check) {
-                    let built = probe::build(check);
-                    let built = built.map_err(|error| format!("service {:?}: check: {error}", service.name))?;
-                    probes.insert(check.clone(), built);
-                }
+        for (service, check) in spec.checks() {
+            if !probes.contains_key(check) {
+                let built = known.probes.get(check).cloned().map_or_else(|| probe::build(check), Ok);
+                let built = built.map_err(|error| format!("service {:?}: check: {error}", service.name))?;
+                probes.insert(check.clone(), built);
             }
         }
         Ok(Prepared { spec, probes })
@@ -149,6 +151,15 @@ impl Health {
     /// Has checks by "path" carried by `path`. The first one stays.
     pub fn set_path(&self, path: Arc<dyn Connect>) {
         let _ = self.path.set(path);
+    }
+
+    /// As [`Prepared::new`], but what files had when the checks that run were built still holds.
+    ///
+    /// # Errors
+    /// As those of [`Prepared::new`].
+    pub fn prepare(&self, spec: HealthSpec) -> Result<Prepared, String> {
+        let known = self.prepared.lock().clone();
+        Prepared::following(spec, &known)
     }
 
     /// Marks what is new in `snapshot`, which is about to be used, as it is to begin: servers that are not to serve unasked,

@@ -294,6 +294,23 @@ async fn what_was_only_foreseen_leaves_no_trace() {
     assert!(gaps.iter().all(|gap| (ms(199)..=ms(202)).contains(gap)), "{gaps:?}");
 }
 
+// The gateway may have given up the right to read it, and who edits something else has nothing to do with it.
+#[tokio::test(start_paused = true)]
+async fn files_are_read_again_only_at_a_reload() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/tls/ca.pem"), &ca).unwrap();
+    let keys = format!("check = {{ type = \"https\", ca = {ca:?}, sni = \"server.test\" }}");
+    let text = service("web", 80, &keys, 1);
+    let world = World::new(&text);
+    std::fs::remove_file(&ca).unwrap();
+    let health = |text: &str| Config::parse(Path::new("x.toml"), text).unwrap().compiled().unwrap().health;
+    assert_eq!(health(&text).files().collect::<Vec<_>>(), [ca.as_path()]);
+    assert!(Prepared::new(health(&text)).is_err());
+    assert!(world.health.prepare(health(&(text.clone() + &service("a", 81, "", 1)))).is_ok());
+    assert!(world.health.prepare(health(&text.replace("server.test", "other.test"))).is_err(), "it is another check");
+}
+
 #[tokio::test(start_paused = true)]
 async fn servers_that_start_down_wait_for_their_check() {
     let keys = FAST.replace("rise = 2", "rise = 2, initial = \"down\"");
