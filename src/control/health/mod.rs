@@ -51,7 +51,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use self::probe::{Bad, Outcome, Probe};
 use self::quorum::{Commands, Job, QuorumChange, Quorums};
 use self::spec::{CheckSpec, HealthSpec, Via};
-use self::table::{Due, Table};
+use self::table::{COMPLAINT, Complaint, Due, Table};
 use self::transport::{Connect, Host};
 use super::api;
 use super::config::format_duration;
@@ -65,8 +65,9 @@ const LOOK: Duration = Duration::from_millis(100);
 const COUNT: Duration = Duration::from_secs(1);
 /// Changes kept for watchers that are behind; one that is further behind is told how many it lost.
 const CHANGES_KEPT: usize = 4096;
-/// Between two lines of the log about the same want.
-const COMPLAINT: Duration = Duration::from_secs(60);
+/// Lines of the log about checks that cannot be made, in the time between two about the same one: all of many may want for
+/// the same.
+const MOST_COMPLAINTS: usize = 50;
 
 /// The checks of a running gateway.
 pub struct Health {
@@ -230,8 +231,11 @@ impl Health {
                 }
                 Some(ended) = running.tasks.join_next_with_id() => {
                     if let Some((id, outcome, latency)) = running.ended(ended) {
-                        complained.about(&outcome);
-                        let changes = self.table.lock().note(id, outcome, latency, Instant::now(), self.gateway.now());
+                        let mut table = self.table.lock();
+                        let changes = table.note(id, outcome, latency, Instant::now(), self.gateway.now());
+                        let complaints = std::mem::take(&mut table.complaints);
+                        drop(table);
+                        complaints.iter().for_each(|complaint| complained.about(complaint));
                         self.tell(changes);
                     }
                 }
@@ -373,29 +377,34 @@ impl Running {
 /// What the gateway itself lacks for its checks, told now and then.
 #[derive(Default)]
 struct Complaints {
+    /// When lateness was told last.
     last: Option<Instant>,
+    /// When the count of the others began.
+    since: Option<Instant>,
+    told: usize,
 }
 
 impl Complaints {
-    fn about(&mut self, outcome: &Outcome) {
-        if let Err(Bad::Ours(why)) = outcome {
-            self.say(&format!("a check could not be made, and nothing follows from that for its server: {why}"));
+    fn about(&mut self, complaint: &Complaint) {
+        let Complaint { service, server, why } = complaint;
+        if self.since.is_none_or(|since| since.elapsed() >= COMPLAINT) {
+            (self.since, self.told) = (Some(Instant::now()), 0);
+        }
+        self.told += 1;
+        match self.told {
+            ..=MOST_COMPLAINTS => tracing::warn!(
+                "service {service:?}: the check of server {server:?} could not be made, and nothing follows from that: {why}"
+            ),
+            _ => tracing::debug!("service {service:?}: the check of server {server:?} could not be made: {why}"),
         }
     }
 
     fn about_lateness(&mut self, due: Option<Instant>, has_room: bool) {
-        if let Some(late) = due.map(|due| due.elapsed()).filter(|late| !has_room && *late > LOOK) {
-            let late = format_duration(late);
-            self.say(&format!("checks are {late} late: as many run as may at a time; raise the limit of open files"));
-        }
-    }
-
-    fn say(&mut self, what: &str) {
+        let Some(late) = due.map(|due| due.elapsed()).filter(|late| !has_room && *late > LOOK) else { return };
         if self.last.is_none_or(|last| last.elapsed() >= COMPLAINT) {
             self.last = Some(Instant::now());
-            tracing::warn!("{what}");
-        } else {
-            tracing::debug!("{what}");
+            let late = format_duration(late);
+            tracing::warn!("checks are {late} late: as many run as may at a time; raise the limit of open files");
         }
     }
 }

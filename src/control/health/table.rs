@@ -17,6 +17,9 @@ use super::{Change, Prepared};
 use crate::service::{Server, ServerId, Service, Snapshot};
 use crate::time;
 
+/// Between two complaints about the same check.
+pub(super) const COMPLAINT: Duration = Duration::from_secs(60);
+
 /// Whoever has the same check asks the same once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
@@ -35,6 +38,10 @@ pub(super) struct Line {
     running: Option<AbortHandle>,
     askers: Vec<ServerId>,
     last: Option<Last>,
+    /// Why it could not be made when it was tried last, if so.
+    trouble: Option<String>,
+    /// When that was told last.
+    complained: Option<Instant>,
 }
 
 /// The last answer.
@@ -47,7 +54,20 @@ pub(super) struct Last {
 }
 
 /// A check, and what it last said.
-pub(super) type Answered<'a> = (&'a CheckSpec, Option<&'a Last>);
+pub(super) struct Answered<'a> {
+    pub check: &'a CheckSpec,
+    pub last: Option<&'a Last>,
+    /// Why it could not be made when it was tried last, if so.
+    pub trouble: Option<&'a str>,
+}
+
+/// A check could not be made.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Complaint {
+    pub service: String,
+    pub server: String,
+    pub why: String,
+}
 
 /// One server of one service.
 pub(super) struct Watched {
@@ -86,6 +106,8 @@ pub(super) struct Table {
     dice: Dice,
     /// A weight has changed that the snapshot does not have yet.
     pub weights_changed: bool,
+    /// What is to be told of checks that could not be made; for each check now and then.
+    pub complaints: Vec<Complaint>,
 }
 
 impl Table {
@@ -184,6 +206,8 @@ impl Table {
                 running: None,
                 askers: Vec::new(),
                 last: None,
+                trouble: None,
+                complained: None,
             })
         });
         if let Some(Some(line)) = self.lines.get_mut(id as usize) {
@@ -268,8 +292,12 @@ impl Table {
             Ok(Good { said, weight }) => (true, said, weight),
             Err(Bad::Server(why)) => (false, why, None),
             // Nothing was learnt.
-            Err(Bad::Ours(_)) => return Vec::new(),
+            Err(Bad::Ours(why)) => {
+                self.complain(id, why, now);
+                return Vec::new();
+            }
         };
+        line.trouble = None;
         line.standing.note(is_good, check.rise, check.fall);
         line.last = Some(Last { is_good, said, latency, at: now });
         let mut changes = Vec::new();
@@ -287,6 +315,17 @@ impl Table {
             changes.extend(watched.settle(Some(line), why, engine_now));
         }
         changes
+    }
+
+    fn complain(&mut self, id: u32, why: String, now: Instant) {
+        let Some(Some(line)) = self.lines.get_mut(id as usize) else { return };
+        let is_new = line.complained.is_none_or(|last| now >= last + COMPLAINT);
+        if is_new && let Some(asker) = line.askers.first().and_then(|asker| self.servers.get(asker)) {
+            line.complained = Some(now);
+            let (service, server) = (asker.service.spec.name.clone(), asker.server.name.clone());
+            self.complaints.push(Complaint { service, server, why: why.clone() });
+        }
+        line.trouble = Some(why);
     }
 
     /// Notes what clients' connections tell, and whose time is over.
@@ -315,7 +354,12 @@ impl Table {
     pub fn look(&self, server: &Server) -> Option<(&Watched, Option<Answered<'_>>)> {
         let watched = self.watched(server)?;
         let line = self.line(watched.probe);
-        Some((watched, line.map(|line| (&*line.key.check, line.last.as_ref()))))
+        let answered = line.map(|line| Answered {
+            check: &line.key.check,
+            last: line.last.as_ref(),
+            trouble: line.trouble.as_deref(),
+        });
+        Some((watched, answered))
     }
 
     /// Probes that there are, and those of them that run.
@@ -354,12 +398,12 @@ impl Watched {
     }
 
     /// Makes the server's state what is known of it; `why` is the reason of a change. Clients' failures hold it down for
-    /// their time; after that its check decides anew, and without one it is tried again.
+    /// their time; after that its check decides anew. Without one, or while it cannot be made, the server is tried again.
     fn settle(&mut self, line: Option<&Line>, why: &str, now: time::Instant) -> Option<Change> {
         let held_until = self.held_until();
         let stands = line.is_none_or(|line| line.standing.is_up);
-        let is_released =
-            held_until.is_none_or(|until| now >= until && line.is_none_or(|line| self.good >= line.key.check.rise));
+        let is_tried = line.is_none_or(|line| line.trouble.is_some() || self.good >= line.key.check.rise);
+        let is_released = held_until.is_none_or(|until| now >= until && is_tried);
         let is_up = stands && is_released;
         // Only what differs: otherwise a server that fails its clients at this moment would be brought up again.
         if self.server.state.is_up() != is_up {
@@ -374,6 +418,7 @@ impl Watched {
         self.since = SystemTime::now();
         let why = match line {
             _ if !is_up && !is_released => "clients' connections to it fail".to_owned(),
+            Some(Line { trouble: Some(trouble), .. }) => format!("{why}, and its check cannot be made: {trouble}"),
             Some(line) => format!("{why} ({} check)", line.key.check.probe.word()),
             None => why.to_owned(),
         };

@@ -334,6 +334,58 @@ async fn what_the_gateway_lacks_is_not_held_against_a_server() {
     let snapshot = world.gateway.snapshot();
     let check = world.health.of_server(&snapshot.live[0].servers[0]).unwrap().check.unwrap();
     assert_eq!((check.done, check.failed, check.ok), (0, 0, None));
+    let said = check.said.unwrap();
+    assert!(said.starts_with("cannot be made: Too many open files"), "{said}");
+    world.set("10.0.0.1:80", Behaviour::Answers);
+    sleep(ms(500)).await;
+    let check = world.health.of_server(&snapshot.live[0].servers[0]).unwrap().check.unwrap();
+    assert_eq!(check.ok, Some(true));
+}
+
+// Not by `Health::run`, which takes them for the log.
+#[tokio::test(start_paused = true)]
+async fn every_check_that_cannot_be_made_is_told_of_now_and_then() {
+    let world = World::new(&(service("web", 80, FAST, 2) + &service("same", 81, FAST, 1)));
+    world.task.abort();
+    let mut told = Vec::new();
+    for round in 0..130 {
+        sleep(ms(1000)).await;
+        let mut table = world.health.table.lock();
+        while let Some(due) = table.take_due(Instant::now()) {
+            let task = tokio::spawn(async {}).abort_handle();
+            let id = (due.id, task.id());
+            table.started(due.id, task);
+            let outcome = Err(Bad::Ours("no room".to_owned()));
+            table.note(id, outcome, Duration::ZERO, Instant::now(), world.gateway.now());
+        }
+        told.extend(table.complaints.drain(..).map(|complaint| (complaint.server, round)));
+    }
+    told.sort();
+    let expected =
+        ["10.0.0.1:80", "10.0.0.2:80"].map(|server| [0, 60, 120].map(|round| (server.to_owned(), round))).concat();
+    assert_eq!(told, expected);
+}
+
+// By the engine's clock, which is the real one.
+#[tokio::test]
+async fn who_is_held_down_is_tried_again_if_its_check_cannot_be_made() {
+    let keys =
+        "passive = { fall = 1, hold = \"1s\" }\ncheck = { type = \"tcp\", interval = \"50ms\", timeout = \"50ms\" }";
+    let world = World::new(&service("web", 80, keys, 1));
+    let mut told = world.health.watch();
+    world.set("10.0.0.1:80", Behaviour::NoRoom);
+    sleep(ms(100)).await;
+    world.state("web", "10.0.0.1:80").fall_passively(world.gateway.now()).unwrap();
+    let began = Instant::now();
+    assert_eq!(next_of_a_server(&mut told).await.change, api::ServerChange::Down);
+    let event = tokio::time::timeout(ms(5000), next_of_a_server(&mut told)).await.expect("it is tried again");
+    assert_eq!(event.change, api::ServerChange::Up);
+    assert!(
+        event.reason.starts_with("it has been held down long enough, and its check cannot be made: "),
+        "{}",
+        event.reason
+    );
+    assert!(began.elapsed() >= ms(900), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
