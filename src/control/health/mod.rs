@@ -16,7 +16,7 @@
 //! the latest: the failure may happen right after a probe has begun well.
 //!
 //! A standing becomes the [`ServerState`](crate::service::ServerState) of every server that shares the probe. What the gateway
-//! itself could not do (no descriptor, no memory, no free port) is no answer, and changes nothing.
+//! itself could not do (no descriptor, no memory, no free port, no time to listen) is no answer, and changes nothing.
 //!
 //! The engine takes a server down by itself when clients' connections fail (`passive`). That is looked for ten times a
 //! second, told, and left alone for the time that such a server is held down. After that it comes up by `rise` good answers
@@ -63,6 +63,8 @@ use crate::service::{Server, ServerId, Service, ServiceId, Snapshot, SnapshotSpe
 const LOOK: Duration = Duration::from_millis(100);
 /// How often every service's servers are counted, besides when one of them changes: weights and drain marks change as well.
 const COUNT: Duration = Duration::from_secs(1);
+/// A timeout that is noticed by so much too late, and by half of it, is no answer: the control thread did not run.
+const STALL: Duration = Duration::from_millis(100);
 /// Changes kept for watchers that are behind; one that is further behind is told how many it lost.
 const CHANGES_KEPT: usize = 4096;
 /// Lines of the log about checks that cannot be made, in the time between two about the same one: all of many may want for
@@ -342,6 +344,10 @@ async fn ask(due: Due, carrier: Option<Arc<dyn Connect>>) -> (Outcome, Duration)
     let limit = due.check.timeout;
     let outcome = timeout(limit, due.probe.ask(&due.asked, &*carrier)).await;
     let outcome = outcome.unwrap_or_else(|_| {
+        // An answer may have come that nobody was there to read.
+        if let Some(late) = began.elapsed().checked_sub(limit).filter(|late| *late > (limit / 2).max(STALL)) {
+            return Err(Bad::Ours(format!("the gateway itself was held up, for {}", format_duration(late))));
+        }
         let nothing = || Bad::Server(format!("no answer within {}", format_duration(limit)));
         due.probe.silence().ok_or_else(nothing)
     });
