@@ -119,7 +119,6 @@ impl Table {
         now: Instant,
         engine_now: time::Instant,
     ) -> Vec<Change> {
-        let mut changes = Vec::new();
         let mut old_servers = std::mem::take(&mut self.servers);
         let mut old_index = std::mem::take(&mut self.index);
         self.passive.clear();
@@ -146,10 +145,7 @@ impl Table {
                 if !sets_weight && watched.weight.take().is_some() {
                     self.weights_changed = true;
                 }
-                let why =
-                    if probe.is_some() { "its check has not found it up yet" } else { "it is not checked any more" };
                 server.state.set_checked(probe.is_some());
-                changes.extend(watched.settle(self.line(probe), why, engine_now));
                 if service.spec.passive.is_some() {
                     self.passive.push(server.id);
                 }
@@ -158,6 +154,18 @@ impl Table {
         }
         for id in old_index.into_values() {
             self.remove(id);
+        }
+        self.settle_all(snapshot, engine_now)
+    }
+
+    /// When all are there: what one asker knows goes for all.
+    fn settle_all(&mut self, snapshot: &Snapshot, engine_now: time::Instant) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for server in snapshot.live.iter().flat_map(|service| &service.servers) {
+            let Some(watched) = self.servers.get_mut(&server.id) else { continue };
+            let line = watched.probe.and_then(|id| self.lines.get(id as usize)?.as_ref());
+            let why = if line.is_some() { "its check has not found it up yet" } else { "it is not checked any more" };
+            changes.extend(watched.settle(line, why, engine_now));
         }
         changes
     }
@@ -190,10 +198,12 @@ impl Table {
         now: Instant,
     ) -> u32 {
         let found = self.index.get(&key).copied().or_else(|| old_index.remove(&key));
+        // Clients' failures say nothing about what a check will find.
+        let was_down = known.is_some() && !server.state.is_up() && server.state.passive_down_since().is_none();
         let id = found.unwrap_or_else(|| {
             let is_up = match known {
                 None => key.check.starts_up && server.state.is_up(),
-                Some(_) => server.state.is_up() || server.state.passive_down_since().is_some(),
+                Some(_) => !was_down,
             };
             // The warm-up: probes of one configuration do not all start together.
             let due = now + self.dice.part_of(key.check.interval);
@@ -212,6 +222,10 @@ impl Table {
         });
         if let Some(Some(line)) = self.lines.get_mut(id as usize) {
             line.askers.push(server.id);
+            // Whoever came first may be new, and know nothing.
+            if was_down && line.last.is_none() {
+                line.standing = Standing::new(false);
+            }
             // Made anew: its files may be others.
             line.probe = probe;
         }

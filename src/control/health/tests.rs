@@ -325,6 +325,22 @@ async fn servers_that_start_down_wait_for_their_check() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_was_down_stays_so_beside_one_that_is_new() {
+    let world = World::new(&service("web", 80, FAST, 2));
+    world.set("10.0.0.1:80", Behaviour::Refuses);
+    sleep(ms(1000)).await;
+    let mut told = world.health.watch();
+    let other = FAST.replace("rise = 2", "rise = 3");
+    world.reload(&(service("new", 81, &other, 2) + &service("web", 80, &other, 2)));
+    let seen = ["web", "new"].map(|name| (world.is_up(name, "10.0.0.1:80"), world.is_up(name, "10.0.0.2:80")));
+    assert_eq!(seen, [(false, true), (false, true)]);
+    sleep(ms(1000)).await;
+    while let Ok(event) = told.try_recv() {
+        assert_ne!(event.change, api::ServerChange::Up, "{event:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_gateway_lacks_is_not_held_against_a_server() {
     let world = World::new(&service("web", 80, FAST, 1));
     world.set("10.0.0.1:80", Behaviour::NoRoom);
@@ -340,6 +356,24 @@ async fn what_the_gateway_lacks_is_not_held_against_a_server() {
     sleep(ms(500)).await;
     let check = world.health.of_server(&snapshot.live[0].servers[0]).unwrap().check.unwrap();
     assert_eq!(check.ok, Some(true));
+}
+
+// Stopped in a debugger, on a machine that swaps, behind a long reload.
+#[tokio::test(start_paused = true)]
+async fn time_in_which_the_gateway_did_not_run_is_not_held_against_a_server() {
+    let world = World::new(&service("web", 80, FAST, 1));
+    sleep(ms(1000)).await;
+    world.set("10.0.0.1:80", Behaviour::Silent);
+    for _ in 0..10 {
+        let asked = world.times("10.0.0.1:80").len();
+        while world.times("10.0.0.1:80").len() == asked {
+            sleep(ms(1)).await;
+        }
+        tokio::time::advance(ms(500)).await;
+    }
+    assert!(world.is_up("web", "10.0.0.1:80"));
+    sleep(ms(601)).await;
+    assert!(!world.is_up("web", "10.0.0.1:80"), "it was given its time");
 }
 
 // Not by `Health::run`, which takes them for the log.
