@@ -45,6 +45,7 @@ mod ping;
 mod pmtu;
 mod ports;
 mod real_server;
+mod refused_reload;
 mod reload;
 mod same_ports;
 mod segment_vip;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use gatun::command::{Command, DELETE_BUDGET, FlowFilter, Outcome};
 use gatun::engine::Engine;
-use gatun::service::{Snapshot, SnapshotSpec};
+use gatun::service::{ServerId, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::wire::Addr;
 use support::traffic::established;
@@ -69,4 +69,53 @@ fn what_was_retired_goes_with_its_last_flow() {
     assert!(!tidied.is_vip(vip));
     assert_eq!(tidied.live.len(), 1);
     assert!(tidied.tidied().is_none());
+}
+
+/// Without what is at `vip`.
+fn without(old: &Snapshot, vip: Addr) -> Snapshot {
+    let services = old.spec.services.iter().filter(|service| service.vip != vip).cloned().collect();
+    Snapshot::build(SnapshotSpec { services, ..old.spec.clone() }, Some(old)).expect("it is sound")
+}
+
+#[test]
+fn what_is_given_up_leaves_no_trace() {
+    let mut engine = established(true, 1, 10);
+    let old = engine.snapshot().clone();
+    let vip = Addr::from_v4([203, 0, 113, 10]);
+    for (index, server) in old.all_servers().enumerate() {
+        server.state.set_draining(index % 2 == 0);
+        server.state.set_up(Instant::ZERO, index % 3 == 0);
+    }
+    let mut spec = without(&old, vip).spec;
+    spec.services[0].servers[0].weight += 1;
+    spec.services[0].name = "another".to_owned();
+    let tried = Snapshot::build(spec, Some(&old)).expect("it is sound");
+    let back = Snapshot::build_back(old.spec.clone(), &old, &tried).expect("it was sound before");
+    assert_eq!(back.generation, old.generation);
+    for (service, was) in back.live.iter().zip(&old.live) {
+        assert!(Arc::ptr_eq(service, was), "{}", was.spec.name);
+    }
+    let known = |id: u32, snapshot: &Snapshot| snapshot.server(ServerId(id)).map(Arc::as_ptr);
+    let ids = u32::try_from(old.server_ids()).expect("they are few");
+    assert!((0..ids).all(|id| known(id, &back) == known(id, &old)));
+    // A flow that only the one that was given up has admitted still finds its server.
+    let news: Vec<_> = tried.live.iter().flat_map(|service| &service.servers).collect();
+    assert!(!news.is_empty() && news.iter().all(|server| known(server.id.0, &back) == Some(Arc::as_ptr(server))));
+    engine.apply(Instant::ZERO, Command::Swap(Arc::new(tried)));
+    engine.apply(Instant::ZERO, Command::Swap(Arc::new(back)));
+    assert_eq!(engine.occupancy().0, 1);
+    let tidied = engine.snapshot().tidied().expect("what was new goes");
+    assert_eq!(tidied.all_servers().count(), old.all_servers().count());
+}
+
+#[test]
+fn what_the_host_is_not_told_of_lets_go_of_nothing() {
+    let engine = established(true, 0, 10);
+    let old = engine.snapshot().clone();
+    let vip = Addr::from_v4([203, 0, 113, 10]);
+    let retired = without(&old, vip);
+    let next = Snapshot::build_keeping(retired.spec.clone(), &retired).expect("it is sound");
+    assert!(next.is_vip(vip));
+    let tidied = next.tidied().expect("it is still to be let go of");
+    assert!(!tidied.is_vip(vip));
 }

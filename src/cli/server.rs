@@ -303,7 +303,8 @@ fn checked(server: &api::Server) -> String {
     let api::Check { kind, said, latency, .. } = check;
     match (said, latency) {
         (Some(said), Some(latency)) => format!("{kind}: {said}, {:.1} ms", *latency as f64 / 1000.0),
-        _ => format!("{kind}: not asked yet"),
+        (Some(said), None) => format!("{kind}: {said}"),
+        (None, _) => format!("{kind}: not asked yet"),
     }
 }
 

@@ -73,63 +73,90 @@ struct Vip {
 impl Snapshot {
     /// Compiles `spec`. `previous` is the snapshot now in use, if any; flows that it admitted keep working.
     pub fn build(spec: SnapshotSpec, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
+        let mut snapshot = Snapshot::begun(spec, previous)?;
+        if let Some(previous) = previous {
+            snapshot.release_idle(previous);
+        }
+        Ok(snapshot.filled(previous))
+    }
+
+    /// As [`Snapshot::build`], but lets go of nothing: for who does not tell the host.
+    pub fn build_keeping(spec: SnapshotSpec, previous: &Snapshot) -> Result<Snapshot, SnapshotError> {
+        Ok(Snapshot::begun(spec, Some(previous))?.filled(Some(previous)))
+    }
+
+    /// What follows `tried` when that is given up for what was before it, `old`, of which `spec` is the specification.
+    /// Everything of `old` is as if it had never been away: states, load, ids. What only `tried` had is retired.
+    pub fn build_back(spec: SnapshotSpec, old: &Snapshot, tried: &Snapshot) -> Result<Snapshot, SnapshotError> {
+        let mut snapshot = Snapshot::begun(spec, Some(tried))?;
+        // What `tried` has let go of goes the way of all that is retired; its id may be another's by now.
+        for (slot, was) in snapshot.services.iter_mut().zip(&old.services) {
+            if slot.is_none() {
+                slot.clone_from(was);
+            }
+        }
+        for (slot, was) in snapshot.servers.iter_mut().zip(&old.servers) {
+            if slot.is_none() {
+                slot.clone_from(was);
+            }
+        }
+        for service in &old.live {
+            snapshot.services[service.id.0 as usize] = Some(service.clone());
+            for server in service.all_servers() {
+                snapshot.servers[server.id.0 as usize] = Some(server.clone());
+            }
+        }
+        Ok(Snapshot { generation: old.generation, ..snapshot.filled(Some(old)) })
+    }
+
+    /// Without a live service, and with all that `previous` knows.
+    fn begun(spec: SnapshotSpec, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
         if let Some(fault) = spec.faults().into_iter().next() {
             return Err(fault.error);
         }
-        let mut snapshot = Snapshot {
-            generation: previous.map_or(1, |p| p.generation + 1),
-            spec,
-            live: Vec::new(),
-            services: Vec::new(),
-            servers: Vec::new(),
-            vips: Map::default(),
-            server_addresses: Map::default(),
-            exact: Map::default(),
-            sources: Map::default(),
-            probe_sources: Map::default(),
-            tunnel_sources: Map::default(),
-            gue_ports: Map::default(),
-            answers: Map::default(),
-            persisted: Vec::new(),
-            taken: Taken::default(),
-        };
+        let mut snapshot =
+            Snapshot { generation: previous.map_or(1, |p| p.generation + 1), spec, ..Snapshot::default() };
         snapshot.sources = snapshot.spec.tunnel_sources.iter().copied().collect();
         let probes = snapshot.spec.probe_sources.iter();
         snapshot.probe_sources = probes.map(|probe| ((probe.vip, probe.server), probe.client)).collect();
         if let Some(previous) = previous {
             snapshot.services.clone_from(&previous.services);
             snapshot.servers.clone_from(&previous.servers);
-            snapshot.release_idle(previous);
         }
+        Ok(snapshot)
+    }
+
+    /// With the services of its specification; those that `previous` has too are the same.
+    fn filled(mut self, previous: Option<&Snapshot>) -> Snapshot {
         let previous = previous.map(|snapshot| Previous {
             snapshot,
             by_name: snapshot.live.iter().map(|service| (service.spec.name.as_str(), service)).collect(),
         });
         let mut tables = Map::default();
-        for index in 0..snapshot.spec.services.len() {
-            let service = snapshot.admit_service(index, previous.as_ref());
-            snapshot.listen(&service);
+        for index in 0..self.spec.services.len() {
+            let service = self.admit_service(index, previous.as_ref());
+            self.listen(&service);
             if let Some(table) = &service.persisted
                 && tables.insert(Arc::as_ptr(table), ()).is_none()
             {
-                snapshot.persisted.push(table.clone());
+                self.persisted.push(table.clone());
             }
-            snapshot.live.push(service);
+            self.live.push(service);
         }
-        let live: Map<ServiceId, ()> = snapshot.live.iter().map(|service| (service.id, ())).collect();
-        for service in snapshot.services.iter().flatten() {
+        let live: Map<ServiceId, ()> = self.live.iter().map(|service| (service.id, ())).collect();
+        for service in self.services.iter().flatten() {
             if !live.contains_key(&service.id) {
-                snapshot.vips.entry(service.vip()).or_insert(Vip { retired: true, ranges: Vec::new() });
+                self.vips.entry(service.vip()).or_insert(Vip { retired: true, ranges: Vec::new() });
             }
         }
-        snapshot.server_addresses = snapshot.servers.iter().flatten().map(|server| (server.address, ())).collect();
-        for server in snapshot.servers.iter().flatten().filter(|server| server.method == Method::Tunnel) {
-            snapshot.tunnel_sources.extend(server.source.map(|source| (source, ())));
+        self.server_addresses = self.servers.iter().flatten().map(|server| (server.address, ())).collect();
+        for server in self.servers.iter().flatten().filter(|server| server.method == Method::Tunnel) {
+            self.tunnel_sources.extend(server.source.map(|source| (source, ())));
             if let Encapsulation::Gue { port } = server.encapsulation {
-                snapshot.gue_ports.insert(port, ());
+                self.gue_ports.insert(port, ());
             }
         }
-        Ok(snapshot)
+        self
     }
 
     /// This snapshot without the retired servers and services that no flow uses any more; `None` while there are none.

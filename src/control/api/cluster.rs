@@ -157,7 +157,7 @@ pub struct Check {
     pub via: String,
     /// Whether the last answer was right; this and the next three are `null` before there is one.
     pub ok: Option<bool>,
-    /// In words.
+    /// In words; while the check cannot be made, why, and the other three are `null`.
     pub said: Option<String>,
     /// Microseconds.
     pub latency: Option<u64>,

@@ -141,7 +141,12 @@ impl Daemon {
     /// Runs by `new` from now on, or goes on as before and says why. Returns what has changed, and the generation.
     pub(super) async fn adopt(&mut self, new: Loaded, cause: Cause) -> Result<(Vec<String>, u64)> {
         let Loaded { compiled: new, text, learned } = new;
-        let prepared = Prepared::new(new.health.clone()).map_err(Error::msg)?;
+        // Files are read again when the operator says so, and not because something else changes.
+        let prepared = match cause {
+            Cause::Reload => Prepared::new(new.health.clone()),
+            Cause::Edit | Cause::Host | Cause::Names => self.health.prepare(new.health.clone()),
+        };
+        let prepared = prepared.map_err(Error::msg)?;
         let changes = difference(&self.compiled, &new);
         // A file of the other mode cannot name uplinks; until the restart that it needs they are what they were.
         let same_mode = new.gateway.tap.is_some() == self.compiled.gateway.tap.is_some();
@@ -152,30 +157,29 @@ impl Daemon {
         // The device's MTU and the host's own addresses are part of it, and no line of the difference.
         let same = new.snapshot == self.compiled.snapshot;
         let snapshot = if same { old.clone() } else { Arc::new(successor(&self.weighed(&new.snapshot), &old)?) };
-        // Before the engine: a new server that is not to serve unasked must not do so for a moment.
-        self.health.configure(prepared, &snapshot);
+        let plan = host_plan(&gateway, &snapshot);
+        if let Some(host) = &self.done.host {
+            host.check(&plan).await.context("the host could not be set up for it")?;
+        }
+        // Before the engine: a new server that is not to serve unasked must not do so for a moment. The checks themselves,
+        // and what follows from them (events, commands), wait until the host has agreed.
+        self.health.foresee(&prepared, &snapshot);
         // The engine before the host: it must know a VIP before the network is told of it. What was removed stays known for now.
         if !same {
             self.gateway.swap(snapshot.clone());
         }
         // Also when nothing changes in the file: the host may be another meanwhile.
         if let Some(host) = &mut self.done.host
-            && let Err(error) = host.apply(&host_plan(&gateway, &snapshot)).await
+            && let Err(error) = host.apply(&plan).await
         {
             if !same {
-                let mut back = successor(&old.spec, &snapshot)?;
-                back.generation = old.generation;
-                let back = Arc::new(back);
-                match Prepared::new(self.compiled.health.clone()) {
-                    Ok(prepared) => self.health.configure(prepared, &back),
-                    // Its files are gone meanwhile.
-                    Err(error) => tracing::error!("the checks stay those of the new file: {error}"),
-                }
-                self.gateway.swap(back);
+                let back = Snapshot::build_back(with_kept_vips(&old.spec, &snapshot), &old, &snapshot)?;
+                self.gateway.swap(Arc::new(back));
             }
             return Err(error).context("the host could not be set up for it");
         }
         // From here on nothing can fail.
+        self.health.configure(prepared, &snapshot);
         if gateway.tap.is_none() {
             warn_without_raw_sockets(&snapshot);
             if old.spec.probe_sources.is_empty() {
@@ -251,7 +255,9 @@ impl Daemon {
     /// Gives servers the weights that their checks set. No reload: the configuration is the same.
     pub(super) fn reweigh(&self) {
         let old = self.gateway.snapshot();
-        match successor(&self.weighed(&self.compiled.snapshot), &old) {
+        let spec = with_kept_vips(&self.weighed(&self.compiled.snapshot), &old);
+        // The host is not told: letting go of what is idle by now is for `tidy`.
+        match Snapshot::build_keeping(spec, &old) {
             Ok(mut snapshot) if snapshot.spec.services != old.spec.services => {
                 snapshot.generation = old.generation;
                 self.health.follow(&snapshot);
@@ -301,12 +307,17 @@ impl Daemon {
     }
 }
 
-/// What follows `old`. A VIP that is removed stays one while its flows live, and the host's own if it was that.
+/// What follows `old`.
 fn successor(spec: &SnapshotSpec, old: &Snapshot) -> Result<Snapshot, SnapshotError> {
+    Snapshot::build(with_kept_vips(spec, old), Some(old))
+}
+
+/// A VIP that is removed stays one while its flows live, and the host's own if it was that.
+fn with_kept_vips(spec: &SnapshotSpec, old: &Snapshot) -> SnapshotSpec {
     let mut spec = spec.clone();
     let kept: Vec<Addr> = old.spec.local_vips.iter().copied().filter(|vip| old.is_vip(*vip)).collect();
     spec.local_vips.extend(kept.into_iter().filter(|vip| !spec.services.iter().any(|service| service.vip == *vip)));
-    Snapshot::build(spec, Some(old))
+    spec
 }
 
 fn lines(changes: &[Change]) -> Vec<String> {

@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Error, Result};
@@ -19,7 +19,7 @@ use super::probe_source::warn_of_ports;
 use super::reload::{Loaded, load};
 use super::thread::on_its_own_thread;
 use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates, watch_drains};
-use crate::control::config::{Compiled, GatewayConfig};
+use crate::control::config::{Compiled, GatewayConfig, Origin};
 use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
 use crate::control::health::{self, Health, Prepared};
@@ -71,6 +71,14 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     };
     let (names, renamed) = Names::new();
     let Loaded { compiled, text, learned } = load(&options.config, None, &names).await?;
+    let lists: Vec<PathBuf> = learned
+        .resolved()
+        .into_keys()
+        .filter_map(|origin| match origin {
+            Origin::File { path } => Some(path),
+            Origin::Host { .. } | Origin::Srv { .. } => None,
+        })
+        .collect();
     names.follow(learned);
     let snapshot = Arc::new(Snapshot::build(compiled.snapshot.clone(), None)?);
     let prepared = Prepared::new(compiled.health.clone()).map_err(Error::msg)?;
@@ -83,7 +91,8 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     let config = &compiled.gateway;
     let ordinary = privilege::nice();
     raise_priority(config.priority);
-    drop_privileges(Some(&options.config))?;
+    let lists = lists.iter().map(PathBuf::as_path);
+    drop_privileges(std::iter::once(&*options.config).chain(compiled.health.files()).chain(lists))?;
 
     let queues = config.queues.count();
     let gateway = Arc::new(Gateway::new(snapshot.clone(), queues, config.max_flows, random_seed()?));
@@ -303,20 +312,25 @@ fn raise_priority(priority: u8) {
 }
 
 /// Gives up every capability that neither the data path nor a reload nor the end needs. Threads that are started later
-/// have no more than this one.
-pub(in crate::control) fn drop_privileges(config: Option<&Path>) -> Result<()> {
+/// have no more than this one. `files`: what is read again later.
+pub(in crate::control) fn drop_privileges<'a>(files: impl IntoIterator<Item = &'a Path>) -> Result<()> {
     let mut keep = NEEDED.to_vec();
-    // Root that may not overrule permissions may not be able to read the file again: it can be another user's.
-    if let Some(config) = config {
-        let readable = privilege::as_if_only(&keep, || File::open(config).is_ok()).context("capabilities")?;
-        if !readable && privilege::has(Capability::CAP_DAC_READ_SEARCH) {
-            tracing::info!("keeping CAP_DAC_READ_SEARCH: without it {} could not be reloaded", config.display());
-            keep.push(Capability::CAP_DAC_READ_SEARCH);
-        }
+    // Root that may not overrule permissions may not be able to read a file again: it can be another user's.
+    if let Some(file) = out_of_reach(&keep, files)?
+        && privilege::has(Capability::CAP_DAC_READ_SEARCH)
+    {
+        tracing::info!("keeping CAP_DAC_READ_SEARCH: without it {} could not be read again", file.display());
+        keep.push(Capability::CAP_DAC_READ_SEARCH);
     }
     privilege::keep_only(&keep).context("capabilities cannot be given up")?;
     privilege::forbid_new_privileges().context("no_new_privs")?;
     Ok(())
+}
+
+/// The first of `files` that cannot be read without any capability but `keep`.
+fn out_of_reach<'a>(keep: &[Capability], files: impl IntoIterator<Item = &'a Path>) -> Result<Option<&'a Path>> {
+    let is_refused = |path: &&Path| File::open(path).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+    privilege::as_if_only(keep, || files.into_iter().find(is_refused)).context("capabilities")
 }
 
 /// Probes that may run at a time: as many as there are descriptors, less what the gateway needs for itself (queues, control
@@ -334,4 +348,33 @@ fn random_seed() -> Result<[u64; 2]> {
     File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("/dev/urandom")?;
     let both = u128::from_ne_bytes(bytes);
     Ok([both as u64, (both >> 64) as u64])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use super::*;
+
+    #[test]
+    fn files_of_others_are_told_from_those_that_can_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let make = |name: &str, mode: u32| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let (own, public, private) = (make("own", 0o600), make("public", 0o644), make("private", 0o600));
+        // Only root can make a file somebody else's.
+        if chown(&public, Some(4321), None).is_err() {
+            return;
+        }
+        chown(&private, Some(4321), None).unwrap();
+        let missing = directory.path().join("missing");
+        let found = |files: &[&Path]| out_of_reach(&NEEDED, files.iter().copied()).unwrap().map(Path::to_owned);
+        assert_eq!(found(&[&own, &public, &missing]), None);
+        assert_eq!(found(&[&own, &public, &missing, &private]), Some(private.clone()));
+        assert!(File::open(&private).is_ok(), "nothing was given up");
+    }
 }

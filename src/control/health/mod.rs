@@ -16,14 +16,15 @@
 //! the latest: the failure may happen right after a probe has begun well.
 //!
 //! A standing becomes the [`ServerState`](crate::service::ServerState) of every server that shares the probe. What the gateway
-//! itself could not do (no descriptor, no memory, no free port) is no answer, and changes nothing.
+//! itself could not do (no descriptor, no memory, no free port, no time to listen) is no answer, and changes nothing.
 //!
 //! The engine takes a server down by itself when clients' connections fail (`passive`). That is looked for ten times a
 //! second, told, and left alone for the time that such a server is held down. After that it comes up by `rise` good answers
 //! to its check; without a check it is tried again. Until a check agrees with the clients only flows that the server has not
 //! answered are ended; when one does, that is told as another fall, for its own reason.
 //!
-//! On a reload [`Health::configure`] is told the new snapshot *before* the engines are. Probes that are the same as before
+//! On a reload [`Health::foresee`] is told the new snapshot *before* the engines are, and [`Health::configure`] when the
+//! reload can no longer be refused, so that a refused one leaves no trace. Probes that are the same as before
 //! keep their standing and their place in the queue, and one that runs runs on. A server whose check changes keeps its
 //! state until the new check has something to say. New servers are up (IPVS), or down where `initial` says so.
 
@@ -51,7 +52,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use self::probe::{Bad, Outcome, Probe};
 use self::quorum::{Commands, Job, QuorumChange, Quorums};
 use self::spec::{CheckSpec, HealthSpec, Via};
-use self::table::{Due, Table};
+use self::table::{COMPLAINT, Complaint, Due, Table};
 use self::transport::{Connect, Host};
 use super::api;
 use super::config::format_duration;
@@ -63,10 +64,13 @@ use crate::service::{Server, ServerId, Service, ServiceId, Snapshot, SnapshotSpe
 const LOOK: Duration = Duration::from_millis(100);
 /// How often every service's servers are counted, besides when one of them changes: weights and drain marks change as well.
 const COUNT: Duration = Duration::from_secs(1);
+/// A timeout that is noticed by so much too late, and by half of it, is no answer: the control thread did not run.
+const STALL: Duration = Duration::from_millis(100);
 /// Changes kept for watchers that are behind; one that is further behind is told how many it lost.
 const CHANGES_KEPT: usize = 4096;
-/// Between two lines of the log about the same want.
-const COMPLAINT: Duration = Duration::from_secs(60);
+/// Lines of the log about checks that cannot be made, in the time between two about the same one: all of many may want for
+/// the same.
+const MOST_COMPLAINTS: usize = 50;
 
 /// The checks of a running gateway.
 pub struct Health {
@@ -108,15 +112,17 @@ impl Prepared {
     /// # Errors
     /// One sentence about a file that a check needs and that cannot be used.
     pub fn new(spec: HealthSpec) -> Result<Prepared, String> {
+        Prepared::following(spec, &Prepared::default())
+    }
+
+    /// Takes from `known` what is the same there, so that no file is read again.
+    fn following(spec: HealthSpec, known: &Prepared) -> Result<Prepared, String> {
         let mut probes: HashMap<Arc<CheckSpec>, Arc<dyn Probe>> = HashMap::new();
-        for service in &spec.services {
-            let of_servers = service.overrides.iter().map(|(_, check)| check);
-            for check in std::iter::once(&service.check).chain(of_servers).flatten() {
-                if !probes.contains_key(check) {
-                    let built = probe::build(check);
-                    let built = built.map_err(|error| format!("service {:?}: check: {error}", service.name))?;
-                    probes.insert(check.clone(), built);
-                }
+        for (service, check) in spec.checks() {
+            if !probes.contains_key(check) {
+                let built = known.probes.get(check).cloned().map_or_else(|| probe::build(check), Ok);
+                let built = built.map_err(|error| format!("service {:?}: check: {error}", service.name))?;
+                probes.insert(check.clone(), built);
             }
         }
         Ok(Prepared { spec, probes })
@@ -151,7 +157,24 @@ impl Health {
         let _ = self.path.set(path);
     }
 
-    /// Goes on with what `snapshot`, which is about to be used, has.
+    /// As [`Prepared::new`], but what files had when the checks that run were built still holds.
+    ///
+    /// # Errors
+    /// As those of [`Prepared::new`].
+    pub fn prepare(&self, spec: HealthSpec) -> Result<Prepared, String> {
+        let known = self.prepared.lock().clone();
+        Prepared::following(spec, &known)
+    }
+
+    /// Marks what is new in `snapshot`, which is about to be used, as it is to begin: servers that are not to serve unasked,
+    /// or of which is known that they do not work, and services without their quorum. Nobody is told or asked, and
+    /// nothing that is known already changes.
+    pub fn foresee(&self, prepared: &Prepared, snapshot: &Snapshot) {
+        self.table.lock().foresee(prepared, snapshot, self.gateway.now());
+        self.quorums.lock().foresee(&prepared.spec, snapshot);
+    }
+
+    /// Goes on with what `snapshot` has, which is used from now on, or about to be.
     pub fn configure(&self, prepared: Prepared, snapshot: &Snapshot) {
         *self.prepared.lock() = Arc::new(prepared);
         self.follow(snapshot);
@@ -211,8 +234,11 @@ impl Health {
                 }
                 Some(ended) = running.tasks.join_next_with_id() => {
                     if let Some((id, outcome, latency)) = running.ended(ended) {
-                        complained.about(&outcome);
-                        let changes = self.table.lock().note(id, outcome, latency, Instant::now(), self.gateway.now());
+                        let mut table = self.table.lock();
+                        let changes = table.note(id, outcome, latency, Instant::now(), self.gateway.now());
+                        let complaints = std::mem::take(&mut table.complaints);
+                        drop(table);
+                        complaints.iter().for_each(|complaint| complained.about(complaint));
                         self.tell(changes);
                     }
                 }
@@ -319,6 +345,10 @@ async fn ask(due: Due, carrier: Option<Arc<dyn Connect>>) -> (Outcome, Duration)
     let limit = due.check.timeout;
     let outcome = timeout(limit, due.probe.ask(&due.asked, &*carrier)).await;
     let outcome = outcome.unwrap_or_else(|_| {
+        // An answer may have come that nobody was there to read.
+        if let Some(late) = began.elapsed().checked_sub(limit).filter(|late| *late > (limit / 2).max(STALL)) {
+            return Err(Bad::Ours(format!("the gateway itself was held up, for {}", format_duration(late))));
+        }
         let nothing = || Bad::Server(format!("no answer within {}", format_duration(limit)));
         due.probe.silence().ok_or_else(nothing)
     });
@@ -354,29 +384,34 @@ impl Running {
 /// What the gateway itself lacks for its checks, told now and then.
 #[derive(Default)]
 struct Complaints {
+    /// When lateness was told last.
     last: Option<Instant>,
+    /// When the count of the others began.
+    since: Option<Instant>,
+    told: usize,
 }
 
 impl Complaints {
-    fn about(&mut self, outcome: &Outcome) {
-        if let Err(Bad::Ours(why)) = outcome {
-            self.say(&format!("a check could not be made, and nothing follows from that for its server: {why}"));
+    fn about(&mut self, complaint: &Complaint) {
+        let Complaint { service, server, why } = complaint;
+        if self.since.is_none_or(|since| since.elapsed() >= COMPLAINT) {
+            (self.since, self.told) = (Some(Instant::now()), 0);
+        }
+        self.told += 1;
+        match self.told {
+            ..=MOST_COMPLAINTS => tracing::warn!(
+                "service {service:?}: the check of server {server:?} could not be made, and nothing follows from that: {why}"
+            ),
+            _ => tracing::debug!("service {service:?}: the check of server {server:?} could not be made: {why}"),
         }
     }
 
     fn about_lateness(&mut self, due: Option<Instant>, has_room: bool) {
-        if let Some(late) = due.map(|due| due.elapsed()).filter(|late| !has_room && *late > LOOK) {
-            let late = format_duration(late);
-            self.say(&format!("checks are {late} late: as many run as may at a time; raise the limit of open files"));
-        }
-    }
-
-    fn say(&mut self, what: &str) {
+        let Some(late) = due.map(|due| due.elapsed()).filter(|late| !has_room && *late > LOOK) else { return };
         if self.last.is_none_or(|last| last.elapsed() >= COMPLAINT) {
             self.last = Some(Instant::now());
-            tracing::warn!("{what}");
-        } else {
-            tracing::debug!("{what}");
+            let late = format_duration(late);
+            tracing::warn!("checks are {late} late: as many run as may at a time; raise the limit of open files");
         }
     }
 }

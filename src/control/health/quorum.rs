@@ -55,6 +55,20 @@ impl Quorums {
         }
     }
 
+    /// Marks services that are new in `snapshot` and do not have their quorum.
+    pub fn foresee(&self, spec: &HealthSpec, snapshot: &Snapshot) {
+        let quorums: HashMap<&str, &Quorum> =
+            spec.services.iter().map(|service| (service.name.as_str(), &service.quorum)).collect();
+        for service in snapshot.live.iter().filter(|service| self.known(service).is_none()) {
+            let weight = quorums.get(service.spec.name.as_str()).map_or(1, |quorum| u64::from(quorum.weight));
+            service.state.set_quorum(live_weight(service) >= weight);
+        }
+    }
+
+    fn known(&self, service: &Service) -> Option<&Counted> {
+        self.services.get(&service.id).filter(|known| Arc::ptr_eq(&known.service.state, &service.state))
+    }
+
     /// Counts every service's servers.
     pub fn count_all(&mut self) -> Vec<QuorumChange> {
         self.services.values_mut().filter_map(Counted::count).collect()

@@ -2,6 +2,7 @@
 //! does not.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,26 @@ pub struct HealthSpec {
 impl HealthSpec {
     pub fn service(&self, name: &str) -> Option<&ServiceHealth> {
         self.services.iter().find(|service| service.name == name)
+    }
+
+    /// Every check, some of them several times.
+    pub fn checks(&self) -> impl Iterator<Item = (&ServiceHealth, &Arc<CheckSpec>)> {
+        self.services.iter().flat_map(|service| {
+            let of_servers = service.overrides.iter().map(|(_, check)| check);
+            std::iter::once(&service.check).chain(of_servers).flatten().map(move |check| (service, check))
+        })
+    }
+
+    /// The files that must be read to build the checks.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let tls = self.checks().filter_map(|(_, check)| match &check.probe {
+            ProbeSpec::Http(http) => http.tls.as_ref(),
+            _ => None,
+        });
+        tls.flat_map(|tls| {
+            let own = tls.client.iter().flat_map(|(chain, key)| [chain, key]);
+            tls.ca.iter().chain(own).map(Path::new)
+        })
     }
 }
 

@@ -17,6 +17,9 @@ use super::{Change, Prepared};
 use crate::service::{Server, ServerId, Service, Snapshot};
 use crate::time;
 
+/// Between two complaints about the same check.
+pub(super) const COMPLAINT: Duration = Duration::from_secs(60);
+
 /// Whoever has the same check asks the same once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
@@ -35,6 +38,10 @@ pub(super) struct Line {
     running: Option<AbortHandle>,
     askers: Vec<ServerId>,
     last: Option<Last>,
+    /// Why it could not be made when it was tried last, if so.
+    trouble: Option<String>,
+    /// When that was told last.
+    complained: Option<Instant>,
 }
 
 /// The last answer.
@@ -47,7 +54,20 @@ pub(super) struct Last {
 }
 
 /// A check, and what it last said.
-pub(super) type Answered<'a> = (&'a CheckSpec, Option<&'a Last>);
+pub(super) struct Answered<'a> {
+    pub check: &'a CheckSpec,
+    pub last: Option<&'a Last>,
+    /// Why it could not be made when it was tried last, if so.
+    pub trouble: Option<&'a str>,
+}
+
+/// A check could not be made.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Complaint {
+    pub service: String,
+    pub server: String,
+    pub why: String,
+}
 
 /// One server of one service.
 pub(super) struct Watched {
@@ -86,6 +106,8 @@ pub(super) struct Table {
     dice: Dice,
     /// A weight has changed that the snapshot does not have yet.
     pub weights_changed: bool,
+    /// What is to be told of checks that could not be made; for each check now and then.
+    pub complaints: Vec<Complaint>,
 }
 
 impl Table {
@@ -97,7 +119,6 @@ impl Table {
         now: Instant,
         engine_now: time::Instant,
     ) -> Vec<Change> {
-        let mut changes = Vec::new();
         let mut old_servers = std::mem::take(&mut self.servers);
         let mut old_index = std::mem::take(&mut self.index);
         self.passive.clear();
@@ -124,10 +145,7 @@ impl Table {
                 if !sets_weight && watched.weight.take().is_some() {
                     self.weights_changed = true;
                 }
-                let why =
-                    if probe.is_some() { "its check has not found it up yet" } else { "it is not checked any more" };
                 server.state.set_checked(probe.is_some());
-                changes.extend(watched.settle(self.line(probe), why, engine_now));
                 if service.spec.passive.is_some() {
                     self.passive.push(server.id);
                 }
@@ -137,7 +155,36 @@ impl Table {
         for id in old_index.into_values() {
             self.remove(id);
         }
+        self.settle_all(snapshot, engine_now)
+    }
+
+    /// When all are there: what one asker knows goes for all.
+    fn settle_all(&mut self, snapshot: &Snapshot, engine_now: time::Instant) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for server in snapshot.live.iter().flat_map(|service| &service.servers) {
+            let Some(watched) = self.servers.get_mut(&server.id) else { continue };
+            let line = watched.probe.and_then(|id| self.lines.get(id as usize)?.as_ref());
+            let why = if line.is_some() { "its check has not found it up yet" } else { "it is not checked any more" };
+            changes.extend(watched.settle(line, why, engine_now));
+        }
         changes
+    }
+
+    /// Takes down those servers that are new in `snapshot` and will not begin as up.
+    pub fn foresee(&self, prepared: &Prepared, snapshot: &Snapshot, engine_now: time::Instant) {
+        let of_services: HashMap<&str, &ServiceHealth> =
+            prepared.spec.services.iter().map(|service| (service.name.as_str(), service)).collect();
+        for service in &snapshot.live {
+            let Some(health) = of_services.get(service.spec.name.as_str()) else { continue };
+            for server in service.servers.iter().filter(|server| self.watched(server).is_none()) {
+                let Some(check) = health.check_of(&server.name) else { continue };
+                let line = self
+                    .line(self.index.get(&Key { check: check.clone(), asked: asked(check, service, server) }).copied());
+                if !line.map_or(check.starts_up, |line| line.standing.is_up) {
+                    server.state.set_up(engine_now, false);
+                }
+            }
+        }
     }
 
     /// The probe for `key`, which may be one that others have as well.
@@ -151,10 +198,12 @@ impl Table {
         now: Instant,
     ) -> u32 {
         let found = self.index.get(&key).copied().or_else(|| old_index.remove(&key));
+        // Clients' failures say nothing about what a check will find.
+        let was_down = known.is_some() && !server.state.is_up() && !server.state.is_doubted();
         let id = found.unwrap_or_else(|| {
             let is_up = match known {
                 None => key.check.starts_up && server.state.is_up(),
-                Some(_) => server.state.is_up() || server.state.is_doubted(),
+                Some(_) => !was_down,
             };
             // The warm-up: probes of one configuration do not all start together.
             let due = now + self.dice.part_of(key.check.interval);
@@ -167,10 +216,16 @@ impl Table {
                 running: None,
                 askers: Vec::new(),
                 last: None,
+                trouble: None,
+                complained: None,
             })
         });
         if let Some(Some(line)) = self.lines.get_mut(id as usize) {
             line.askers.push(server.id);
+            // Whoever came first may be new, and know nothing.
+            if was_down && line.last.is_none() {
+                line.standing = Standing::new(false);
+            }
             // Made anew: its files may be others.
             line.probe = probe;
         }
@@ -251,8 +306,12 @@ impl Table {
             Ok(Good { said, weight }) => (true, said, weight),
             Err(Bad::Server(why)) => (false, why, None),
             // Nothing was learnt.
-            Err(Bad::Ours(_)) => return Vec::new(),
+            Err(Bad::Ours(why)) => {
+                self.complain(id, why, now);
+                return Vec::new();
+            }
         };
+        line.trouble = None;
         line.standing.note(is_good, check.rise, check.fall);
         line.last = Some(Last { is_good, said, latency, at: now });
         let mut changes = Vec::new();
@@ -270,6 +329,17 @@ impl Table {
             changes.extend(watched.settle(Some(line), why, engine_now));
         }
         changes
+    }
+
+    fn complain(&mut self, id: u32, why: String, now: Instant) {
+        let Some(Some(line)) = self.lines.get_mut(id as usize) else { return };
+        let is_new = line.complained.is_none_or(|last| now >= last + COMPLAINT);
+        if is_new && let Some(asker) = line.askers.first().and_then(|asker| self.servers.get(asker)) {
+            line.complained = Some(now);
+            let (service, server) = (asker.service.spec.name.clone(), asker.server.name.clone());
+            self.complaints.push(Complaint { service, server, why: why.clone() });
+        }
+        line.trouble = Some(why);
     }
 
     /// Notes what clients' connections tell, and whose time is over.
@@ -290,12 +360,20 @@ impl Table {
         })
     }
 
+    fn watched(&self, server: &Server) -> Option<&Watched> {
+        self.servers.get(&server.id).filter(|watched| Arc::ptr_eq(&watched.server.state, &server.state))
+    }
+
     /// What is known of a server: its record, its check, its last answer.
     pub fn look(&self, server: &Server) -> Option<(&Watched, Option<Answered<'_>>)> {
-        let watched =
-            self.servers.get(&server.id).filter(|watched| Arc::ptr_eq(&watched.server.state, &server.state))?;
+        let watched = self.watched(server)?;
         let line = self.line(watched.probe);
-        Some((watched, line.map(|line| (&*line.key.check, line.last.as_ref()))))
+        let answered = line.map(|line| Answered {
+            check: &line.key.check,
+            last: line.last.as_ref(),
+            trouble: line.trouble.as_deref(),
+        });
+        Some((watched, answered))
     }
 
     /// Probes that there are, and those of them that run.
@@ -334,12 +412,12 @@ impl Watched {
     }
 
     /// Makes the server's state what is known of it; `why` is the reason of a change. Clients' failures hold it down for
-    /// their time; after that its check decides anew, and without one it is tried again.
+    /// their time; after that its check decides anew. Without one, or while it cannot be made, the server is tried again.
     fn settle(&mut self, line: Option<&Line>, why: &str, now: time::Instant) -> Option<Change> {
         let held_until = self.held_until();
         let stands = line.is_none_or(|line| line.standing.is_up);
-        let is_released =
-            held_until.is_none_or(|until| now >= until && line.is_none_or(|line| self.good >= line.key.check.rise));
+        let is_tried = line.is_none_or(|line| line.trouble.is_some() || self.good >= line.key.check.rise);
+        let is_released = held_until.is_none_or(|until| now >= until && is_tried);
         let is_up = stands && is_released;
         // Only what differs: otherwise a server that fails its clients at this moment would be brought up again.
         // Down for good, if clients' failures alone took it down so far.
@@ -358,6 +436,7 @@ impl Watched {
         }
         let why = match line {
             _ if stands && !is_released => "clients' connections to it fail".to_owned(),
+            Some(Line { trouble: Some(trouble), .. }) => format!("{why}, and its check cannot be made: {trouble}"),
             Some(line) => format!("{why} ({} check)", line.key.check.probe.word()),
             None => why.to_owned(),
         };

@@ -99,11 +99,17 @@ impl World {
     }
 
     fn reload(&self, text: &str) {
+        let (prepared, snapshot) = self.prepare(text);
+        self.health.foresee(&prepared, &snapshot);
+        self.gateway.swap(snapshot.clone());
+        self.health.configure(prepared, &snapshot);
+    }
+
+    fn prepare(&self, text: &str) -> (Prepared, Arc<Snapshot>) {
         let config = Config::parse(Path::new("x.toml"), text).unwrap_or_else(|errors| panic!("{errors}"));
         let compiled = config.compiled().unwrap_or_else(|errors| panic!("{errors}"));
-        let snapshot = Arc::new(Snapshot::build(compiled.snapshot, Some(&self.gateway.snapshot())).unwrap());
-        self.health.configure(Prepared::new(compiled.health).unwrap(), &snapshot);
-        self.gateway.swap(snapshot);
+        let snapshot = Snapshot::build(compiled.snapshot, Some(&self.gateway.snapshot())).unwrap();
+        (Prepared::new(compiled.health).unwrap(), Arc::new(snapshot))
     }
 
     fn state(&self, service: &str, server: &str) -> Arc<ServerState> {
@@ -261,6 +267,50 @@ async fn a_reload_leaves_alone_what_stays() {
     assert_eq!(world.network.asked.lock().len(), asked, "nobody is asked any more");
 }
 
+// A reload that the host refuses gets as far as this.
+#[tokio::test(start_paused = true)]
+async fn what_was_only_foreseen_leaves_no_trace() {
+    let text = service("web", 80, FAST, 2);
+    let world = World::new(&text);
+    world.set("10.0.0.2:80", Behaviour::Refuses);
+    sleep(ms(1000)).await;
+    let mut told = world.health.watch();
+    let down = FAST.replace("tcp\"", "tcp\", initial = \"down\"");
+    let commanded = format!("{down}\nquorum = 9\nquorum_down = \"/bin/false\"");
+    let refused = service("web", 80, &commanded, 1) + &service("a", 81, &commanded, 1) + &service("b", 82, FAST, 2);
+    let (old, (prepared, tried)) = (world.gateway.snapshot(), world.prepare(&refused));
+    world.health.foresee(&prepared, &tried);
+    world.gateway.swap(tried.clone());
+    let seen = |service, server| (world.has_quorum(service), world.is_up(service, server));
+    assert_eq!(seen("a", "10.0.0.1:80"), (false, false), "as its check says");
+    assert_eq!(seen("b", "10.0.0.2:80"), (true, false), "what it shares a probe with is known to be down");
+    assert_eq!(seen("web", "10.0.0.1:80"), (true, true));
+    let back = Snapshot::build_back(old.spec.clone(), &old, &tried).unwrap();
+    world.gateway.swap(Arc::new(back));
+    sleep(ms(1000)).await;
+    assert!(world.is_up("web", "10.0.0.1:80") && !world.is_up("web", "10.0.0.2:80") && world.has_quorum("web"));
+    assert!(told.try_recv().is_err() && world.health.jobs.lock().is_empty());
+    let gaps: Vec<Duration> = world.times("10.0.0.2:80").windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps.iter().all(|gap| (ms(199)..=ms(202)).contains(gap)), "{gaps:?}");
+}
+
+// The gateway may have given up the right to read it, and who edits something else has nothing to do with it.
+#[tokio::test(start_paused = true)]
+async fn files_are_read_again_only_at_a_reload() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/tls/ca.pem"), &ca).unwrap();
+    let keys = format!("check = {{ type = \"https\", ca = {ca:?}, sni = \"server.test\" }}");
+    let text = service("web", 80, &keys, 1);
+    let world = World::new(&text);
+    std::fs::remove_file(&ca).unwrap();
+    let health = |text: &str| Config::parse(Path::new("x.toml"), text).unwrap().compiled().unwrap().health;
+    assert_eq!(health(&text).files().collect::<Vec<_>>(), [ca.as_path()]);
+    assert!(Prepared::new(health(&text)).is_err());
+    assert!(world.health.prepare(health(&(text.clone() + &service("a", 81, "", 1)))).is_ok());
+    assert!(world.health.prepare(health(&text.replace("server.test", "other.test"))).is_err(), "it is another check");
+}
+
 #[tokio::test(start_paused = true)]
 async fn servers_that_start_down_wait_for_their_check() {
     let keys = FAST.replace("rise = 2", "rise = 2, initial = \"down\"");
@@ -275,6 +325,22 @@ async fn servers_that_start_down_wait_for_their_check() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_was_down_stays_so_beside_one_that_is_new() {
+    let world = World::new(&service("web", 80, FAST, 2));
+    world.set("10.0.0.1:80", Behaviour::Refuses);
+    sleep(ms(1000)).await;
+    let mut told = world.health.watch();
+    let other = FAST.replace("rise = 2", "rise = 3");
+    world.reload(&(service("new", 81, &other, 2) + &service("web", 80, &other, 2)));
+    let seen = ["web", "new"].map(|name| (world.is_up(name, "10.0.0.1:80"), world.is_up(name, "10.0.0.2:80")));
+    assert_eq!(seen, [(false, true), (false, true)]);
+    sleep(ms(1000)).await;
+    while let Ok(event) = told.try_recv() {
+        assert_ne!(event.change, api::ServerChange::Up, "{event:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_gateway_lacks_is_not_held_against_a_server() {
     let world = World::new(&service("web", 80, FAST, 1));
     world.set("10.0.0.1:80", Behaviour::NoRoom);
@@ -284,6 +350,76 @@ async fn what_the_gateway_lacks_is_not_held_against_a_server() {
     let snapshot = world.gateway.snapshot();
     let check = world.health.of_server(&snapshot.live[0].servers[0]).unwrap().check.unwrap();
     assert_eq!((check.done, check.failed, check.ok), (0, 0, None));
+    let said = check.said.unwrap();
+    assert!(said.starts_with("cannot be made: Too many open files"), "{said}");
+    world.set("10.0.0.1:80", Behaviour::Answers);
+    sleep(ms(500)).await;
+    let check = world.health.of_server(&snapshot.live[0].servers[0]).unwrap().check.unwrap();
+    assert_eq!(check.ok, Some(true));
+}
+
+// Stopped in a debugger, on a machine that swaps, behind a long reload.
+#[tokio::test(start_paused = true)]
+async fn time_in_which_the_gateway_did_not_run_is_not_held_against_a_server() {
+    let world = World::new(&service("web", 80, FAST, 1));
+    sleep(ms(1000)).await;
+    world.set("10.0.0.1:80", Behaviour::Silent);
+    for _ in 0..10 {
+        let asked = world.times("10.0.0.1:80").len();
+        while world.times("10.0.0.1:80").len() == asked {
+            sleep(ms(1)).await;
+        }
+        tokio::time::advance(ms(500)).await;
+    }
+    assert!(world.is_up("web", "10.0.0.1:80"));
+    sleep(ms(601)).await;
+    assert!(!world.is_up("web", "10.0.0.1:80"), "it was given its time");
+}
+
+// Not by `Health::run`, which takes them for the log.
+#[tokio::test(start_paused = true)]
+async fn every_check_that_cannot_be_made_is_told_of_now_and_then() {
+    let world = World::new(&(service("web", 80, FAST, 2) + &service("same", 81, FAST, 1)));
+    world.task.abort();
+    let mut told = Vec::new();
+    for round in 0..130 {
+        sleep(ms(1000)).await;
+        let mut table = world.health.table.lock();
+        while let Some(due) = table.take_due(Instant::now()) {
+            let task = tokio::spawn(async {}).abort_handle();
+            let id = (due.id, task.id());
+            table.started(due.id, task);
+            let outcome = Err(Bad::Ours("no room".to_owned()));
+            table.note(id, outcome, Duration::ZERO, Instant::now(), world.gateway.now());
+        }
+        told.extend(table.complaints.drain(..).map(|complaint| (complaint.server, round)));
+    }
+    told.sort();
+    let expected =
+        ["10.0.0.1:80", "10.0.0.2:80"].map(|server| [0, 60, 120].map(|round| (server.to_owned(), round))).concat();
+    assert_eq!(told, expected);
+}
+
+// By the engine's clock, which is the real one.
+#[tokio::test]
+async fn who_is_held_down_is_tried_again_if_its_check_cannot_be_made() {
+    let keys =
+        "passive = { fall = 1, hold = \"1s\" }\ncheck = { type = \"tcp\", interval = \"50ms\", timeout = \"50ms\" }";
+    let world = World::new(&service("web", 80, keys, 1));
+    let mut told = world.health.watch();
+    world.set("10.0.0.1:80", Behaviour::NoRoom);
+    sleep(ms(100)).await;
+    world.state("web", "10.0.0.1:80").fall_passively(world.gateway.now()).unwrap();
+    let began = Instant::now();
+    assert_eq!(next_of_a_server(&mut told).await.change, api::ServerChange::Down);
+    let event = tokio::time::timeout(ms(5000), next_of_a_server(&mut told)).await.expect("it is tried again");
+    assert_eq!(event.change, api::ServerChange::Up);
+    assert!(
+        event.reason.starts_with("it has been held down long enough, and its check cannot be made: "),
+        "{}",
+        event.reason
+    );
+    assert!(began.elapsed() >= ms(900), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

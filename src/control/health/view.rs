@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::quorum::{QuorumChange, live_weight};
+use super::table::Answered;
 use super::{Change, Health};
 use crate::control::api;
 use crate::service::{Server, Service};
@@ -12,16 +13,19 @@ impl Health {
     pub fn of_server(&self, server: &Server) -> Option<api::Health> {
         let table = self.table.lock();
         let (watched, line) = table.look(server)?;
-        let check = line.map(|(check, last)| api::Check {
-            kind: check.probe.word().to_owned(),
-            via: check.via.word().to_owned(),
-            ok: last.map(|last| last.is_good),
-            said: last.map(|last| last.said.clone()),
-            latency: last.map(|last| u64::try_from(last.latency.as_micros()).unwrap_or(u64::MAX)),
-            age: last.map(|last| last.at.elapsed().as_secs()),
-            sets_weight: watched.weight,
-            done: watched.checks,
-            failed: watched.failures,
+        let check = line.map(|Answered { check, last, trouble }| {
+            let told = last.filter(|_| trouble.is_none());
+            api::Check {
+                kind: check.probe.word().to_owned(),
+                via: check.via.word().to_owned(),
+                ok: told.map(|last| last.is_good),
+                said: trouble.map(|why| format!("cannot be made: {why}")).or(told.map(|last| last.said.clone())),
+                latency: told.map(|last| u64::try_from(last.latency.as_micros()).unwrap_or(u64::MAX)),
+                age: told.map(|last| last.at.elapsed().as_secs()),
+                sets_weight: watched.weight,
+                done: watched.checks,
+                failed: watched.failures,
+            }
         });
         let since = SystemTime::now().duration_since(watched.since).unwrap_or_default().as_secs();
         Some(api::Health { since, transitions: watched.transitions, check })

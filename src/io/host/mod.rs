@@ -66,6 +66,10 @@ pub enum HostError {
     #[error("cannot keep the record of changes: {}: {error}{}; name another directory with --state-dir", .path.display(), owner_note(.path, .error))]
     State { path: PathBuf, error: io::Error },
     #[error(
+        "somebody has had {} locked for {} s, and only one may change the host at a time: `fuser -v {}` tells who, as root", .0.display(), state::PATIENCE.as_secs(), .0.display()
+    )]
+    NoTurn(PathBuf),
+    #[error(
         "no privilege to {what}: run as root or give gatun CAP_NET_ADMIN, or set the host up by hand and use --no-routes"
     )]
     NoPrivilege { what: String },
@@ -123,6 +127,13 @@ fn owner_note(path: &Path, error: &io::Error) -> String {
 }
 
 impl HostError {
+    fn no_turn(trouble: Trouble) -> Self {
+        match trouble.error.kind() {
+            io::ErrorKind::WouldBlock => HostError::NoTurn(trouble.path),
+            _ => HostError::state(trouble),
+        }
+    }
+
     fn state(trouble: Trouble) -> Self {
         HostError::State { path: trouble.path, error: trouble.error }
     }
@@ -154,7 +165,7 @@ impl Host {
     /// # Errors
     /// A live gateway has the device; no privilege; the record cannot be written.
     pub async fn claim(device: &str, directory: &Path) -> Result<Host, HostError> {
-        let _turn = Turn::take(directory).map_err(HostError::state)?;
+        let _turn = Turn::take(directory).await.map_err(HostError::no_turn)?;
         let (record, saved) = Record::open(directory, device).map_err(|refused| match refused {
             Refused::InUse(pid) => HostError::InUse { device: device.to_owned(), pid },
             Refused::Trouble(trouble) => HostError::state(trouble),
@@ -173,13 +184,28 @@ impl Host {
         Ok(host)
     }
 
+    /// Tell whether the plan names what is not there, as far as that is cheap to know; changes nothing.
+    ///
+    /// # Errors
+    /// As those of [`Host::apply`].
+    pub async fn check(&self, plan: &HostPlan) -> Result<(), HostError> {
+        if plan.device != self.device {
+            return Err(HostError::DeviceChanged { old: self.device.clone(), new: plan.device.clone() });
+        }
+        let net = connect().await?;
+        match plan.uplinks.iter().find(|uplink| net.link(uplink).is_none()) {
+            Some(missing) => Err(HostError::NoSuchUplink(missing.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// Bring the host to what the plan says. After the first time only the difference is made; what fails is
     /// taken back, so that the host is as before the call.
     pub async fn apply(&mut self, plan: &HostPlan) -> Result<(), HostError> {
         if plan.device != self.device {
             return Err(HostError::DeviceChanged { old: self.device.clone(), new: plan.device.clone() });
         }
-        let _turn = self.turn()?;
+        let _turn = self.turn().await?;
         let net = connect().await?;
         if net.link(&plan.device).is_none() {
             return Err(HostError::NoSuchDevice(plan.device.clone()));
@@ -224,7 +250,7 @@ impl Host {
         if let Some(announcer) = self.announcer.take() {
             announcer.abort();
         }
-        let turn = self.turn();
+        let turn = self.turn().await;
         let net = match connect().await {
             Ok(net) => net,
             Err(error) => {
@@ -250,8 +276,8 @@ impl Host {
         by_hand::commands(&net, plan).await
     }
 
-    fn turn(&self) -> Result<Turn, HostError> {
-        Turn::take(&self.directory).map_err(HostError::state)
+    async fn turn(&self) -> Result<Turn, HostError> {
+        Turn::take(&self.directory).await.map_err(HostError::no_turn)
     }
 
     /// Make one change unless it is made already.

@@ -131,7 +131,7 @@ impl Host {
         if plan.device != self.device {
             return Err(HostError::DeviceChanged { old: self.device.clone(), new: plan.device.clone() });
         }
-        let _turn = self.turn()?;
+        let _turn = self.turn().await?;
         let net = connect().await?;
         if net.link(&plan.device).is_none() {
             return Err(HostError::NoSuchDevice(plan.device.clone()));

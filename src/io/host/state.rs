@@ -8,12 +8,15 @@
 //! Interfaces and rules belong to a network namespace, so does the file: one of another namespace or from
 //! before the last boot means nothing here.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 
 use super::change::{Change, LinkProperty};
 
@@ -92,13 +95,39 @@ pub struct Turn {
     _file: File,
 }
 
+/// How long another gateway may have the turn. It needs much less.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is asked whether the turn is free.
+const RETRY: Duration = Duration::from_millis(20);
+
 impl Turn {
-    pub fn take(directory: &Path) -> Result<Turn, Trouble> {
+    /// # Errors
+    /// The file cannot be opened, or somebody has had it for [`PATIENCE`] (`WouldBlock`).
+    pub async fn take(directory: &Path) -> Result<Turn, Trouble> {
+        let begun = Instant::now();
+        loop {
+            match Turn::try_take(directory) {
+                Err(trouble) if trouble.error.kind() == io::ErrorKind::WouldBlock && begun.elapsed() < PATIENCE => {
+                    sleep(RETRY).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// # Errors
+    /// The file cannot be opened, or somebody else has it now (`WouldBlock`).
+    pub fn try_take(directory: &Path) -> Result<Turn, Trouble> {
         fs::create_dir_all(directory).map_err(|error| Trouble::with(directory, error))?;
         let path = directory.join(".lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|error| Trouble::with(&path, error))?;
-        lock(&file, libc::LOCK_EX).map_err(|error| Trouble::with(&path, error))?;
+        let with_path = |error| Trouble::with(&path, error);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = file.map_err(with_path)?;
+        // Whoever may read a file may lock it, and would keep us waiting. That of an earlier version may be read by all.
+        if file.metadata().is_ok_and(|about| about.mode() & 0o077 != 0) {
+            let _ = file.set_permissions(Permissions::from_mode(0o600));
+        }
+        lock(&file, libc::LOCK_EX | libc::LOCK_NB).map_err(with_path)?;
         Ok(Turn { _file: file })
     }
 }
@@ -129,7 +158,8 @@ impl Record {
     pub fn open(directory: &Path, device: &str) -> Result<(Record, Saved), Refused> {
         let path = path(directory, device);
         let trouble = |error| Refused::Trouble(Trouble::with(&path, error));
-        let file = OpenOptions::new().create(true).truncate(false).read(true).append(true).open(&path);
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).read(true).append(true).mode(0o600).open(&path);
         let mut file = file.map_err(trouble)?;
         match lock(&file, libc::LOCK_EX | libc::LOCK_NB) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -321,6 +351,27 @@ mod tests {
         assert_eq!(saved.open, [Entry { id: 1, change: change("2"), undo: Undo::Nothing }]);
         record.remove().unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_does_not_come_holds_up_nobody_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(".lock");
+        fs::write(&file, "").unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        let first = Turn::try_take(directory.path()).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        let begun = Instant::now();
+        let trouble = Turn::take(directory.path()).await.unwrap_err();
+        assert_eq!((trouble.path, trouble.error.kind()), (file, io::ErrorKind::WouldBlock));
+        assert!((PATIENCE..PATIENCE * 2).contains(&begun.elapsed()));
+        // This runs while the other waits.
+        let release = tokio::spawn(async move {
+            sleep(Duration::from_secs(1)).await;
+            drop(first);
+        });
+        Turn::take(directory.path()).await.unwrap();
+        release.await.unwrap();
     }
 
     #[test]

@@ -16,7 +16,8 @@ use super::state::{Turn, boot, is_dead, written_in};
 
 /// Removes the records in `directory` that mean nothing any more, as far as that can be known.
 pub fn sweep(directory: &Path) {
-    let Ok(_turn) = Turn::take(directory) else { return };
+    // Who has the turn may sweep as well; and the next start does.
+    let Ok(_turn) = Turn::try_take(directory) else { return };
     let Ok(entries) = fs::read_dir(directory) else { return };
     let mut existing = None;
     let mut removed = 0;
