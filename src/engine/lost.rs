@@ -110,7 +110,7 @@ impl Engine {
             Fate::Forget if sender == Sender::Server => return Meeting::GoesOn,
             Fate::Forget => {}
             // The client has given the connection up, and starts another one.
-            Fate::Reset if sender == Sender::Client && segment.is_some_and(|s| s.has(tcp::SYN)) => {
+            Fate::Reset if sender == Sender::Client && segment.is_some_and(|s| s.has(tcp::SYN) && !s.has(tcp::ACK)) => {
                 self.reset(now, id, &[Sender::Client]);
             }
             Fate::Reset => {
