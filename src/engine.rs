@@ -228,7 +228,7 @@ impl Engine {
             Ok(picked) if alone => Err(self.forward_alone(now, buf, view, (service, picked.server), tuple)),
             Ok(picked) => {
                 let id = self.enter(now, service, picked, tuple).map_err(Verdict::Drop)?;
-                self.doubt_syn(id, buf, view);
+                self.doubt_syn(id, service, buf, view);
                 Ok(id)
             }
             Err(reason) => Err(self.refuse(now, buf, view, reason, Refusal::Closed, tuple.dst)),

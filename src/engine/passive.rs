@@ -74,8 +74,8 @@ impl Engine {
     }
 
     /// A SYN that the server's kernel throws away, since its checksum is wrong, begins a flow that says nothing.
-    pub(super) fn doubt_syn(&mut self, id: FlowId, buf: &PacketBuf, view: &View) {
-        if passively_checked(&self.snapshot, self.table.flow(id)).is_some()
+    pub(super) fn doubt_syn(&mut self, id: FlowId, service: &Service, buf: &PacketBuf, view: &View) {
+        if service.spec.passive.is_some()
             && matches!(view.transport, Transport::Tcp(_))
             && !segment::has_right_sum(buf, view)
         {

@@ -534,7 +534,7 @@ async fn a_check_that_agrees_with_clients_is_told_too() {
     assert_eq!(event.reason.as_str(), "clients' connections to it fail");
     assert!(web.is_doubted());
     world.set("10.0.0.1:80", Behaviour::Refuses);
-    let event = next_of_a_server(&mut told).await;
+    let event = timeout(ms(5000), next_of_a_server(&mut told)).await.expect("it is told");
     assert_eq!(event.change, api::ServerChange::Down);
     assert!(event.reason.contains("(tcp check)"), "{}", event.reason);
     assert!(!web.is_up() && !web.is_doubted() && web.passive_down_since().is_some());
