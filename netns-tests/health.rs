@@ -154,6 +154,11 @@ fn weights_quorums_and_commands() {
 
         let weight = |weight: u64| server(&gateway, "weighed", "rs2").is_ok_and(|server| server["weight"] == weight);
         eventually("the program's weight is used", PATIENCE, || weight(2))?;
+        // A configured 0 holds against it.
+        gateway.gatun(&["server", "set", "weighed/rs2", "--weight", "0"])?.success()?;
+        ensure!(weight(0), "a server that the operator has set to 0 gets flows");
+        gateway.gatun(&["server", "set", "weighed/rs2", "--weight", "1"])?.success()?;
+        ensure!(weight(2), "the program's weight is used again");
         std::fs::write(&code, "2")?;
         eventually("the next one as well", PATIENCE, || weight(0))?;
         let names = answers(lab, &format!("{}:81", VIPS[0]), 6)?;

@@ -145,6 +145,7 @@ const COMMANDS: &[&[&str]] = &[
     &["conntrack", "stats"],
     &["service", "list"],
     &["server", "list"],
+    &["persistence", "list"],
     &["explain", "tcp", "192.0.2.1:1", "203.0.113.10:80"],
     &["reload"],
     &["diff"],

@@ -40,6 +40,10 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<ExitCode> {
     for warning in Host::default().warnings(&config) {
         output::complain(&format!("{file}: warning: {warning}"));
     }
+    if let Some(obstacle) = Host::default().obstacle(&config) {
+        output::complain(&format!("{file}: {obstacle}; gatun would not start"));
+        return Ok(ExitCode::FAILURE);
+    }
     let servers: usize = config.services.iter().map(|service| service.servers.len()).sum();
     let (services, servers) = (counted(config.services.len(), "service"), counted(servers, "server"));
     context.output.line(&format!("{file}: ok: {services}, {servers}"))?;

@@ -14,6 +14,7 @@ mod ipvsadm;
 mod man;
 mod neighbour;
 mod output;
+mod persistence;
 mod ping;
 mod real_server;
 mod reload;
@@ -64,6 +65,8 @@ enum Command {
     Server(server::Command),
     #[command(subcommand)]
     Neighbour(neighbour::Command),
+    #[command(subcommand)]
+    Persistence(persistence::Command),
     Explain(explain::Args),
     #[command(subcommand)]
     Import(import::Command),
@@ -154,6 +157,7 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
         Command::Service(command) => service::run(command, context),
         Command::Server(command) => server::run(command, context),
         Command::Neighbour(command) => neighbour::run(&command, context),
+        Command::Persistence(command) => persistence::run(&command, context),
         Command::Explain(args) => explain::run(&args, context),
         Command::Replay(args) => replay::run(&args, context),
         Command::Reload(args) => reload::reload(&args, context),

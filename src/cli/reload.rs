@@ -11,7 +11,7 @@ use crate::control::api::{self, Request};
 /// Make the running gateway read its configuration again; no flow is lost, and a bad file changes nothing
 #[derive(Debug, clap::Args)]
 pub struct ReloadArgs {
-    /// Another file than the one it was started with, from now on
+    /// Another file than the one it has loaded last, from now on
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// As JSON
@@ -22,7 +22,7 @@ pub struct ReloadArgs {
 /// Show what a reload would change
 #[derive(Debug, clap::Args)]
 pub struct DiffArgs {
-    /// The file to compare with what runs; by default the one the gateway was started with
+    /// The file to compare with what runs; by default the one that it has loaded last
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// As JSON

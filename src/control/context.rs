@@ -77,7 +77,7 @@ pub struct Order {
 /// Changes of the configuration; the daemon's main loop does one after the other.
 #[derive(Debug)]
 pub enum What {
-    /// `None`: the file that the daemon was started with.
+    /// `None`: the file that was loaded last.
     Reload { config: Option<PathBuf> },
     /// Only say what a reload would change.
     Diff { config: Option<PathBuf> },

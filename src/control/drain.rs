@@ -40,12 +40,15 @@ pub struct Drains(Mutex<HashMap<ServerId, Drain>>);
 
 #[derive(Clone, Debug)]
 struct Drain {
+    name: String,
     /// An id may be given away; the state is the server's own.
     state: Arc<ServerState>,
     since: Instant,
     /// And what then; forgotten once it has been done.
     deadline: Option<(Instant, Then)>,
     is_empty: bool,
+    /// It is not configured any more, and that was told.
+    is_retired: bool,
 }
 
 /// Something that a drain has come to.
@@ -55,6 +58,8 @@ pub enum Step {
     Empty(Arc<Server>, Duration),
     /// The deadline is here; flows that are left.
     Deadline(Arc<Server>, Then, u64),
+    /// Its server is gone, or another one has its name now: such that flows of the one are none of the other.
+    Forgotten { server: String, is_replaced: bool },
 }
 
 impl Drains {
@@ -64,7 +69,8 @@ impl Drains {
         let same = drains.get(&server.id).filter(|drain| Arc::ptr_eq(&drain.state, &server.state));
         let since = same.map_or(now, |drain| drain.since);
         let deadline = deadline.map(|(after, then)| (now + after, then));
-        drains.insert(server.id, Drain { state: server.state.clone(), since, deadline, is_empty: false });
+        let (name, state) = (server.name.clone(), server.state.clone());
+        drains.insert(server.id, Drain { name, state, since, deadline, is_empty: false, is_retired: false });
         server.state.set_draining(true);
     }
 
@@ -90,10 +96,26 @@ impl Drains {
     /// What has happened since the last look. To be called every second or so.
     pub fn steps(&self, snapshot: &Snapshot, now: Instant) -> Vec<Step> {
         let mut steps = Vec::new();
-        self.0.lock().retain(|id, drain| {
-            let Some(server) = snapshot.server(*id).filter(|server| Arc::ptr_eq(&server.state, &drain.state)) else {
-                return false;
-            };
+        let mut drains = self.0.lock();
+        if drains.is_empty() {
+            return steps;
+        }
+        let live: HashMap<ServerId, &Server> = snapshot
+            .live
+            .iter()
+            .flat_map(|service| service.all_servers())
+            .map(|server| (server.id, &**server))
+            .collect();
+        drains.retain(|id, drain| {
+            let same = |state: &Arc<ServerState>| Arc::ptr_eq(state, &drain.state);
+            if !drain.is_retired && !live.get(id).is_some_and(|server| same(&server.state)) {
+                drain.is_retired = true;
+                let takes_its_place = |server: &&Server| server.name == drain.name && !server.state.is_draining();
+                let is_replaced = live.values().any(takes_its_place);
+                steps.push(Step::Forgotten { server: drain.name.clone(), is_replaced });
+            }
+            // The flows of one that is configured no more keep their deadline.
+            let Some(server) = snapshot.server(*id).filter(|server| same(&server.state)) else { return false };
             let flows = server.load.flows();
             if flows == 0 && !drain.is_empty {
                 steps.push(Step::Empty(server.clone(), now.saturating_duration_since(drain.since)));
@@ -181,6 +203,7 @@ mod tests {
     fn a_reload_keeps_a_drain_and_a_removal_forgets_it() {
         let (first, drains, now) = (snapshot(&[1, 2], None), Drains::default(), Instant::now());
         let server = &first.live[0].servers[0];
+        server.start(true);
         drains.begin(server, now, None);
         let more = snapshot(&[1, 2, 3], Some(&first));
         assert!(!more.live[0].servers[0].is_available());
@@ -188,7 +211,13 @@ mod tests {
         let gone = snapshot(&[2, 3], Some(&more));
         let gone = snapshot(&[2], Some(&gone));
         let again = snapshot(&[1, 2], Some(&gone));
-        drains.steps(&again, now);
+        // Its flow goes on: the old one is there still.
+        let told = drains.steps(&again, now);
+        assert!(
+            matches!(&told[..], [Step::Forgotten { server, is_replaced: true }] if server == "1"),
+            "an operator learns that a server that was drained serves: {told:?}"
+        );
+        assert!(drains.steps(&again, now).is_empty(), "once");
         assert!(again.live[0].servers[0].is_available());
         assert!(again.live[0].servers.iter().all(|server| drains.told(server, now).is_none()));
     }

@@ -150,7 +150,7 @@ pub fn kept_client(service: &Service, entry: &Entry) -> api::KeptClient {
 }
 
 fn scheduler_flags(flags: SchedulerFlags) -> Vec<String> {
-    let words = [(flags.port, "port"), (flags.fallback, "fallback")];
+    let words = [(flags.port, "port"), (flags.fallback, "fallback"), (flags.strict, "strict")];
     words.iter().filter(|(set, _)| *set).map(|(_, word)| (*word).to_owned()).collect()
 }
 
@@ -384,4 +384,16 @@ fn server_ids(snapshot: &Snapshot, name: &str) -> Result<Vec<ServerId>, Fault> {
 /// Live ones and retired ones.
 fn all_servers(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Server>> {
     (0..snapshot.server_ids()).filter_map(|id| snapshot.server(ServerId(u32::try_from(id).ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_of_a_scheduler_is_told() {
+        let flags = SchedulerFlags { port: true, fallback: true, strict: true };
+        assert_eq!(scheduler_flags(flags), ["port", "fallback", "strict"]);
+        assert!(scheduler_flags(SchedulerFlags::default()).is_empty());
+    }
 }

@@ -112,7 +112,7 @@ pub struct Service {
     #[serde(default)]
     pub quorum: Option<Quorum>,
     pub servers: Vec<Server>,
-    /// `port`, `fallback`.
+    /// `port`, `fallback`, `strict`.
     #[serde(default)]
     pub scheduler_flags: Vec<String>,
     #[serde(default)]

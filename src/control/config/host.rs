@@ -80,6 +80,11 @@ impl Host {
         warnings
     }
 
+    /// Why gatun would not start by this file here; what only does not work is a warning.
+    pub fn obstacle(&self, config: &Config) -> Option<String> {
+        wants::obstacle(config)
+    }
+
     /// The same for a real server.
     pub fn real_server_warnings(&self, config: &RealServerConfig) -> Vec<String> {
         let mut warnings: Vec<String> = self.tun_missing().into_iter().collect();

@@ -4,8 +4,8 @@
 //! namespace and takes nothing while its table is empty. So this gateway stops by itself
 //!
 //! - when it has had neither service nor flow for a while. Timeouts that were set (`ipvsadm --set`) are worth keeping, though;
-//! - when its namespace is gone but for itself: no interface is left but the loopback, its own device and those that the
-//!   kernel puts into every namespace, or the name that the namespace had (`ip netns`) is gone. Its process would keep the
+//! - when its namespace is gone but for itself: no interface is left, where there was one, but the loopback, its own device and
+//!   those that the kernel puts into every namespace, or the name that the namespace had (`ip netns`) is gone. Its process would keep the
 //!   namespace, and whatever links lead there, for ever.
 
 use std::fs;
@@ -40,6 +40,8 @@ pub(super) struct Lease {
     device: String,
     /// With a name at the start.
     named: Option<Netns>,
+    /// Rules may come long before the links.
+    has_had_links: bool,
     idle_since: Option<Instant>,
     alone_since: Option<Instant>,
 }
@@ -55,12 +57,13 @@ pub(super) struct Work {
 impl Lease {
     pub(super) fn begin(on_demand: OnDemand, device: &str) -> Lease {
         let named = Netns::own().ok().filter(|own| own.has_name().unwrap_or(false));
-        Lease { on_demand, device: device.to_owned(), named, idle_since: None, alone_since: None }
+        Lease { on_demand, device: device.to_owned(), named, has_had_links: false, idle_since: None, alone_since: None }
     }
 
     /// Why the gateway is to stop now, if it is.
     pub(super) fn is_over(&mut self, now: Instant, work: Work) -> Option<&'static str> {
-        self.is_over_as(now, work, self.is_alone())
+        let is_alone = self.is_alone();
+        self.is_over_as(now, work, is_alone)
     }
 
     fn is_over_as(&mut self, now: Instant, work: Work, alone: bool) -> Option<&'static str> {
@@ -72,11 +75,18 @@ impl Lease {
     }
 
     /// What cannot be known is as it was.
-    fn is_alone(&self) -> bool {
-        let others =
+    fn is_alone(&mut self) -> bool {
+        let is_deserted = interfaces().is_ok_and(|names| self.is_deserted(&names));
+        is_deserted || self.named.is_some_and(|netns| netns.has_name().is_ok_and(|named| !named))
+    }
+
+    /// Whether the links that there were are gone.
+    fn is_deserted(&mut self, names: &[String]) -> bool {
+        let is_link =
             |name: &String| *name != "lo" && *name != self.device && !FALLBACK_TUNNELS.contains(&name.as_str());
-        let empty = interfaces().is_ok_and(|names| !names.iter().any(others));
-        empty || self.named.is_some_and(|netns| netns.has_name().is_ok_and(|named| !named))
+        let has_links = names.iter().any(is_link);
+        self.has_had_links |= has_links;
+        self.has_had_links && !has_links
     }
 
     /// Removes what was made for this gateway. The lock is among it, and is held until the process ends.
@@ -102,7 +112,14 @@ mod tests {
 
     fn lease() -> Lease {
         let on_demand = OnDemand { directory: PathBuf::from("/nonexistent"), idle: Duration::from_secs(30) };
-        Lease { on_demand, device: "gatun0".to_owned(), named: None, idle_since: None, alone_since: None }
+        Lease {
+            on_demand,
+            device: "gatun0".to_owned(),
+            named: None,
+            has_had_links: false,
+            idle_since: None,
+            alone_since: None,
+        }
     }
 
     const NONE: Work = Work { services: 0, flows: 0, timeouts: Timeouts::IPVS };
@@ -119,6 +136,18 @@ mod tests {
         assert!(!at(62, NONE));
         assert!(!at(91, NONE));
         assert!(at(92, NONE));
+    }
+
+    // `ip netns add x; ipvsadm -A …`, and the links come later.
+    #[test]
+    fn a_namespace_without_links_yet_is_not_deserted() {
+        let mut lease = lease();
+        let mut look =
+            |names: &[&str]| lease.is_deserted(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert!(!look(&["lo", "gatun0", "sit0"]));
+        assert!(!look(&["lo", "gatun0", "sit0", "eth0"]));
+        assert!(look(&["lo", "gatun0", "sit0"]));
+        assert!(!look(&["lo", "gatun0", "eth1"]));
     }
 
     #[test]

@@ -283,6 +283,15 @@ async fn watch_drains(control: Arc<Control>) -> &'static str {
                 Step::Empty(server, after) => {
                     tracing::info!(server = server.name, ?after, "drained: it has no flow any more");
                 }
+                Step::Forgotten { server, is_replaced: true } => {
+                    tracing::warn!(
+                        server,
+                        "no longer drained: another service, address, port, method or tunnel makes it a new server"
+                    );
+                }
+                Step::Forgotten { server, is_replaced: false } => {
+                    tracing::info!(server, "its drain is forgotten: the server is gone");
+                }
                 Step::Deadline(server, Then::Keep, flows) => {
                     tracing::info!(server = server.name, flows, "the drain's deadline: the flows that are left go on");
                 }

@@ -200,7 +200,7 @@ impl Health {
         self.reweigh.notified().await;
     }
 
-    /// Gives servers the weights that their checks say.
+    /// Gives servers the weights that their checks say. A server of weight 0 keeps that.
     pub fn weigh(&self, spec: &mut SnapshotSpec) {
         let table = self.table.lock();
         let weights: HashMap<(&str, &str), u32> =
@@ -210,7 +210,10 @@ impl Health {
         }
         for service in &mut spec.services {
             for server in &mut service.servers {
-                if let Some(weight) = weights.get(&(service.name.as_str(), server.name.as_str())) {
+                // Who sets a server to 0 means it.
+                if server.weight > 0
+                    && let Some(weight) = weights.get(&(service.name.as_str(), server.name.as_str()))
+                {
                     server.weight = *weight;
                 }
             }

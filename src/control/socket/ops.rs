@@ -111,7 +111,10 @@ pub fn parse(line: &[u8]) -> Result<Request, Fault> {
         _ => return Err(bad("the field \"op\" (a string) is missing".to_owned())),
     };
     if api::RESERVED_OPS.contains(&op) {
-        return Err(Fault::new(FaultCode::NotSupported, format!("{op} is not supported by this version yet")));
+        return Err(Fault::new(
+            FaultCode::NotSupported,
+            format!("{op} is no operation; it is an edit: use the operation edit"),
+        ));
     }
     if !api::OPS.contains(&op) {
         let message = format!("{op:?} is no operation; there are: {}", api::OPS.join(", "));

@@ -7,12 +7,14 @@ use super::check_of;
 use crate::control::health::Prepared;
 use crate::control::health::spec::{CheckSpec, Command, ProbeSpec, Via};
 
+/// Why a gateway would neither start nor reload here: a certificate that is not there or none.
+pub(in super::super) fn obstacle(config: &Config) -> Option<String> {
+    Prepared::new(super::compile(config)).err()
+}
+
 /// One sentence for each thing that will not work here.
 pub(in super::super) fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    if let Err(error) = Prepared::new(super::compile(config)) {
-        warnings.push(format!("{error}; gatun would not start"));
-    }
     for service in &config.services {
         let name = &service.name.value;
         let mut checks: Vec<&CheckSpec> = Vec::new();
@@ -69,9 +71,11 @@ mod tests {
 
     #[test]
     fn files_that_are_not_there() {
-        let found = warned(&service("check = { type = \"https\", ca = \"/nonexistent/ca\" }"));
-        assert!(found[0].starts_with("service \"a\": check: /nonexistent/ca: "), "{found:?}");
-        assert_eq!(found.len(), 1);
+        let text = service("check = { type = \"https\", ca = \"/nonexistent/ca\" }");
+        let config = Config::parse(Path::new("x.toml"), &text).unwrap_or_else(|errors| panic!("{errors}"));
+        let found = obstacle(&config).expect("it could not start");
+        assert!(found.starts_with("service \"a\": check: /nonexistent/ca: "), "{found}");
+        assert_eq!(warned(&text), [""; 0]);
         let found =
             warned(&service("check = { type = \"exec\", command = [\"/nonexistent/c\"] }\nquorum_up = [\"/etc\"]"));
         let expected = "service \"a\": /nonexistent/c cannot be executed: No such file or directory (os error 2)";
