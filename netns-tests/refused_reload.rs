@@ -66,3 +66,30 @@ fn leaves_no_trace() {
         Ok(())
     });
 }
+
+#[test]
+fn a_change_behind_a_name_is_tried_again() {
+    scenario(&["nginx", "curl"], |lab| {
+        three_nginx(lab)?;
+        let list = lab.path("list");
+        let write = |name: &str| std::fs::write(&list, format!("{}:8080\n", address(name)[0]));
+        write("rs1")?;
+        let servers = format!("{{ address = \"file:{}\" }}", list.display());
+        let listen = format!("[[service]]\nname = \"web\"\nlisten = \"{}:80\"\nserver = [{servers}]\n", VIPS[0]);
+        let gateway = Setup::new(listen).start(lab)?;
+        // An uplink that nobody misses until the host is looked at.
+        lab.sh("gw", "ip link add extra0 type veth peer name extra1")?;
+        let text = std::fs::read_to_string(&gateway.config)?;
+        std::fs::write(&gateway.config, text.replace("[\"eth0\"]", "[\"eth0\", \"extra0\"]"))?;
+        gateway.gatun(&["reload"])?.success()?;
+        lab.sh("gw", "ip link del extra0")?;
+        write("rs2")?;
+        let refused = || gateway.log_text().contains("but these cannot serve");
+        eventually("the change is refused", PATIENCE, refused)?;
+        ensure!(answers(lab, VIPS[0], 2)?.iter().all(|name| name == "rs1"), "the old server serves");
+        lab.sh("gw", "ip link add extra0 type veth peer name extra1")?;
+        let follows = || answers(lab, VIPS[0], 1).is_ok_and(|names| names[0] == "rs2");
+        eventually("the change is made", PATIENCE, follows)?;
+        Ok(())
+    });
+}

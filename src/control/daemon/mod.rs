@@ -46,6 +46,7 @@ use crate::service::FlowPolicy;
 pub use host_plan::host_plan;
 pub use lease::OnDemand;
 use lease::{Lease, Work};
+use reload::Missed;
 use start::Done;
 pub(in crate::control) use start::drop_privileges;
 pub use start::print_routes;
@@ -56,7 +57,8 @@ const EVENT_PUMP: Duration = Duration::from_millis(50);
 const SAMPLING: Duration = Duration::from_secs(2);
 /// How often drains are looked at: a deadline is kept with so much delay at most.
 const DRAINING: Duration = Duration::from_millis(500);
-/// How often what is kept for old flows is looked at: a removed VIP's route outlives its last flow by so much at most.
+/// How often what is kept for old flows is looked at: a removed VIP's route outlives its last flow by so much at most. And
+/// how often what could not be followed is tried again.
 const TIDYING: Duration = Duration::from_secs(3);
 /// Orders of control clients that may wait for the one that is carried out.
 const ORDERS_WAITING: usize = 16;
@@ -116,6 +118,7 @@ pub(super) struct Daemon {
     done: Done,
     /// What the file has otherwise, and only a restart changes.
     pending: Vec<Change>,
+    missed: Option<Missed>,
 }
 
 /// The signals that end a program, or make it read its configuration again.
@@ -148,7 +151,10 @@ impl Daemon {
         let mut tidy = every(TIDYING);
         loop {
             tokio::select! {
-                _ = tidy.tick() => self.tidy().await,
+                _ = tidy.tick() => {
+                    self.tidy().await;
+                    self.try_again().await;
+                }
                 _ = tick.tick() => {
                     if self.done.workers.as_ref().is_some_and(Workers::have_failed) {
                         return Err(anyhow!("a packet worker ended; the log says why"));

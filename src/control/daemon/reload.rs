@@ -27,6 +27,13 @@ pub(super) struct Loaded {
     pub(super) learned: Learned,
 }
 
+/// A change around the gateway that could not be followed.
+#[derive(Debug)]
+pub(super) struct Missed {
+    cause: Cause,
+    why: String,
+}
+
 /// What a change of what runs is called in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -191,6 +198,8 @@ impl Daemon {
         self.compiled = Compiled { gateway, snapshot: new.snapshot, health: new.health };
         self.text = text;
         self.names.follow(learned);
+        // All of it was looked at.
+        self.missed = None;
         self.log(&changes, generation, cause.word());
         let retired = snapshot.retired_since(&old);
         let ended = evacuate(&self.gateway, &retired, io::Cause::Removed).await;
@@ -216,15 +225,35 @@ impl Daemon {
         match self.adopt_if_changed(Cause::Host).await {
             Ok(false) => {}
             Ok(true) => tracing::info!("the addresses of this host have changed"),
-            Err(error) => tracing::error!("the addresses of this host have changed, and cannot be followed: {error:#}"),
+            Err(error) => {
+                self.miss(Cause::Host, "the addresses of this host have changed, and cannot be followed", &error);
+            }
         }
     }
 
     /// Other servers stand behind the names of the configuration that runs.
     pub(super) async fn follow_names(&mut self) {
         if let Err(error) = self.adopt_if_changed(Cause::Names).await {
-            tracing::error!("names stand for other servers now, but these cannot serve: {error:#}");
+            self.miss(Cause::Names, "names stand for other servers now, but these cannot serve", &error);
         }
+    }
+
+    /// What could not be followed when it happened may be by now; nobody tells of it a second time.
+    pub(super) async fn try_again(&mut self) {
+        match self.missed {
+            Some(Missed { cause: Cause::Names, .. }) => self.follow_names().await,
+            Some(_) => self.look_again().await,
+            None => {}
+        }
+    }
+
+    fn miss(&mut self, cause: Cause, what: &str, error: &Error) {
+        let why = format!("{error:#}");
+        match &self.missed {
+            Some(missed) if missed.why == why => tracing::debug!("{what}: {why}"),
+            _ => tracing::error!("{what}: {why}; this is tried again"),
+        }
+        self.missed = Some(Missed { cause, why });
     }
 
     /// Compiles what runs once more, and goes on by it if it has become something else.
@@ -236,6 +265,7 @@ impl Daemon {
             self.adopt(new, cause).await?;
         } else {
             self.names.follow(new.learned);
+            self.missed = None;
         }
         Ok(changed)
     }

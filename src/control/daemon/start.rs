@@ -122,7 +122,21 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
     tasks.spawn(names.clone().watch());
     let in_file = text.clone();
     let pending = Vec::new();
-    Ok(Daemon { options, compiled, text, in_file, gateway, health, control, tasks, names, renamed, done, pending })
+    Ok(Daemon {
+        options,
+        compiled,
+        text,
+        in_file,
+        gateway,
+        health,
+        control,
+        tasks,
+        names,
+        renamed,
+        done,
+        pending,
+        missed: None,
+    })
 }
 
 async fn bring_up(

@@ -66,6 +66,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const COUNT: Duration = Duration::from_secs(1);
 /// A timeout that is noticed by so much too late, and by half of it, is no answer: the control thread did not run.
 const STALL: Duration = Duration::from_millis(100);
+/// Programs of checks that may run at a time. A process is a thousand times what a descriptor is.
+const MAX_PROGRAMS: usize = 64;
 /// Changes kept for watchers that are behind; one that is further behind is told how many it lost.
 const CHANGES_KEPT: usize = 4096;
 /// Lines of the log about checks that cannot be made, in the time between two about the same one: all of many may want for
@@ -230,7 +232,7 @@ impl Health {
         loop {
             self.jobs.lock().drain(..).for_each(|job| commands.run(job));
             let has_room = running.tasks.len() < self.room;
-            let due = self.table.lock().next_due();
+            let due = self.table.lock().next_due(running.programs < MAX_PROGRAMS);
             tokio::select! {
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if has_room && due.is_some() => {
                     self.start_due(&mut running);
@@ -246,8 +248,10 @@ impl Health {
                     }
                 }
                 _ = look.tick() => {
-                    complained.about_lateness(due, has_room);
-                    let changes = self.table.lock().look_at_clients(self.gateway.now());
+                    let mut table = self.table.lock();
+                    complained.about_lateness(table.next_due(true), has_room, &running);
+                    let changes = table.look_at_clients(self.gateway.now());
+                    drop(table);
                     self.tell(changes);
                     if std::mem::take(&mut self.table.lock().weights_changed) {
                         self.reweigh.notify_one();
@@ -264,15 +268,16 @@ impl Health {
         let now = Instant::now();
         let mut table = self.table.lock();
         while running.tasks.len() < self.room
-            && let Some(due) = table.take_due(now)
+            && let Some(due) = table.take_due(now, running.programs < MAX_PROGRAMS)
         {
             let carrier = match due.check.via {
                 Via::Host => Some(self.host.clone()),
                 Via::Path => self.path.get().cloned(),
             };
-            let id = due.id;
+            let (id, is_program) = (due.id, due.check.probe.is_program());
             let task = running.tasks.spawn(ask(due, carrier));
-            running.ids.insert(task.id(), id);
+            running.programs += usize::from(is_program);
+            running.ids.insert(task.id(), (id, is_program));
             table.started(id, task);
         }
     }
@@ -362,18 +367,26 @@ async fn ask(due: Due, carrier: Option<Arc<dyn Connect>>) -> (Outcome, Duration)
 #[derive(Default)]
 struct Running {
     tasks: JoinSet<(Outcome, Duration)>,
-    ids: HashMap<tokio::task::Id, u32>,
+    /// Which line each is of, and whether it is a program.
+    ids: HashMap<tokio::task::Id, (u32, bool)>,
+    programs: usize,
 }
 
 type Ended = Result<(tokio::task::Id, (Outcome, Duration)), tokio::task::JoinError>;
 
 impl Running {
+    fn forget(&mut self, task: tokio::task::Id) -> Option<u32> {
+        let (id, is_program) = self.ids.remove(&task)?;
+        self.programs -= usize::from(is_program);
+        Some(id)
+    }
+
     /// `None` for one that was called off.
     fn ended(&mut self, ended: Ended) -> Option<((u32, tokio::task::Id), Outcome, Duration)> {
         match ended {
-            Ok((task, (outcome, latency))) => Some(((self.ids.remove(&task)?, task), outcome, latency)),
+            Ok((task, (outcome, latency))) => Some(((self.forget(task)?, task), outcome, latency)),
             Err(error) => {
-                let id = self.ids.remove(&error.id())?;
+                let id = self.forget(error.id())?;
                 if error.is_cancelled() {
                     return None;
                 }
@@ -409,12 +422,22 @@ impl Complaints {
         }
     }
 
-    fn about_lateness(&mut self, due: Option<Instant>, has_room: bool) {
-        let Some(late) = due.map(|due| due.elapsed()).filter(|late| !has_room && *late > LOOK) else { return };
+    fn about_lateness(&mut self, due: Option<Instant>, has_room: bool, running: &Running) {
+        let is_full = !has_room || running.programs >= MAX_PROGRAMS;
+        let Some(late) = due.map(|due| due.elapsed()).filter(|late| is_full && *late > LOOK) else { return };
         if self.last.is_none_or(|last| last.elapsed() >= COMPLAINT) {
             self.last = Some(Instant::now());
             let late = format_duration(late);
-            tracing::warn!("checks are {late} late: as many run as may at a time; raise the limit of open files");
+            match has_room {
+                true => {
+                    tracing::warn!("checks by programs are {late} late: {MAX_PROGRAMS} run, and no more may at a time")
+                }
+                false => {
+                    tracing::warn!(
+                        "checks are {late} late: as many run as may at a time; raise the limit of open files"
+                    );
+                }
+            }
         }
     }
 }

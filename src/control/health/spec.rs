@@ -174,6 +174,10 @@ impl ProbeSpec {
         }
     }
 
+    pub const fn is_program(&self) -> bool {
+        matches!(self, ProbeSpec::Exec(_))
+    }
+
     /// Whether it goes to a port of the server's.
     pub const fn has_port(&self) -> bool {
         !matches!(self, ProbeSpec::Ping | ProbeSpec::Exec(_))

@@ -99,7 +99,7 @@ pub(super) struct Table {
     lines: Vec<Option<Line>>,
     free: Vec<u32>,
     index: HashMap<Key, u32>,
-    queue: BTreeSet<(Instant, u32)>,
+    queues: Queues,
     servers: HashMap<ServerId, Watched>,
     /// Those that clients' failures may take down.
     passive: Vec<ServerId>,
@@ -108,6 +108,24 @@ pub(super) struct Table {
     pub weights_changed: bool,
     /// What is to be told of checks that could not be made; for each check now and then.
     pub complaints: Vec<Complaint>,
+}
+
+/// The idle probes by the time at which they start next. Those that are programs wait for one another only.
+#[derive(Default)]
+struct Queues {
+    programs: BTreeSet<(Instant, u32)>,
+    others: BTreeSet<(Instant, u32)>,
+}
+
+impl Queues {
+    fn of(&mut self, check: &CheckSpec) -> &mut BTreeSet<(Instant, u32)> {
+        if check.probe.is_program() { &mut self.programs } else { &mut self.others }
+    }
+
+    fn first(&self, with_programs: bool) -> Option<(Instant, u32)> {
+        let programs = self.programs.first().filter(|_| with_programs);
+        self.others.first().into_iter().chain(programs).min().copied()
+    }
 }
 
 impl Table {
@@ -234,13 +252,13 @@ impl Table {
     }
 
     fn add(&mut self, line: Line) -> u32 {
-        let due = line.due;
+        let (due, check) = (line.due, line.key.check.clone());
         let id = self.free.pop().unwrap_or_else(|| {
             self.lines.push(None);
             u32::try_from(self.lines.len() - 1).expect("each has a line of a configuration file")
         });
         self.lines[id as usize] = Some(line);
-        self.queue.extend(due.map(|due| (due, id)));
+        self.queues.of(&check).extend(due.map(|due| (due, id)));
         id
     }
 
@@ -248,7 +266,7 @@ impl Table {
         let Some(line) = self.lines.get_mut(id as usize).and_then(Option::take) else { return };
         self.free.push(id);
         if let Some(due) = line.due {
-            self.queue.remove(&(due, id));
+            self.queues.of(&line.key.check).remove(&(due, id));
         }
         if let Some(running) = line.running {
             running.abort();
@@ -259,16 +277,16 @@ impl Table {
         self.lines.get(id? as usize)?.as_ref()
     }
 
-    /// When the next probe starts.
-    pub fn next_due(&self) -> Option<Instant> {
-        self.queue.first().map(|(due, _)| *due)
+    /// When the next probe starts; `with_programs`: or else the next that is no program.
+    pub fn next_due(&self, with_programs: bool) -> Option<Instant> {
+        self.queues.first(with_programs).map(|(due, _)| due)
     }
 
     /// The next probe that is due at `now`; it must be [`started`](Self::started).
-    pub fn take_due(&mut self, now: Instant) -> Option<Due> {
-        let &(due, id) = self.queue.first().filter(|(due, _)| *due <= now)?;
-        self.queue.remove(&(due, id));
+    pub fn take_due(&mut self, now: Instant, with_programs: bool) -> Option<Due> {
+        let (due, id) = self.queues.first(with_programs).filter(|(due, _)| *due <= now)?;
         let line = self.lines.get_mut(id as usize)?.as_mut()?;
+        self.queues.of(&line.key.check).remove(&(due, id));
         line.due = None;
         line.started = now;
         Some(Due { id, probe: line.probe.clone(), check: line.key.check.clone(), asked: line.key.asked.clone() })
@@ -301,7 +319,7 @@ impl Table {
         };
         let due = now.max(line.started + (check.interval - self.dice.part_of(early).min(check.interval)));
         line.due = Some(due);
-        self.queue.insert((due, id));
+        self.queues.of(&check).insert((due, id));
         let (is_good, said, weight) = match outcome {
             Ok(Good { said, weight }) => (true, said, weight),
             Err(Bad::Server(why)) => (false, why, None),

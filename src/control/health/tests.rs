@@ -385,7 +385,7 @@ async fn every_check_that_cannot_be_made_is_told_of_now_and_then() {
     for round in 0..130 {
         sleep(ms(1000)).await;
         let mut table = world.health.table.lock();
-        while let Some(due) = table.take_due(Instant::now()) {
+        while let Some(due) = table.take_due(Instant::now(), true) {
             let task = tokio::spawn(async {}).abort_handle();
             let id = (due.id, task.id());
             table.started(due.id, task);
@@ -433,6 +433,23 @@ async fn no_more_probes_run_than_there_is_room_for() {
     let times: Vec<usize> = (1..=40).map(|last| world.times(&format!("10.0.0.{last}:80")).len()).collect();
     assert!(times.iter().all(|times| (4..=6).contains(times)), "each has its turn: {times:?}");
     assert!((1..=40).all(|last| !world.is_up("web", &format!("10.0.0.{last}:80"))));
+}
+
+// Programs live in real time.
+#[tokio::test]
+async fn no_more_programs_run_than_may_and_others_do_not_wait_for_them() {
+    let program = r#"check = { type = "exec", command = "sleep 1", interval = "100ms", timeout = "20s" }"#;
+    let world = World::new(&(service("exec", 80, program, 80) + &service("web", 81, FAST, 1)));
+    let (mut most, mut last) = (0, 0);
+    for _ in 0..100 {
+        sleep(ms(20)).await;
+        last = world.health.table.lock().count().1;
+        most = most.max(last);
+    }
+    // The one that is no program may be among them.
+    assert!((MAX_PROGRAMS..=MAX_PROGRAMS + 1).contains(&most), "{most} at a time, {last} at last");
+    let asked = world.times("10.0.0.1:80").len();
+    assert!(asked >= 4, "{asked} times");
 }
 
 #[tokio::test(start_paused = true)]

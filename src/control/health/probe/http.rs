@@ -21,8 +21,8 @@ use crate::control::health::transport::{Connect, Stream};
 
 /// Bytes of the head of a response.
 const MAX_HEAD: usize = 64 << 10;
-/// Bytes of a body that are searched for a pattern.
-const MAX_SEARCHED: usize = 1 << 20;
+/// Bytes of a body that are searched for a pattern, which happens on the control thread, in one go.
+const MAX_SEARCHED: usize = 64 << 10;
 /// Bytes of a body that are summed.
 const MAX_SUMMED: usize = 64 << 20;
 /// Bytes of a body that nobody looks at, read so that the server sees its answer taken.
@@ -117,8 +117,9 @@ impl Http {
             if self.spec.digest.is_some() {
                 sum.update(bytes);
             }
-            if self.body.is_some() && searched.len() < MAX_SEARCHED {
-                searched.extend_from_slice(bytes);
+            if self.body.is_some() {
+                let room = MAX_SEARCHED - searched.len();
+                searched.extend_from_slice(&bytes[..bytes.len().min(room)]);
             }
             if size > limit {
                 break;

@@ -163,6 +163,13 @@ async fn http_statuses_bodies_and_digests() {
         let server = http(response).await;
         assert_eq!(why(ask(&format!("type = \"http\"{keys}"), server).await), *expected, "{response:?} {keys}");
     }
+    // Of a large body the first 64 KiB.
+    for (before, expected) in [((64 << 10) - 5, "good: status 200"), ((64 << 10) - 4, "the pattern is not in the body")]
+    {
+        let body = format!("HTTP/1.1 200 OK\r\n\r\n{}hello{}", "x".repeat(before), "x".repeat(100_000));
+        let server = http(Box::leak(body.into_boxed_str())).await;
+        assert_eq!(why(ask(r#"type = "http", body = "hello""#, server).await), expected, "{before}");
+    }
     let garbage = http("220 mail ESMTP\r\n").await;
     assert!(why(ask(r#"type = "http""#, garbage).await).starts_with("no HTTP: "));
 }
