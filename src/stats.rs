@@ -35,6 +35,8 @@ pub struct Stats {
     /// ICMP errors translated, both ways.
     pub icmp_errors: u64,
     pub fragments_held: u64,
+    /// Segments with payload that a helper did not read, because there were too many connections to read.
+    pub helper_skipped: u64,
     /// Events lost because nobody took them in time.
     pub events_lost: u64,
 }
@@ -59,6 +61,7 @@ impl Default for Stats {
             rst_ignored: 0,
             icmp_errors: 0,
             fragments_held: 0,
+            helper_skipped: 0,
             events_lost: 0,
         }
     }
@@ -96,7 +99,7 @@ impl Stats {
     }
 
     /// The counters besides drops, by name.
-    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 17] {
+    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 18] {
         [
             ("forwarded", &mut self.forwarded),
             ("passed", &mut self.passed),
@@ -114,6 +117,7 @@ impl Stats {
             ("rst_ignored", &mut self.rst_ignored),
             ("icmp_errors", &mut self.icmp_errors),
             ("fragments_held", &mut self.fragments_held),
+            ("helper_skipped", &mut self.helper_skipped),
             ("events_lost", &mut self.events_lost),
         ]
     }

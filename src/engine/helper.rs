@@ -104,7 +104,11 @@ impl Engine {
                 let service = self.snapshot.service(ServiceId(flow.owner.service));
                 let Some(kind) = service.and_then(|service| service.spec.helper) else { return unread };
                 if let Transport::Tcp(header) = view.transport {
-                    if header.has(tcp::SYN | tcp::RST) || sessions.len() >= *max_sessions {
+                    if header.has(tcp::SYN | tcp::RST) {
+                        return unread;
+                    }
+                    if sessions.len() >= *max_sessions {
+                        self.stats.helper_skipped += u64::from(!segment::payload(buf.packet(), view).is_empty());
                         return unread;
                     }
                     // What either end says begins where the handshake ended: nothing else has been let through so far.

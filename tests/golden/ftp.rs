@@ -654,6 +654,7 @@ fn connections_that_are_read_are_bounded() {
     };
     // A quarter of the flows that there may be. The others go on unread.
     assert_eq!((0..6).map(&mut connect).collect::<Vec<_>>(), [1, 2, 3, 4, 4, 4]);
+    assert_eq!(engine.stats().helper_skipped, 2);
     // One that ends makes room.
     let by_client = |n: u8| FlowFilter { src: Some((net.other(n, 0).ip().into(), 128)), ..FlowFilter::default() };
     engine.apply(Instant::ZERO, Command::Delete { filter: by_client(0), cursor: 0 });
