@@ -13,8 +13,9 @@ use crate::servers::{VIPS, address, nginx, three_nginx};
 
 /// How long a failure may stay unnoticed: two intervals, the timeout, and a margin of half an interval.
 const NOTICED: Duration = Duration::from_millis(700);
-/// A busy machine may be late now and then, but not every time.
+/// A busy machine may be late now and then, but not most times: two of three must be in time.
 const ROUNDS: usize = 3;
+const ENOUGH: usize = 2;
 
 const FAST: &str = "interval = \"200ms\", timeout = \"200ms\", rise = 2, fall = 2";
 
@@ -116,10 +117,12 @@ fn a_dead_server_gets_no_new_flow() {
         std::thread::sleep(Duration::from_millis(300));
         for failure in [Failure::Killed, Failure::Frozen, Failure::CutOff] {
             let mut times = Vec::new();
-            while times.len() < ROUNDS && !times.iter().any(|time| *time <= NOTICED) {
+            let in_time = |times: &[Duration]| times.iter().filter(|time| **time <= NOTICED).count();
+            while times.len() < ROUNDS && in_time(&times) < ENOUGH {
                 times.push(fail_once(lab, &gateway, "events", failure)?);
             }
-            ensure!(times.iter().any(|time| *time <= NOTICED), "{failure:?} was noticed after {times:?} only");
+            println!("{failure:?} was noticed after {times:?}");
+            ensure!(in_time(&times) >= ENOUGH, "{failure:?} was noticed after {times:?} only");
         }
         ensure!(gateway.metric("gatun_server_check_failures_total", &["server=\"rs2\""])? >= 6.0);
         ensure!(gateway.metric("gatun_server_transitions_total", &["server=\"rs2\""])? >= 6.0);

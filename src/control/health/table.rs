@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::task::{self, AbortHandle};
 use tokio::time::Instant;
@@ -78,7 +78,7 @@ pub(super) struct Watched {
     good: u32,
     /// What was told last.
     was_up: bool,
-    pub since: SystemTime,
+    pub since: Instant,
     pub transitions: u64,
     pub checks: u64,
     pub failures: u64,
@@ -410,7 +410,7 @@ impl Watched {
             probe: None,
             good: 0,
             was_up: server.state.is_up(),
-            since: SystemTime::now(),
+            since: Instant::now(),
             transitions: 0,
             checks: 0,
             failures: 0,
@@ -450,7 +450,7 @@ impl Watched {
         if self.was_up != is_up {
             self.was_up = is_up;
             self.transitions += 1;
-            self.since = SystemTime::now();
+            self.since = Instant::now();
         }
         let why = match line {
             _ if stands && !is_released => "clients' connections to it fail".to_owned(),

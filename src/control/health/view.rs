@@ -27,7 +27,7 @@ impl Health {
                 failed: watched.failures,
             }
         });
-        let since = SystemTime::now().duration_since(watched.since).unwrap_or_default().as_secs();
+        let since = watched.since.elapsed().as_secs();
         Some(api::Health { since, transitions: watched.transitions, check })
     }
 
