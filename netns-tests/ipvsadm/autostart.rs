@@ -73,12 +73,15 @@ fn timeouts_that_were_set_are_kept_and_another_name_of_the_gateway_counts() {
 }
 
 #[test]
-fn a_gateway_in_a_namespace_without_links_stops() {
+fn a_gateway_in_a_namespace_that_lost_its_links_stops() {
     scenario_on("bare", &[], |lab| {
         let node = Node::new(lab, "gw")?;
-        node.sh("ip link set lo up; ipvsadm -A -t 203.0.113.10:80")?;
+        node.sh("ip link set lo up; ip link add v0 type veth peer name v1; ipvsadm -A -t 203.0.113.10:80")?;
         ensure!(node.gateways() == 1);
-        // Ten seconds after the start.
+        // It looks twice a second.
+        std::thread::sleep(Duration::from_millis(2500));
+        node.sh("ip link del v0")?;
+        // Ten seconds after that.
         eventually("the gateway has stopped", Duration::from_secs(20), || node.gateways() == 0)
     });
 }

@@ -263,7 +263,7 @@ pub struct FlowTable {
 }
 
 impl FlowTable {
-    /// Room for `max` flows of clients, and for [`MAX_PROBES`] probes; `key` must be a secret, since strangers choose the
+    /// Room for `max` flows of clients, and for `MAX_PROBES` probes; `key` must be a secret, since strangers choose the
     /// tuples.
     pub fn new(max: usize, key: [u64; 2]) -> FlowTable {
         let max = max.clamp(1, (1 << 30) - 1);

@@ -49,7 +49,7 @@ pub struct Fault {
 }
 
 impl SnapshotSpec {
-    /// Everything for which [`Snapshot::build`] would refuse this, in the order of the configuration.
+    /// Everything for which [`Snapshot::build`](super::Snapshot::build) would refuse this, in the order of the configuration.
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         let mut names = Map::default();

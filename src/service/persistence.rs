@@ -11,7 +11,7 @@
 //! address, its port: another service of the group knows the same host, perhaps by another method or at another port.
 //!
 //! An entry lives until the timeout after the client's last new flow. When that time is over and flows are left, it lives
-//! for another [`REARM`], and so on (Linux, `net/netfilter/ipvs/ip_vs_conn.c`, `ip_vs_conn_expire`: a template that
+//! for another `REARM`, and so on (Linux, `net/netfilter/ipvs/ip_vs_conn.c`, `ip_vs_conn_expire`: a template that
 //! controls connections). A server that takes no new flow (down, drained, full, weight 0) loses the client: it is scheduled
 //! anew, and the entry is written over. (In Linux that is `expire_quiescent_template`, off by default; here it is always on.)
 //! One exception: where a service has several ports, flows of a session need each other, as FTP's data connections need the

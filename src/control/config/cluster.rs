@@ -13,7 +13,7 @@ use crate::service::{
 const SECOND: Duration = Duration::from_secs(1);
 const MONTH: Duration = Duration::from_secs(31 * 86_400);
 
-/// What [`read`] finds.
+/// What these keys say.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterConfig {
     pub scheduler_flags: SchedulerFlags,

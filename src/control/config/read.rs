@@ -158,6 +158,11 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
     let health = check::read(section);
     let servers = servers.iter().filter_map(|server| read_server(server, &health)).collect();
     let cluster = cluster::read(section, protocols, scheduler);
+    if cluster.passive.is_some() && listen.as_ref().is_some_and(|listen| !listen.value.ports.is_single()) {
+        let message =
+            "passive checks need a service of a single port: that one of many is closed says nothing of the server";
+        section.refuse(section.span_of("passive"), message.to_owned());
+    }
     Some(ServiceConfig { name: name?, listen: listen?, protocols, method, tunnel, scheduler, cluster, health, servers })
 }
 

@@ -137,6 +137,12 @@ const BAD: &[(&str, &[&str])] = &[
     ("[gateway]\ndevise = \"x\"\n", &["2:1: [gateway]: unknown key \"devise\"; did you mean \"device\"?"]),
     ("[gateway]\nmax_flows = 1\n", &["2:1: [gateway]: unknown key \"max_flows\"; it belongs in [conntrack]"]),
     (
+        "[[service]]\nname = \"a\"\nlisten = \"203.0.113.10:80-81\"\nserver = []\npassive = { fall = 1 }\n",
+        &[
+            "5:11: [[service]] \"a\": passive checks need a service of a single port: that one of many is closed says nothing of the server",
+        ],
+    ),
+    (
         "[limits]\nfrobnicate = 1\n",
         &[
             "2:1: [limits]: unknown key \"frobnicate\"; keys here are replies_per_second, fragmented_packets, held_fragment_bytes, persistent_clients, expectations",

@@ -4,13 +4,13 @@
 //!
 //! A *check* is what the configuration says about one server of one service; a *probe* is one question put to one address.
 //! Servers whose checks are the same, and which are the same address and port, share one probe, however many services they
-//! serve ([`table`]). A probe that goes through the data path, or that is a command, belongs to one server of one service.
+//! serve (`table`). A probe that goes through the data path, or that is a command, belongs to one server of one service.
 //!
 //! One task runs all of it ([`Health::run`]). Idle probes are entries of a queue by the time at which they start next: no task
 //! and no timer each. A probe that is due becomes a task, if there is room: the number of those that run is bounded by the
 //! descriptors that the process may have. One that has no room waits, and is late; that is logged.
 //!
-//! Each answer goes into the probe's [`standing::Standing`], which is up or down: up after `rise` good answers in a row,
+//! Each answer goes into the probe's `standing::Standing`, which is up or down: up after `rise` good answers in a row,
 //! down after `fall` bad ones. From the start of one probe to the start of the next is an interval, less the jitter and
 //! never more, and an answer comes within the timeout. So a server that dies is out after `fall` intervals and a timeout at
 //! the latest: the failure may happen right after a probe has begun well.

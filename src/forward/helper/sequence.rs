@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! A [`Stream`] is one direction of a connection. It has two numberings: the *sender's*, and the *receiver's*, in which the
-//! same bytes stand elsewhere because text before them was replaced by longer or shorter text. A [`Change`] says that so
+//! same bytes stand elsewhere because text before them was replaced by longer or shorter text. A `Change` says that so
 //! many bytes from a place on gave way to a text. All changes together are a function from the one numbering to the other,
 //! [`Stream::place`], which never goes back: what the sender sends from `a` to `b`, whole or in pieces, again or for the
 //! first time, fills exactly `place(a)` to `place(b)`. So retransmissions need no rule of their own, whatever their
