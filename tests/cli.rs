@@ -365,6 +365,15 @@ fn a_watch_shows_flows_as_they_come_and_go() {
 }
 
 #[test]
+fn import_takes_the_file_that_it_is_given() {
+    let fixture = fixture();
+    let file = "virtual_server 203.0.113.10 80 {\n lb_kind NAT\n real_server 10.20.0.11 8080 {\n }\n}\n";
+    std::fs::write(fixture.directory.path().join("keepalived.conf"), file).unwrap();
+    let made = fixture.ok(&["import", "keepalived.conf"]);
+    assert!(made.contains("listen = \"203.0.113.10:80\"") && made.contains("10.20.0.11:8080"), "{made}");
+}
+
+#[test]
 fn explain_answers_from_a_file_alone() {
     let fixture = fixture();
     let explain = |args: &[&str]| fixture.ok(&[&["explain", "-c", "gatun.toml"], args].concat());

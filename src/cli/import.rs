@@ -1,4 +1,4 @@
-//! `gatun import`: another load balancer's configuration in gatun's terms.
+//! `gatun import`: a keepalived.conf in gatun's terms.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,7 @@ use super::{Context, output};
 use crate::control::config::Config;
 use crate::control::import;
 
-/// Turn another load balancer's configuration into one of gatun's
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {
-    #[command(name = "keepalived.conf", visible_alias = "keepalived")]
-    Keepalived(Args),
-}
-
-/// The virtual servers of a keepalived.conf as services
+/// Turn the virtual servers of a keepalived.conf into services
 ///
 /// Prints the configuration; what could not be carried over goes to standard error, each with its line, and stands as a comment in
 /// the configuration too.
@@ -34,8 +27,7 @@ pub struct Args {
     strict: bool,
 }
 
-pub(super) fn run(command: &Command, context: &mut Context) -> Result<ExitCode> {
-    let Command::Keepalived(args) = command;
+pub(super) fn run(args: &Args, context: &mut Context) -> Result<ExitCode> {
     let name = args.file.display().to_string();
     let text = fs::read(&args.file).with_context(|| name.clone())?;
     let made = import::keepalived(&name, &String::from_utf8_lossy(&text));

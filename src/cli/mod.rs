@@ -68,8 +68,7 @@ enum Command {
     #[command(subcommand)]
     Persistence(persistence::Command),
     Explain(explain::Args),
-    #[command(subcommand)]
-    Import(import::Command),
+    Import(import::Args),
     Replay(replay::Args),
     Reload(reload::ReloadArgs),
     Diff(reload::DiffArgs),
@@ -149,7 +148,7 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args, context),
         Command::Check(args) => return check::run(&args, context),
-        Command::Import(command) => return import::run(&command, context),
+        Command::Import(args) => return import::run(&args, context),
         Command::Ipvsadm(args) => return Ok(ipvsadm::run(&args, context.control.take())),
         Command::Status(args) => status::run(&args, context),
         Command::Top(args) => top::run(&args, context),
