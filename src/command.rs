@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::flow::{Marks, TcpState};
-use crate::service::{FlowPolicy, Method, ServerId, ServiceId, Snapshot};
+use crate::service::{FlowPolicy, Method, Network, ServerId, ServiceId, Snapshot};
 use crate::time::Instant;
 use crate::wire::{Addr, Protocol, Tuple};
 
@@ -167,7 +167,9 @@ pub struct FlowFilter {
 impl FlowFilter {
     pub fn matches(&self, flow: &FlowRecord) -> bool {
         let is = |want: Option<u16>, have: u16| want.is_none_or(|want| want == have);
-        let within = |want: Option<(Addr, u8)>, have: Addr| want.is_none_or(|(net, len)| in_prefix(have, net, len));
+        let within = |want: Option<(Addr, u8)>, have: Addr| {
+            want.is_none_or(|(address, len)| Network { address, len }.contains(have))
+        };
         self.protocol.is_none_or(|p| p == flow.original.protocol)
             && within(self.src, flow.original.src)
             && within(self.dst, flow.original.dst)
@@ -178,15 +180,4 @@ impl FlowFilter {
             && self.server.as_ref().is_none_or(|list| list.contains(&flow.server))
             && self.method.is_none_or(|m| m == flow.method)
     }
-}
-
-/// Whether `addr` is in `net`/`len`; `len` counts from the family's first bit, 0 to 32 or 0 to 128.
-fn in_prefix(addr: Addr, net: Addr, len: u8) -> bool {
-    if addr.is_v4() != net.is_v4() {
-        return false;
-    }
-    let (addr, net) = (addr.wire(), net.wire());
-    let whole = usize::from(len / 8).min(net.len());
-    let rest = if whole == net.len() { 0 } else { len % 8 };
-    addr[..whole] == net[..whole] && (rest == 0 || (addr[whole] ^ net[whole]) >> (8 - rest) == 0)
 }

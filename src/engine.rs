@@ -39,7 +39,7 @@ pub(crate) use admit::request;
 pub(crate) use lost::Fate;
 use lost::Meeting;
 use passive::Held;
-pub use shard::{client_between, client_of, shard_of};
+pub use shard::{Sharding, client_between, place_between, place_of, shard_of};
 
 /// Flows that one call of [`Engine::handle_timeout`] looks at, at most.
 const SWEEP: usize = 4096;
@@ -51,6 +51,8 @@ const MAX_EVENTS: usize = 65_536;
 pub struct EngineConfig {
     /// This engine's number among its siblings, from 0.
     pub shard: u16,
+    /// How many siblings there are, itself included.
+    pub shards: u16,
     /// Flows this engine may hold.
     pub max_flows: usize,
     /// Secret of the flow table's hash and of port choice; random in a daemon, fixed in tests.

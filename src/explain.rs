@@ -55,7 +55,7 @@ pub enum Via {
 impl Via {
     fn to(server: &Server) -> Option<Via> {
         match server.method {
-            Method::Nat => None,
+            Method::Nat | Method::Fullnat | Method::Masquerade => None,
             Method::Direct => Some(Via::Neighbour(server.address)),
             Method::Tunnel => {
                 let Server { encapsulation, source, address, .. } = server;

@@ -76,6 +76,8 @@ impl Stats {
             Verdict::Reply => self.replied += 1,
             Verdict::Deliver => self.delivered += 1,
             Verdict::Held => self.fragments_held += 1,
+            // Whoever decides counts it.
+            Verdict::Elsewhere(_) => {}
             Verdict::Drop(reason) => self.drops[reason as usize] += 1,
             Verdict::Refuse(reason) => {
                 self.drops[reason as usize] += 1;

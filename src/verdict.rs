@@ -13,6 +13,8 @@ pub enum Verdict {
     Refuse(DropReason),
     /// An answer to one of the gateway's own probes, as a client would get it: it goes to the probe, and to no device.
     Deliver,
+    /// It belongs to the shard of this number, as it now is: that one is to decide.
+    Elsewhere(u16),
     /// The engine keeps a copy (a fragment that waits for its first one); the buffer is free again.
     Held,
     /// Nothing is to be sent.
@@ -22,7 +24,7 @@ pub enum Verdict {
 impl Verdict {
     /// Whether the buffer is to be written to the device.
     pub const fn sends(self) -> bool {
-        !matches!(self, Verdict::Deliver | Verdict::Held | Verdict::Drop(_))
+        !matches!(self, Verdict::Deliver | Verdict::Elsewhere(_) | Verdict::Held | Verdict::Drop(_))
     }
 }
 

@@ -481,7 +481,7 @@ fn engine(v4: bool) -> Engine {
     let services = vec![service("ftp", 21, Some(HelperKind::Ftp)), service("other", TAKEN, None)];
     let spec = SnapshotSpec { services, ..SnapshotSpec::default() };
     let snapshot = Arc::new(Snapshot::build(spec, None).expect("valid"));
-    Engine::new(EngineConfig { shard: 0, max_flows: 16, seed: [7, 9] }, snapshot)
+    Engine::new(EngineConfig { shard: 0, shards: 1, max_flows: 16, seed: [7, 9] }, snapshot)
 }
 
 /// Whether `read` is how this may begin.

@@ -16,6 +16,9 @@ use super::ops::{self, Op, Shape};
 use super::oracle::{self, Decoded};
 use super::specs::{server_addr, server_like, spec};
 
+/// Many, so that two packets in one are of one.
+const SHARDING: gatun::engine::Sharding = gatun::engine::Sharding { seed: [7, 9], shards: 16_384 };
+
 const SERVER_PORTS: [u16; 8] = [80, 53, 8000, 8099, 1, 443, 8080, 65535];
 
 pub struct World {
@@ -36,7 +39,7 @@ impl World {
         let spec = spec(size >> 5);
         let limit = 1 + usize::from(size % 32);
         let snapshot = Arc::new(Snapshot::build(spec.clone(), None).expect("valid"));
-        let mut engine = Engine::new(EngineConfig { shard: 0, max_flows: limit, seed: [7, 9] }, snapshot);
+        let mut engine = Engine::new(EngineConfig { shard: 0, shards: 1, max_flows: limit, seed: [7, 9] }, snapshot);
         engine.apply(Instant::ZERO, Command::Watch(true));
         let now = Instant::from_secs(1000);
         World { engine, now, model: Model::new(spec, limit), packets: 0, believed: true, came: Vec::new(), went: None }
@@ -115,6 +118,7 @@ impl World {
                 self.dropped(input, tuple, reason);
             }
             (Some(input), Verdict::Drop(reason)) => self.dropped(input, tuple, reason),
+            (Some(_), Verdict::Elsewhere(_)) => panic!("handed over, but there is one shard"),
             (Some(_), Verdict::Deliver) => panic!("delivered, but nobody probes here"),
             (Some(input), Verdict::Held) => {
                 assert!(input.fragment.is_some_and(|(_, offset, _)| offset != 0), "held, but no later fragment");
@@ -156,11 +160,7 @@ impl World {
         let known = self.model.translation(&from);
         let alone = self.model.alone(&from).into_iter().find(|(alone, _)| known.is_none() && *alone == to);
         assert!(known == Some(to) || alone.is_some(), "{from:?} went another way than its flow: {to:?}, {known:?}");
-        assert_eq!(
-            self.client_of(before),
-            self.client_of_answer(&to),
-            "the answer to {from:?} belongs to another shard"
-        );
+        assert_eq!(self.shard_of(before), self.shard_of_answer(&to), "the answer to {from:?} belongs to another shard");
         assert_eq!(input.payload, output.payload);
         assert_eq!(input.ttl, output.ttl);
         if input.fragment.is_some() {
@@ -218,19 +218,19 @@ impl World {
         assert_eq!(quoted_tuple(output), Some(to));
         assert_eq!(Addr::from(output.dst), dst);
         let to = self.model.translation(&quoted.reversed()).expect("it is about a flow");
-        assert_eq!(self.client_of(before), self.client_of_answer(&to), "an error belongs to another shard");
+        assert_eq!(self.shard_of(before), self.shard_of_answer(&to), "an error belongs to another shard");
         assert_eq!(Addr::from(output.src), src.unwrap_or(Addr::from(input.src)));
     }
 
-    /// What decides on the shard of a packet.
-    fn client_of(&self, packet: &PacketBuf) -> Addr {
+    /// The shard of a packet, if there were many.
+    fn shard_of(&self, packet: &PacketBuf) -> u16 {
         let view = View::parse(packet.packet()).expect("it was forwarded");
-        gatun::engine::client_of(self.engine.snapshot(), packet, &view)
+        gatun::engine::place_of(self.engine.snapshot(), packet, &view, SHARDING)
     }
 
     /// The same for a packet that answers one of tuple `to`.
-    fn client_of_answer(&self, to: &Tuple) -> Addr {
-        gatun::engine::client_between(self.engine.snapshot(), to.dst, to.src)
+    fn shard_of_answer(&self, to: &Tuple) -> u16 {
+        gatun::engine::place_between(self.engine.snapshot(), (to.dst, to.src), Some(to.sport), SHARDING)
     }
 
     fn replied(&self, input: &Decoded, before: &PacketBuf, buf: &PacketBuf) {

@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
 fn ask_config(path: &Path, question: Question) -> Result<api::Explanation> {
     let compiled = Config::load(path)?.compiled()?;
     let snapshot = Arc::new(Snapshot::build(compiled.snapshot, None)?);
-    let config = EngineConfig { shard: 0, max_flows: 1, seed: [0, 0] };
+    let config = EngineConfig { shard: 0, shards: 1, max_flows: 1, seed: [0, 0] };
     Ok(answer(&Engine::new(config, snapshot), Instant::ZERO, question))
 }
 

@@ -50,7 +50,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let input = File::open(&args.input).with_context(|| args.input.display().to_string())?;
     ensure!(!same_file(&input, &args.output), "{} would be overwritten while it is read", args.input.display());
     // A fixed seed: the same capture always gives the same answer.
-    let config = EngineConfig { shard: 0, max_flows: compiled.gateway.max_flows, seed: [0, 0] };
+    let config = EngineConfig { shard: 0, shards: 1, max_flows: compiled.gateway.max_flows, seed: [0, 0] };
     let mut replay =
         Replay { engine: Engine::new(config, snapshot), out: writer(&args.output)?, seen: Seen::default() };
 
@@ -137,6 +137,7 @@ fn word(verdict: Verdict) -> String {
         Verdict::Forward => "forward".to_owned(),
         Verdict::Pass => "pass".to_owned(),
         Verdict::Reply => "reply".to_owned(),
+        Verdict::Elsewhere(shard) => format!("shard {shard}"),
         Verdict::Deliver => "deliver".to_owned(),
         Verdict::Held => "held".to_owned(),
         Verdict::Refuse(reason) => format!("refuse {}", reason.word()),

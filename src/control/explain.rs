@@ -53,10 +53,8 @@ fn flags(letters: &str) -> Result<u8, String> {
 
 /// Asks the shard of a running gateway that the packet belongs to.
 pub fn ask_gateway(gateway: &Gateway, question: Question) -> api::Explanation {
-    let snapshot = gateway.snapshot();
     let tuple = question.tuple;
-    let client = crate::engine::client_between(&snapshot, tuple.src, tuple.dst);
-    let engine = gateway.shards()[gateway.shard_of_client(client)].lock();
+    let engine = gateway.shards()[gateway.shard_between((tuple.src, tuple.dst), tuple.dport)].lock();
     answer(&engine, gateway.now(), question)
 }
 

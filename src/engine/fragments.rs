@@ -32,7 +32,7 @@ impl Engine {
             Verdict::Reply => Fate::Echo,
             Verdict::Refuse(reason) | Verdict::Drop(reason) => Fate::Drop(reason),
             // Fragments of probes' answers are dropped.
-            Verdict::Held | Verdict::Deliver => return,
+            Verdict::Held | Verdict::Deliver | Verdict::Elsewhere(_) => return,
         };
         if let Fate::Forward { id: Some(id), .. } = fate {
             ipv4_id(buf.packet_mut(), id);

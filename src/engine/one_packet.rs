@@ -24,7 +24,7 @@ impl Engine {
     ) -> Verdict {
         server.load.note_packet();
         let action = match server.method {
-            Method::Nat => {
+            Method::Nat | Method::Fullnat | Method::Masquerade => {
                 let reply = forward::plan(service, server, tuple);
                 Action::Translate(Rewrite::between(tuple, &reply.reversed()))
             }

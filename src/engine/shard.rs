@@ -1,32 +1,58 @@
-//! Which shard a packet belongs to: that of the client's address, so that both directions of a flow meet in one.
+//! Which shard a packet belongs to, so that both directions of a flow meet in one. It follows from the packet alone.
+//!
+//! * To a VIP: the client's, its source.
+//! * To an address of a pool: that which owns the port ([`owner_of_port`]), since it gave it away.
+//! * From an inside host of a masquerade to the outside: the host's, its source. Where that host is a server as well, the
+//!   packet may be its answer to a client: the client's shard is asked first, and hands over what it does not know.
+//! * Any other: an answer of a server, so its destination's.
+//!
+//! An ICMP error goes where a packet in answer to the one that it quotes would.
 
 use siphasher::sip::SipHasher13;
 
-use crate::service::Snapshot;
+use crate::service::{Snapshot, owner_of_port};
 use crate::wire::outer::parse_quoted_outer;
 use crate::wire::{Addr, PacketBuf, Transport, View, icmp};
 
-/// The far endpoint of a packet's flow: its source when it is addressed to a VIP, else its destination. Of an ICMP error,
-/// that of the packet that it quotes. Both directions of a flow give the same answer, whatever is translated.
+/// How shards are told apart: by what secret, and how many there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Sharding {
+    pub seed: [u64; 2],
+    pub shards: u16,
+}
+
+/// The shard that a packet belongs to, as it is.
+pub fn place_of(snapshot: &Snapshot, buf: &PacketBuf, view: &View, sharding: Sharding) -> u16 {
+    if let Transport::Icmp(icmp::Kind::Error) = view.transport
+        && let Some((inner, ports)) = quoted_in_error(snapshot, buf, view)
+    {
+        return place_between(snapshot, (inner.dst, inner.src), ports.map(|(sport, _)| sport), sharding);
+    }
+    place_between(snapshot, (view.src, view.dst), view.ports().map(|tuple| tuple.dport), sharding)
+}
+
+/// As [`place_of`], of a packet between these addresses to this port, or with this identifier of an ICMP query.
+pub fn place_between(snapshot: &Snapshot, (src, dst): (Addr, Addr), dport: Option<u16>, sharding: Sharding) -> u16 {
+    if let Some(pool) = snapshot.pools.of(dst)
+        && let Some(port) = dport.filter(|port| pool.ports.contains(*port))
+    {
+        return owner_of_port(port, sharding.shards);
+    }
+    shard_of(client_between(snapshot, src, dst), sharding)
+}
+
+/// The far endpoint of a packet from `src` to `dst`: whose flow it is.
 ///
 /// Where the client is itself a VIP or a server (a program on the gateway, a server that uses its own cluster), the addresses
 /// of a packet do not tell which end is which: all such flows share one answer.
-pub fn client_of(snapshot: &Snapshot, buf: &PacketBuf, view: &View) -> Addr {
-    let (src, dst) = match quoted_in_error(snapshot, buf, view) {
-        Some(inner) => (inner.dst, inner.src),
-        None => (view.src, view.dst),
-    };
-    client_between(snapshot, src, dst)
-}
-
-/// As [`client_of`], of a packet from `src` to `dst`.
 pub fn client_between(snapshot: &Snapshot, src: Addr, dst: Addr) -> Addr {
-    let client = if snapshot.is_vip(dst) { src } else { dst };
+    let is_outbound = || !snapshot.is_server(src) && snapshot.pools.masquerade_for(src, dst).is_some();
+    let client = if snapshot.is_vip(dst) || is_outbound() { src } else { dst };
     if snapshot.is_vip(client) || snapshot.is_server(client) { Addr::UNSPECIFIED } else { client }
 }
 
-fn quoted_in_error(snapshot: &Snapshot, buf: &PacketBuf, view: &View) -> Option<View> {
-    let Transport::Icmp(icmp::Kind::Error) = view.transport else { return None };
+/// The packet that an error quotes, and its ports.
+fn quoted_in_error(snapshot: &Snapshot, buf: &PacketBuf, view: &View) -> Option<(View, Option<(u16, u16)>)> {
     let mut quoted = buf.packet().get(view.l4 + icmp::LEN..)?;
     // About one of the gateway's own outer packets: what counts is the client's packet in it.
     if snapshot.is_tunnel_source(view.dst)
@@ -34,12 +60,13 @@ fn quoted_in_error(snapshot: &Snapshot, buf: &PacketBuf, view: &View) -> Option<
     {
         quoted = quoted.get(outer.inner..)?;
     }
-    View::parse_quoted(quoted).ok().map(|(inner, _)| inner)
+    let (inner, tuple) = View::parse_quoted(quoted).ok()?;
+    Some((inner, tuple.map(|tuple| (tuple.sport, tuple.dport))))
 }
 
-/// The shard of a client, out of `shards`.
-pub fn shard_of(client: Addr, seed: [u64; 2], shards: usize) -> usize {
+/// The shard of a client.
+pub fn shard_of(client: Addr, Sharding { seed, shards }: Sharding) -> u16 {
     let hash = SipHasher13::new_with_keys(seed[0], seed[1]).hash(client.octets());
     // The high half of the product is even over all shards, without a division.
-    ((u128::from(hash) * shards as u128) >> 64) as usize
+    ((u128::from(hash) * u128::from(shards)) >> 64) as u16
 }

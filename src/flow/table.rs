@@ -57,6 +57,8 @@ pub struct Flow {
     pub sequence: [Sequence; 2],
     pub created: Instant,
     pub owner: Owner,
+    /// A number that the flow table only keeps: the mapping or the port that it uses; `u32::MAX`: none.
+    pub mapping: u32,
     link: Link,
     in_use: bool,
 }
@@ -74,7 +76,7 @@ pub struct Owner {
 
 /// What else there is to a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Marks(u8);
+pub struct Marks(u16);
 
 impl Marks {
     pub const NONE: Marks = Marks(0);
@@ -88,6 +90,10 @@ impl Marks {
     pub const EXPECTED: Marks = Marks(8);
     /// That it failed has been put down to its server.
     pub const BLAMED: Marks = Marks(16);
+    /// Its other end is an address of a pool: what is translated for it comes back in.
+    pub const HAIRPIN: Marks = Marks(32);
+    /// Its ends count bytes, or time, differently.
+    pub const SHIFTED: Marks = Marks(64);
 
     #[inline]
     pub const fn has(self, mark: Marks) -> bool {
@@ -101,6 +107,8 @@ impl Marks {
             (Marks::PROBE, "probe"),
             (Marks::HELPED, "helped"),
             (Marks::EXPECTED, "expected"),
+            (Marks::HAIRPIN, "hairpin"),
+            (Marks::SHIFTED, "shifted"),
         ];
         all.into_iter().filter(move |(mark, _)| self.has(*mark)).map(|(_, word)| word)
     }
@@ -361,6 +369,7 @@ impl FlowTable {
             sequence: [Sequence::default(); 2],
             created: now,
             owner,
+            mapping: u32::MAX,
             link: Link::UNLINKED,
             in_use: true,
         };
@@ -419,6 +428,11 @@ impl FlowTable {
     pub fn mark(&mut self, id: FlowId, mark: Marks) {
         let owner = &mut self.flows[id.0 as usize].owner;
         owner.marks = owner.marks.with(mark);
+    }
+
+    /// Notes the mapping or port that it uses.
+    pub fn set_mapping(&mut self, id: FlowId, mapping: u32) {
+        self.flows[id.0 as usize].mapping = mapping;
     }
 
     /// Counts a packet that does not keep the flow alive.

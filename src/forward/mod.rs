@@ -8,6 +8,7 @@ pub mod echo;
 pub mod helper;
 pub mod icmp_error;
 mod nat;
+pub mod ports;
 pub mod receive;
 pub mod refuse;
 pub mod reset;
@@ -26,7 +27,7 @@ use crate::wire::{PacketBuf, Rewrite, Tuple, View, decrement_ttl};
 /// tuple it is all that both directions need; it is decided here, once, and replayed from then on.
 pub fn plan(service: &Service, server: &Server, original: &Tuple) -> Tuple {
     match server.method {
-        Method::Nat => nat::plan(service, server, original),
+        Method::Nat | Method::Fullnat | Method::Masquerade => nat::plan(service, server, original),
         // The server answers under the VIP.
         Method::Direct | Method::Tunnel => original.reversed(),
     }
@@ -37,7 +38,7 @@ pub fn plan(service: &Service, server: &Server, original: &Tuple) -> Tuple {
 pub fn plan_again(server: &Server, planned: Tuple, random: u64, attempt: u16) -> Option<Tuple> {
     match server.method {
         Method::Nat => Some(nat::other_source_port(planned, random, attempt)),
-        Method::Direct | Method::Tunnel => None,
+        Method::Direct | Method::Tunnel | Method::Fullnat | Method::Masquerade => None,
     }
 }
 
@@ -58,7 +59,7 @@ pub enum Action {
 #[inline]
 pub fn action(flow: &Flow, sender: Sender) -> Action {
     match Method::numbered(flow.owner.method) {
-        Method::Nat => Action::Translate(flow.rewrite(sender)),
+        Method::Nat | Method::Fullnat | Method::Masquerade => Action::Translate(flow.rewrite(sender)),
         one_way => one_way_action(one_way, sender),
     }
 }

@@ -11,11 +11,14 @@ use super::device::Device;
 use super::huge_pages;
 use super::probe::{Inbox, Inboxes};
 use crate::command::{Command, Outcome, ProbeFault};
-use crate::engine::{self, Engine, EngineConfig};
+use crate::engine::{self, Engine, EngineConfig, Sharding};
 use crate::service::{ServerId, Snapshot};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, PacketBuf, Tuple, View};
+
+/// Shards that a packet is handed on to, at most.
+const MAX_HANDOVERS: usize = 3;
 
 /// Every shard's engine, and the clock they share.
 pub struct Gateway {
@@ -33,7 +36,7 @@ impl Gateway {
     pub fn new(snapshot: Arc<Snapshot>, shards: usize, max_flows: usize, seed: [u64; 2]) -> Gateway {
         let per_shard = max_flows.div_ceil(shards.max(1));
         let engine = |shard: usize| {
-            let config = EngineConfig { shard: shard as u16, max_flows: per_shard, seed };
+            let config = EngineConfig { shard: shard as u16, shards: shards.max(1) as u16, max_flows: per_shard, seed };
             let mut engine = Engine::new(config, snapshot.clone());
             huge_pages::advise(&mut engine);
             Mutex::new(engine)
@@ -57,17 +60,33 @@ impl Gateway {
             _ => 0,
         };
         let now = self.now();
+        let mut verdict = self.decide(now, shard, buf, parsed.ok().as_ref(), released);
+        // A packet from one inside host to another goes out by the one's shard and in by the other's.
+        for _ in 0..MAX_HANDOVERS {
+            let Verdict::Elsewhere(shard) = verdict else { break };
+            verdict = self.decide(now, usize::from(shard), buf, None, released);
+        }
+        if verdict == Verdict::Deliver {
+            self.deliver(buf);
+        }
+        verdict
+    }
+
+    fn decide(
+        &self,
+        now: Instant,
+        shard: usize,
+        buf: &mut PacketBuf,
+        view: Option<&View>,
+        released: &mut Vec<PacketBuf>,
+    ) -> Verdict {
         let mut engine = self.shards[shard].lock();
-        let verdict = match parsed {
-            Ok(view) => engine.handle_parsed(now, buf, &view),
-            Err(_) => engine.handle_packet(now, buf),
+        let verdict = match view {
+            Some(view) => engine.handle_parsed(now, buf, view),
+            None => engine.handle_packet(now, buf),
         };
         while let Some(packet) = engine.poll_transmit() {
             released.push(packet);
-        }
-        drop(engine);
-        if verdict == Verdict::Deliver {
-            self.deliver(buf);
         }
         verdict
     }
@@ -104,8 +123,7 @@ impl Gateway {
 
     /// Admits the flow of a probe. Returns its shard, which stays the same as long as the flow lives, and where answers come.
     pub(super) fn begin_probe(&self, original: Tuple, server: ServerId) -> Result<(usize, Arc<Inbox>), ProbeFault> {
-        let client = engine::client_between(&self.snapshot.load(), original.src, original.dst);
-        let shard = self.shard_of_client(client);
+        let shard = self.shard_between((original.src, original.dst), original.dport);
         let now = self.now();
         let outcome = self.shards[shard].lock().apply(now, Command::Probe { original, server });
         match outcome {
@@ -150,13 +168,18 @@ impl Gateway {
         self.shards[0].lock().count_drop(reason);
     }
 
-    /// The shard that a packet belongs to, by the client's address in it.
+    /// The shard that a packet belongs to.
     pub fn shard_of(&self, buf: &PacketBuf, view: &View) -> usize {
-        self.shard_of_client(engine::client_of(&self.snapshot.load(), buf, view))
+        usize::from(engine::place_of(&self.snapshot.load(), buf, view, self.sharding()))
     }
 
-    pub fn shard_of_client(&self, client: Addr) -> usize {
-        engine::shard_of(client, self.seed, self.shards.len())
+    /// The same of a packet between these addresses to this port.
+    pub fn shard_between(&self, addresses: (Addr, Addr), dport: u16) -> usize {
+        usize::from(engine::place_between(&self.snapshot.load(), addresses, Some(dport), self.sharding()))
+    }
+
+    fn sharding(&self) -> Sharding {
+        Sharding { seed: self.seed, shards: self.shards.len() as u16 }
     }
 
     pub fn now(&self) -> Instant {

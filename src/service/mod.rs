@@ -20,10 +20,12 @@ mod faults;
 mod path;
 pub mod persistence;
 mod pick;
+mod pool;
 pub mod scheduler;
 mod snapshot;
 mod spec;
 mod state;
+mod translation;
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -37,6 +39,7 @@ pub use faults::{Fault, SnapshotError};
 pub use path::ServerPath;
 pub use persistence::Persisted;
 pub use pick::{Picked, Way};
+pub use pool::{InUse, Masquerade, Pool, PoolId, PoolUse, Pools, owner_of_port};
 pub use scheduler::{Flags as SchedulerFlags, Kind as SchedulerKind, Request, Scheduler};
 pub use snapshot::Snapshot;
 pub use spec::{
@@ -44,6 +47,7 @@ pub use spec::{
     ServiceSpec, SnapshotSpec,
 };
 pub use state::ServerState;
+pub use translation::{Filtering, ForwardSpec, MasqueradeSpec, Network, PoolSpec, ProxyProtocol, SynProxy};
 
 use crate::wire::{Addr, Encapsulation};
 

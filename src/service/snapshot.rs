@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::SchedulerKind;
 use super::scheduler::{Changes, Mark};
 use super::{
-    Map, Method, Persisted, PortRange, Server, ServerId, ServerLoad, ServerPath, ServerSpec, ServerState, Service,
-    ServiceId, ServiceSpec, ServiceState, SnapshotError, SnapshotSpec, scheduler,
+    Map, Method, Persisted, Pools, PortRange, Server, ServerId, ServerLoad, ServerPath, ServerSpec, ServerState,
+    Service, ServiceId, ServiceSpec, ServiceState, SnapshotError, SnapshotSpec, scheduler,
 };
 use crate::wire::{Addr, Encapsulation, Protocol, Tuple};
 
@@ -34,6 +34,7 @@ pub struct Snapshot {
     gue_ports: Map<u16, ()>,
     /// By the address of a server whose packets are each scheduled by themselves: as whose its answers go out.
     answers: Map<Addr, Vec<Answers>>,
+    pub pools: Pools,
     /// The persistence of live services, each table once.
     persisted: Vec<Arc<Persisted>>,
     taken: Taken,
@@ -116,6 +117,7 @@ impl Snapshot {
         }
         let mut snapshot =
             Snapshot { generation: previous.map_or(1, |p| p.generation + 1), spec, ..Snapshot::default() };
+        snapshot.pools = Pools::build(&snapshot.spec, previous.map(|previous| &previous.pools));
         snapshot.sources = snapshot.spec.tunnel_sources.iter().copied().collect();
         let probes = snapshot.spec.probe_sources.iter();
         snapshot.probe_sources = probes.map(|probe| ((probe.vip, probe.server), probe.client)).collect();
@@ -227,7 +229,8 @@ impl Snapshot {
 
     /// Whether what comes for `addr` must be dealt with here, and not be left to the host.
     pub fn is_ours(&self, addr: Addr) -> bool {
-        (self.is_vip(addr) && !self.is_local(addr)) || self.spec.own_addresses.contains(&addr)
+        let is_public = self.is_vip(addr) || self.pools.of(addr).is_some();
+        (is_public && !self.is_local(addr)) || self.spec.own_addresses.contains(&addr)
     }
 
     /// Whether tunnels begin at `addr`.

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::SchedulerKind;
 use super::scheduler::Flags;
+use super::{ForwardSpec, MasqueradeSpec, PoolSpec, ProxyProtocol, SchedulerKind, SynProxy};
 use crate::timeouts::Timeouts;
 use crate::wire::{Addr, Encapsulation, Protocol};
 
@@ -18,10 +18,18 @@ pub enum Method {
     Direct,
     /// The packet is wrapped and sent to the server, which holds the VIP and answers the client itself.
     Tunnel,
+    /// As `nat`, and the source becomes an address and port of a pool, so that the server answers to the gateway by itself.
+    Fullnat,
+    /// No method of a service: a flow that an inside host has opened to the outside, or may be opened to it from there.
+    Masquerade,
 }
 
 impl Method {
-    pub const ALL: &'static [Method] = &[Method::Nat, Method::Direct, Method::Tunnel];
+    pub const ALL: &'static [Method] =
+        &[Method::Nat, Method::Direct, Method::Tunnel, Method::Fullnat, Method::Masquerade];
+
+    /// Those that a service may have.
+    pub const OF_SERVICES: &'static [Method] = &[Method::Nat, Method::Direct, Method::Tunnel, Method::Fullnat];
 
     /// The word in config and outputs.
     pub const fn word(self) -> &'static str {
@@ -29,6 +37,8 @@ impl Method {
             Method::Nat => "nat",
             Method::Direct => "direct",
             Method::Tunnel => "tunnel",
+            Method::Fullnat => "fullnat",
+            Method::Masquerade => "masquerade",
         }
     }
 
@@ -38,6 +48,8 @@ impl Method {
         match number {
             1 => Method::Direct,
             2 => Method::Tunnel,
+            3 => Method::Fullnat,
+            4 => Method::Masquerade,
             _ => Method::Nat,
         }
     }
@@ -252,7 +264,24 @@ pub struct ServiceSpec {
     pub helper: Option<HelperKind>,
     /// Ports of the VIP that announced flows come to; `None`: any.
     pub data_ports: Option<PortRange>,
+    /// Where flows by [`Method::Fullnat`] come from, as servers see them.
+    pub pool: PoolSpec,
+    /// How servers by [`Method::Fullnat`] are told whose connection it is; TCP only.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    pub syn_proxy: SynProxy,
+    /// New flows per second, over all shards; `None`: no limit.
+    pub new_flows_per_second: Option<u32>,
     pub servers: Vec<ServerSpec>,
+}
+
+impl ServiceSpec {
+    /// The methods of its servers.
+    pub fn all_methods(&self) -> Vec<Method> {
+        let mut methods: Vec<Method> =
+            self.servers.iter().chain(&self.sorry).map(|server| server.method.unwrap_or(self.method)).collect();
+        methods.push(self.method);
+        methods
+    }
 }
 
 impl Default for ServiceSpec {
@@ -276,6 +305,10 @@ impl Default for ServiceSpec {
             passive: None,
             helper: None,
             data_ports: None,
+            pool: PoolSpec::default(),
+            proxy_protocol: None,
+            syn_proxy: SynProxy::default(),
+            new_flows_per_second: None,
             servers: Vec::new(),
         }
     }
@@ -294,6 +327,14 @@ pub struct Limits {
     pub persistent_clients: usize,
     /// Expectations of helpers (flows announced that have not begun) at a time, per shard.
     pub expectations: usize,
+    /// Half-open TCP connections of one shard beyond which the services with [`SynProxy::Auto`] answer SYNs themselves.
+    pub half_open: usize,
+    /// New flows per second of one client address, 0: no limit.
+    pub new_flows_per_client: u32,
+    /// New flows per second in all, over all shards; 0: no limit.
+    pub new_flows_per_second: u32,
+    /// SYNs from outside that nobody waits for, kept until they may be answered (RFC 5382 REQ-4), per shard.
+    pub unsolicited_syns: usize,
 }
 
 impl Default for Limits {
@@ -304,6 +345,10 @@ impl Default for Limits {
             held_fragment_bytes: 1 << 20,
             persistent_clients: 1 << 16,
             expectations: 4096,
+            half_open: 4096,
+            new_flows_per_client: 0,
+            new_flows_per_second: 0,
+            unsolicited_syns: 1024,
         }
     }
 }
@@ -312,6 +357,10 @@ impl Default for Limits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotSpec {
     pub services: Vec<ServiceSpec>,
+    pub masquerades: Vec<MasqueradeSpec>,
+    pub forwards: Vec<ForwardSpec>,
+    /// How long a port of a pool is not given away again for the same server after its flow has ended.
+    pub quarantine: Duration,
     /// VIPs that are addresses of the gateway's host: what no service takes there is the host's own.
     pub local_vips: Vec<Addr>,
     pub timeouts: Timeouts,
@@ -343,6 +392,9 @@ impl Default for SnapshotSpec {
     fn default() -> SnapshotSpec {
         SnapshotSpec {
             services: Vec::new(),
+            masquerades: Vec::new(),
+            forwards: Vec::new(),
+            quarantine: Duration::from_secs(5),
             local_vips: Vec::new(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),

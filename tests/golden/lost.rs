@@ -130,7 +130,9 @@ fn the_server_of_a_one_way_method_is_told_by_the_way_of_its_packets() {
 
 #[test]
 fn a_client_that_has_no_answer_yet_comes_to_another_server() {
-    for (net, method) in Net::BOTH.into_iter().flat_map(|net| Method::ALL.iter().map(move |method| (net, *method))) {
+    for (net, method) in
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| (net, *method)))
+    {
         for policy in [None, Some(FlowPolicy::Reset), Some(FlowPolicy::Reschedule)] {
             let mut gateway = by(net, method);
             let first = gateway.connect(1, 1).expect("served");
@@ -145,7 +147,9 @@ fn a_client_that_has_no_answer_yet_comes_to_another_server() {
 
 #[test]
 fn a_datagram_moves_at_once() {
-    for (net, method) in Net::BOTH.into_iter().flat_map(|net| Method::ALL.iter().map(move |method| (net, *method))) {
+    for (net, method) in
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| (net, *method)))
+    {
         for swept in [true, false] {
             let mut gateway = by(net, method);
             let ask = |gateway: &mut Gateway| {

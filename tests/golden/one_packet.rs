@@ -100,7 +100,9 @@ fn error_to(to: SocketAddr, from: SocketAddr, quoted: &[u8]) -> crate::support::
 
 #[test]
 fn packets_are_spread_one_by_one_and_no_flow_is_kept() {
-    for (net, method) in Net::BOTH.into_iter().flat_map(|net| Method::ALL.iter().map(move |method| (net, *method))) {
+    for (net, method) in
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| (net, *method)))
+    {
         let mut gateway = gateway(net, method);
         for _ in 0..10 {
             gateway.ask(1, 1).expect("served");
@@ -130,7 +132,9 @@ fn the_client_of_one_packet_may_have_a_home() {
 
 #[test]
 fn fragments_go_where_their_first_one_went() {
-    for (net, method) in Net::BOTH.into_iter().flat_map(|net| Method::ALL.iter().map(move |method| (net, *method))) {
+    for (net, method) in
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| (net, *method)))
+    {
         let mut gateway = gateway(net, method);
         let (client, vip) = (net.client(40000), net.vip(53));
         for round in 0..4 {

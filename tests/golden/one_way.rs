@@ -511,7 +511,7 @@ fn no_two_shards_give_one_identification() {
     let snapshot = snapshot(ipip(net, net));
     let mut seen = std::collections::BTreeSet::new();
     for shard in 0..4 {
-        let config = gatun::engine::EngineConfig { shard, max_flows: 16, seed: [1, 2] };
+        let config = gatun::engine::EngineConfig { shard, shards: 4, max_flows: 16, seed: [1, 2] };
         let mut engine = Engine::new(config, snapshot.clone());
         for n in 0..5 {
             let mut buf = tcp(net.other(n, 40000), net.vip(80)).syn().buf();

@@ -77,7 +77,9 @@ fn a_refused_connection_is_a_failure_and_an_answered_one_ends_the_row() {
 
 #[test]
 fn a_syn_that_comes_again_goes_to_another_server() {
-    for (net, method) in Net::BOTH.into_iter().flat_map(|net| Method::ALL.iter().map(move |method| (net, *method))) {
+    for (net, method) in
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| (net, *method)))
+    {
         let mut gateway = gateway(net, method, 1);
         let first = gateway.connect(1, 1).expect("served");
         let web = state(&gateway, "web");
@@ -178,7 +180,9 @@ fn error(gateway: &mut Gateway, packet: &Build, kind: IcmpError) -> Result<std::
 
 #[test]
 fn an_error_about_the_server_is_a_failure_unless_it_answers() {
-    for (net, method) in Net::BOTH.into_iter().flat_map(|net| Method::ALL.iter().map(move |method| (net, *method))) {
+    for (net, method) in
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| (net, *method)))
+    {
         let name = format!("{net:?} {method:?}");
         let unreachable = HOST_UNREACHABLE[usize::from(!net.is_v4())];
         for (service, packet) in [

@@ -60,7 +60,9 @@ impl World {
     }
 
     fn every() -> impl Iterator<Item = World> {
-        Net::BOTH.into_iter().flat_map(|net| Method::ALL.iter().map(move |method| World::new(net, *method)))
+        Net::BOTH
+            .into_iter()
+            .flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| World::new(net, *method)))
     }
 
     fn name(&self) -> String {
@@ -106,7 +108,7 @@ impl World {
     fn assert_goes_to_second(&self, buf: &PacketBuf) {
         let server = self.net.rs(2, 0).ip();
         match self.method {
-            Method::Nat => {
+            Method::Nat | Method::Fullnat | Method::Masquerade => {
                 let out = oracle::decode(buf.packet()).expect("a packet");
                 assert!(oracle::checksums_are_right(buf.packet()));
                 assert_eq!((out.dst, out.ports.expect("ports").1), (server, 8080), "{}", self.name());

@@ -78,7 +78,7 @@ impl Network {
         };
         let scheduler = SchedulerKind::ALL[rng.usize(..SchedulerKind::ALL.len())];
         let snapshot = Snapshot::build(spec(scheduler, &[1; SERVERS], None), None).expect("valid");
-        let config = EngineConfig { shard: 0, max_flows: 256, seed: [seed, 1] };
+        let config = EngineConfig { shard: 0, shards: 1, max_flows: 256, seed: [seed, 1] };
         let mut network = Network {
             now: 0,
             packets: 0,

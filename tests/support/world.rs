@@ -39,5 +39,5 @@ pub fn snapshot(services: Vec<ServiceSpec>) -> Arc<Snapshot> {
 }
 
 pub fn engine(snapshot: Arc<Snapshot>, max_flows: usize) -> Engine {
-    Engine::new(EngineConfig { shard: 0, max_flows, seed: [1, 2] }, snapshot)
+    Engine::new(EngineConfig { shard: 0, shards: 1, max_flows, seed: [1, 2] }, snapshot)
 }

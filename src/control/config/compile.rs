@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use super::check;
 use super::problem::{ConfigErrors, Problems};
-use super::{Config, GatewayConfig, ServerAddress, ServerConfig, ServiceConfig, TapConfig};
+use super::{
+    Config, ForwardConfig, GatewayConfig, MasqueradeConfig, ServerAddress, ServerConfig, ServiceConfig, TapConfig,
+};
 use crate::control::health::spec::HealthSpec;
 use crate::service::{Fault, FlowPolicy, ServerSpec, ServiceSpec, SnapshotError, SnapshotSpec};
 use crate::wire::Addr;
@@ -42,7 +44,10 @@ pub(super) fn report_faults(config: &Config, problems: &Problems) -> SnapshotSpe
 
 pub(super) fn translate(config: &Config) -> SnapshotSpec {
     SnapshotSpec {
-        services: config.services.iter().map(translate_service).collect(),
+        services: config.services.iter().map(|service| translate_service(config, service)).collect(),
+        masquerades: config.masquerades.iter().map(MasqueradeConfig::compiled).collect(),
+        forwards: config.forwards.iter().map(ForwardConfig::compiled).collect(),
+        quarantine: config.nat.quarantine,
         timeouts: config.timeouts,
         limits: config.limits,
         mtu: config.gateway.mtu(),
@@ -69,7 +74,7 @@ fn tunnel_sources(config: &Config) -> Vec<(Addr, Addr)> {
     sources
 }
 
-fn translate_service(service: &ServiceConfig) -> ServiceSpec {
+fn translate_service(config: &Config, service: &ServiceConfig) -> ServiceSpec {
     let cluster = &service.cluster;
     ServiceSpec {
         name: service.name.value.clone(),
@@ -89,6 +94,10 @@ fn translate_service(service: &ServiceConfig) -> ServiceSpec {
         passive: cluster.passive,
         helper: cluster.helper,
         data_ports: cluster.data_ports,
+        pool: service.nat.pool(&config.nat, service.listen.value.vip),
+        proxy_protocol: service.nat.proxy_protocol,
+        syn_proxy: service.nat.syn_proxy,
+        new_flows_per_second: service.nat.new_flows_per_second,
         servers: service
             .servers
             .iter()

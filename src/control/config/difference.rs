@@ -158,6 +158,10 @@ fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
     // The MTU is the gateway's, and local addresses are the host's.
     let SnapshotSpec {
         services: old_services,
+        // To be compared.
+        masquerades: _,
+        forwards: _,
+        quarantine: _,
         timeouts,
         limits,
         mtu: _,
@@ -193,7 +197,21 @@ fn compare_timeouts(mut old: Timeouts, mut new: Timeouts, comparison: &mut Compa
 }
 
 fn compare_limits(old: &Limits, new: &Limits, comparison: &mut Comparison<'_>) {
-    let Limits { replies_per_second, fragmented_packets, held_fragment_bytes, persistent_clients, expectations } = old;
+    let Limits {
+        replies_per_second,
+        fragmented_packets,
+        held_fragment_bytes,
+        persistent_clients,
+        expectations,
+        half_open,
+        new_flows_per_client,
+        new_flows_per_second,
+        unsolicited_syns,
+    } = old;
+    comparison.key("half_open", half_open, &new.half_open, usize::to_string);
+    comparison.key("new_flows_per_client", new_flows_per_client, &new.new_flows_per_client, u32::to_string);
+    comparison.key("new_flows_per_second", new_flows_per_second, &new.new_flows_per_second, u32::to_string);
+    comparison.key("unsolicited_syns", unsolicited_syns, &new.unsolicited_syns, usize::to_string);
     comparison.key("replies_per_second", replies_per_second, &new.replies_per_second, u32::to_string);
     comparison.key("fragmented_packets", fragmented_packets, &new.fragmented_packets, usize::to_string);
     comparison.key("held_fragment_bytes", held_fragment_bytes, &new.held_fragment_bytes, usize::to_string);
@@ -220,6 +238,11 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
         passive,
         helper,
         data_ports,
+        // To be compared.
+        pool: _,
+        proxy_protocol: _,
+        syn_proxy: _,
+        new_flows_per_second: _,
         servers,
     } = old;
     let mut comparison = Comparison::live(&service_subject(old), changes);

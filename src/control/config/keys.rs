@@ -12,8 +12,8 @@ pub(super) struct Keys {
 
 pub(super) static FILE: Keys = Keys {
     header: "the top of the file",
-    known: &["gateway", "conntrack", "limits", "service"],
-    later: &["masquerade"],
+    known: &["gateway", "conntrack", "limits", "nat", "service", "masquerade", "forward"],
+    later: &[],
 };
 
 pub(super) static GATEWAY: Keys = Keys {
@@ -51,7 +51,17 @@ pub(super) static TIMEOUTS: Keys = Keys {
 
 pub(super) static LIMITS: Keys = Keys {
     header: "[limits]",
-    known: &["replies_per_second", "fragmented_packets", "held_fragment_bytes", "persistent_clients", "expectations"],
+    known: &[
+        "replies_per_second",
+        "fragmented_packets",
+        "held_fragment_bytes",
+        "persistent_clients",
+        "expectations",
+        "half_open",
+        "new_flows_per_client",
+        "new_flows_per_second",
+        "unsolicited_syns",
+    ],
     later: &[],
 };
 
@@ -74,6 +84,11 @@ pub(super) static SERVICE: Keys = Keys {
         "passive",
         "helper",
         "data_ports",
+        "pool",
+        "pool_ports",
+        "proxy_protocol",
+        "syn_proxy",
+        "new_flows_per_second",
         "check",
         "quorum",
         "hysteresis",
@@ -83,6 +98,17 @@ pub(super) static SERVICE: Keys = Keys {
     ],
     later: &[],
 };
+
+pub(super) static NAT: Keys = Keys { header: "[nat]", known: &["pool", "ports", "quarantine"], later: &[] };
+
+pub(super) static MASQUERADE: Keys = Keys {
+    header: "[[masquerade]]",
+    known: &["name", "from", "except", "to", "ports", "prefix", "filtering", "helpers", "max_mappings"],
+    later: &[],
+};
+
+pub(super) static FORWARD: Keys =
+    Keys { header: "[[forward]]", known: &["name", "listen", "protocol", "to"], later: &[] };
 
 pub(super) static PERSISTENCE: Keys =
     Keys { header: "persistence = { timeout = \"6m\" }", known: &["timeout", "netmask", "prefix"], later: &[] };
@@ -154,7 +180,7 @@ pub(super) static REAL_SERVER: Keys = Keys {
 };
 
 /// Every table there is.
-pub(super) static ALL: [&Keys; 12] = [
+pub(super) static ALL: [&Keys; 15] = [
     &FILE,
     &GATEWAY,
     &CONNTRACK,
@@ -162,6 +188,9 @@ pub(super) static ALL: [&Keys; 12] = [
     &LIMITS,
     &SERVICE,
     &SERVER,
+    &NAT,
+    &MASQUERADE,
+    &FORWARD,
     &PERSISTENCE,
     &PASSIVE,
     &CHECK,

@@ -15,6 +15,7 @@ pub mod edit;
 pub mod host;
 mod keys;
 mod names;
+mod nat;
 mod problem;
 mod read;
 mod real_server;
@@ -37,6 +38,7 @@ pub use compile::{Compiled, compile};
 pub use difference::{Change, Kind as ChangeKind, difference};
 pub use duration::{format_duration, parse_duration};
 pub use names::{Found, MAX_FOUND, Origin, Resolved, parse_list};
+pub use nat::{ForwardConfig, MasqueradeConfig, NatConfig, ServiceNat};
 pub use problem::{ConfigErrors, Located, Problem, Source};
 pub use real_server::{AnyConfig, RealServerConfig};
 pub use tap::TapConfig;
@@ -61,6 +63,9 @@ pub struct Config {
     /// Seed of the hashing schedulers.
     pub seed: u64,
     pub services: Vec<ServiceConfig>,
+    pub nat: NatConfig,
+    pub masquerades: Vec<MasqueradeConfig>,
+    pub forwards: Vec<ForwardConfig>,
 }
 
 /// What the gateway is besides its services: fixed while it runs, but for the uplinks and the MTU.
@@ -147,6 +152,7 @@ pub struct ServiceConfig {
     pub tunnel: Encapsulation,
     pub scheduler: SchedulerKind,
     pub cluster: ClusterConfig,
+    pub nat: ServiceNat,
     pub health: HealthConfig,
     pub servers: Vec<ServerConfig>,
 }

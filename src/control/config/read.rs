@@ -11,20 +11,18 @@ use super::check;
 use super::cluster;
 use super::keys;
 use super::names::{Place, parse_place};
+use super::nat;
 use super::problem::{Located, Problems, Source};
 use super::section::Section;
 use super::tap;
 use super::{
-    Config, ConfigErrors, GatewayConfig, HealthConfig, Queues, ServerAddress, ServerConfig, ServiceConfig, compile,
-    parse_listen,
+    Config, ConfigErrors, GatewayConfig, HealthConfig, NatConfig, Queues, ServerAddress, ServerConfig, ServiceConfig,
+    compile, parse_listen,
 };
 use crate::service::{Limits, Method, Protocols, SchedulerKind};
 use crate::timeouts::Timeouts;
 use crate::wire::outer::GUE_PORT;
 use crate::wire::{Addr, Encapsulation};
-
-/// Methods that are documented but not built.
-const LATER_METHODS: &[&str] = &["fullnat"];
 
 /// Linux `IFNAMSIZ` less the terminating zero.
 const MAX_DEVICE_NAME: usize = 15;
@@ -45,6 +43,9 @@ pub(super) fn config(document: &Spanned<DeTable<'_>>, source: Source) -> Result<
         limits: Limits::default(),
         seed: 0,
         services: Vec::new(),
+        nat: NatConfig::default(),
+        masquerades: Vec::new(),
+        forwards: Vec::new(),
     };
     if let Some(section) = file.table("gateway", "[gateway]", &keys::GATEWAY) {
         read_gateway(&section, &mut config);
@@ -55,6 +56,17 @@ pub(super) fn config(document: &Spanned<DeTable<'_>>, source: Source) -> Result<
     if let Some(section) = file.table("limits", "[limits]", &keys::LIMITS) {
         config.limits = read_limits(&section);
     }
+    if let Some(section) = file.table("nat", "[nat]", &keys::NAT) {
+        config.nat = nat::read(&section);
+    }
+    let masquerades = file.tables("masquerade", "[[masquerade]]", &keys::MASQUERADE, |table, number| {
+        format!("[[masquerade]] {}", label(table, "name", number))
+    });
+    config.masquerades = masquerades.iter().filter_map(nat::read_masquerade).collect();
+    let forwards = file.tables("forward", "[[forward]]", &keys::FORWARD, |table, number| {
+        format!("[[forward]] {}", label(table, "name", number))
+    });
+    config.forwards = forwards.iter().filter_map(nat::read_forward).collect();
     let sections = file.tables("service", "[[service]]", &keys::SERVICE, |table, number| {
         format!("[[service]] {}", label(table, "name", number))
     });
@@ -135,6 +147,14 @@ fn read_limits(section: &Section<'_>) -> Limits {
             .unwrap_or(default.held_fragment_bytes),
         persistent_clients: section.integer("persistent_clients", 16..=1 << 22).unwrap_or(default.persistent_clients),
         expectations: section.integer("expectations", 16..=1 << 20).unwrap_or(default.expectations),
+        half_open: section.integer("half_open", 0..=1 << 24).unwrap_or(default.half_open),
+        new_flows_per_client: section
+            .integer("new_flows_per_client", 0..=10_000_000)
+            .unwrap_or(default.new_flows_per_client),
+        new_flows_per_second: section
+            .integer("new_flows_per_second", 0..=10_000_000)
+            .unwrap_or(default.new_flows_per_second),
+        unsolicited_syns: section.integer("unsolicited_syns", 0..=1 << 20).unwrap_or(default.unsolicited_syns),
     }
 }
 
@@ -163,7 +183,9 @@ fn read_service(section: &Section<'_>) -> Option<ServiceConfig> {
             "passive checks need a service of a single port: that one of many is closed says nothing of the server";
         section.refuse(section.span_of("passive"), message.to_owned());
     }
-    Some(ServiceConfig { name: name?, listen: listen?, protocols, method, tunnel, scheduler, cluster, health, servers })
+    let nat = nat::read_of_service(section);
+    let (name, listen) = (name?, listen?);
+    Some(ServiceConfig { name, listen, protocols, method, tunnel, scheduler, cluster, nat, health, servers })
 }
 
 fn read_server(section: &Section<'_>, of: &HealthConfig) -> Option<ServerConfig> {
@@ -201,8 +223,8 @@ fn read_server(section: &Section<'_>, of: &HealthConfig) -> Option<ServerConfig>
 }
 
 fn method(section: &Section<'_>) -> Option<Method> {
-    let methods: Vec<_> = Method::ALL.iter().map(|&method| (method.word(), method)).collect();
-    section.word("method", &methods, LATER_METHODS)
+    let methods: Vec<_> = Method::OF_SERVICES.iter().map(|&method| (method.word(), method)).collect();
+    section.word("method", &methods, &[])
 }
 
 /// `ipip`, `gue`, or GUE to another port than the usual one: `gue:7000`.

@@ -145,7 +145,7 @@ const BAD: &[(&str, &[&str])] = &[
     (
         "[limits]\nfrobnicate = 1\n",
         &[
-            "2:1: [limits]: unknown key \"frobnicate\"; keys here are replies_per_second, fragmented_packets, held_fragment_bytes, persistent_clients, expectations",
+            "2:1: [limits]: unknown key \"frobnicate\"; keys here are replies_per_second, fragmented_packets, held_fragment_bytes, persistent_clients, expectations, half_open, new_flows_per_client, new_flows_per_second, unsolicited_syns",
         ],
     ),
     (
@@ -160,7 +160,13 @@ const BAD: &[(&str, &[&str])] = &[
         ],
     ),
     // What is yet to come.
-    ("[[masquerade]]\nname = \"lan\"\n", &["1:3: \"masquerade\" is not supported by this version yet"]),
+    (
+        "[[masquerade]]\nname = \"lan\"\n",
+        &[
+            "1:1: [[masquerade]] \"lan\": \"from\" is missing; add for example from = [\"10.20.0.0/24\"]",
+            "1:1: [[masquerade]] \"lan\": \"to\" is missing; add for example to = [\"203.0.113.100\"]",
+        ],
+    ),
     (
         "[gateway]\nmode = \"tap\"\nuplink = [\"eth0\"]\nroutes = true\n",
         &[
@@ -210,7 +216,6 @@ const BAD: &[(&str, &[&str])] = &[
         "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nprotocol = \"sctp\"\nmethod = \"fullnat\"\nscheduler = \"lblc\"\npersistence = { timeout = \"6m\" }\nsorry_server = \"10.0.0.9:80\"\nquorum = 1\nhelper = \"ftp\"\ncheck = { type = \"http\" }\nserver = [{ address = \"10.0.0.1\", slow_start = \"30s\" }]\n",
         &[
             "4:12: [[service]] \"web\": protocol \"sctp\" is not supported by this version yet; there are tcp, udp, tcp+udp",
-            "5:10: [[service]] \"web\": method \"fullnat\" is not supported by this version yet; there are nat, direct, tunnel",
         ],
     ),
     // Checks.
@@ -440,6 +445,8 @@ fn the_full_example_has_every_key_with_its_default() {
     let service = &file["service"][0];
     let text_of_server = std::fs::read_to_string(example("real-server.toml")).expect("the real server's example");
     let real_server = toml::Value::Table(text_of_server.parse::<toml::Table>().expect("it parses"));
+    let masquerades = file["masquerade"].as_array().expect("some").iter().filter_map(toml::Value::as_table);
+    let masquerade: toml::Table = masquerades.flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
     let tables = [
         (&real_server, &keys::REAL_SERVER_FILE),
         (&real_server["real_server"], &keys::REAL_SERVER),
@@ -450,6 +457,9 @@ fn the_full_example_has_every_key_with_its_default() {
         (&file["limits"], &keys::LIMITS),
         (service, &keys::SERVICE),
         (&service["server"][0], &keys::SERVER),
+        (&file["nat"], &keys::NAT),
+        (&toml::Value::Table(masquerade), &keys::MASQUERADE),
+        (&file["forward"][0], &keys::FORWARD),
         (&service["persistence"], &keys::PERSISTENCE),
         (&service["passive"], &keys::PASSIVE),
         (&toml::Value::Table(every_check(&text)), &keys::CHECK),
@@ -486,11 +496,13 @@ fn every_check(text: &str) -> toml::Table {
 
 /// With what stands there as a comment, having no default: the keys of services and servers that do nothing when absent.
 fn with_options(text: &str) -> String {
-    let known: Vec<&str> = keys::SERVICE.known.iter().chain(keys::SERVER.known).copied().collect();
+    let tables = [&keys::SERVICE, &keys::SERVER, &keys::MASQUERADE, &keys::FORWARD];
+    let known: Vec<&str> = tables.into_iter().flat_map(|keys| keys.known).copied().collect();
     let turned = |line: &str| {
         let option = line.trim_start().strip_prefix("# ").filter(|rest| {
             let key = rest.split(' ').next().unwrap_or_default();
-            known.contains(&key) && rest[key.len()..].starts_with(" = ") && !tap::TAP_ONLY.contains(&key)
+            (key.starts_with("[["))
+                || known.contains(&key) && rest[key.len()..].starts_with(" = ") && !tap::TAP_ONLY.contains(&key)
         });
         option.unwrap_or(line).to_owned()
     };

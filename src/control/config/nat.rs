@@ -1,0 +1,230 @@
+//! The tables that say whose sources are translated, and to what: `[nat]`, `[[masquerade]]`, `[[forward]]`, and the keys of a
+//! service that belong to them.
+
+use std::time::Duration;
+
+use super::address::{NO_NAMES, parse_plain, parse_ports};
+use super::problem::Located;
+use super::section::Section;
+use super::{Listen, ServerAddress, keys, parse_listen, parse_server};
+use crate::service::{
+    Filtering, ForwardSpec, HelperKind, MasqueradeSpec, Network, PoolSpec, PortRange, Protocols, ProxyProtocol,
+    SynProxy,
+};
+use crate::wire::Addr;
+
+/// What `[nat]` says: of the services by `fullnat` that have no pool of their own.
+#[derive(Clone, Debug)]
+pub struct NatConfig {
+    pub pool: Vec<Located<Addr>>,
+    pub ports: PortRange,
+    pub quarantine: Duration,
+}
+
+impl Default for NatConfig {
+    fn default() -> NatConfig {
+        NatConfig { pool: Vec::new(), ports: PoolSpec::PORTS, quarantine: Duration::from_secs(5) }
+    }
+}
+
+/// What a service says of it.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceNat {
+    pub pool: Option<Vec<Located<Addr>>>,
+    pub ports: Option<PortRange>,
+    pub proxy_protocol: Option<ProxyProtocol>,
+    pub syn_proxy: SynProxy,
+    pub new_flows_per_second: Option<u32>,
+}
+
+/// A masquerade as the file has it.
+#[derive(Clone, Debug)]
+pub struct MasqueradeConfig {
+    pub name: Located<String>,
+    pub from: Vec<Located<Network>>,
+    pub except: Vec<Located<Network>>,
+    pub to: Vec<Located<Addr>>,
+    pub ports: PortRange,
+    pub prefix: Option<Located<Network>>,
+    pub filtering: Filtering,
+    pub helpers: Vec<HelperKind>,
+    pub max_mappings: u32,
+}
+
+/// A forwarded port as the file has it.
+#[derive(Clone, Debug)]
+pub struct ForwardConfig {
+    pub name: Located<String>,
+    pub listen: Located<Listen>,
+    pub protocols: Protocols,
+    pub to: Located<ServerAddress>,
+}
+
+impl MasqueradeConfig {
+    pub(super) fn compiled(&self) -> MasqueradeSpec {
+        let networks = |list: &[Located<Network>]| list.iter().map(|network| network.value).collect();
+        MasqueradeSpec {
+            name: self.name.value.clone(),
+            from: networks(&self.from),
+            except: networks(&self.except),
+            pool: PoolSpec { addresses: self.to.iter().map(|address| address.value).collect(), ports: self.ports },
+            prefix: self.prefix.as_ref().map(|prefix| prefix.value),
+            filtering: self.filtering,
+            helpers: self.helpers.clone(),
+            max_mappings: self.max_mappings,
+        }
+    }
+}
+
+impl ForwardConfig {
+    pub(super) fn compiled(&self) -> ForwardSpec {
+        ForwardSpec {
+            name: self.name.value.clone(),
+            address: self.listen.value.vip,
+            ports: self.listen.value.ports,
+            protocols: self.protocols,
+            to: self.to.value.address,
+            to_port: self.to.value.port,
+        }
+    }
+}
+
+impl ServiceNat {
+    /// The pool of a service whose clients are of the family of `vip`.
+    pub(super) fn pool(&self, nat: &NatConfig, vip: Addr) -> PoolSpec {
+        let all = self.pool.as_ref().unwrap_or(&nat.pool).iter().map(|address| address.value);
+        PoolSpec {
+            addresses: all.filter(|address| address.is_v4() == vip.is_v4()).collect(),
+            ports: self.ports.unwrap_or(nat.ports),
+        }
+    }
+}
+
+pub(super) fn read(section: &Section<'_>) -> NatConfig {
+    let default = NatConfig::default();
+    NatConfig {
+        pool: addresses(section, "pool").unwrap_or_default(),
+        ports: ports(section, "ports").unwrap_or(default.ports),
+        quarantine: section
+            .duration("quarantine", Duration::ZERO..=Duration::from_secs(600))
+            .unwrap_or(default.quarantine),
+    }
+}
+
+pub(super) fn read_of_service(section: &Section<'_>) -> ServiceNat {
+    let versions = ProxyProtocol::ALL.map(|version| (version.word(), version));
+    let ways = SynProxy::ALL.map(|way| (way.word(), way));
+    ServiceNat {
+        pool: addresses(section, "pool"),
+        ports: ports(section, "pool_ports"),
+        proxy_protocol: section.word("proxy_protocol", &versions, &[]),
+        syn_proxy: section.word("syn_proxy", &ways, &[]).unwrap_or_default(),
+        new_flows_per_second: section.integer("new_flows_per_second", 1..=10_000_000),
+    }
+}
+
+/// `None` when a key without which there is no masquerade is missing or wrong.
+pub(super) fn read_masquerade(section: &Section<'_>) -> Option<MasqueradeConfig> {
+    section.require("name", r#"name = "lan""#);
+    section.require("from", r#"from = ["10.20.0.0/24"]"#);
+    if !section.has("prefix") {
+        section.require("to", r#"to = ["203.0.113.100"]"#);
+    }
+    let name = section.parsed("name", super::read::name);
+    let filterings = Filtering::ALL.map(|filtering| (filtering.word(), filtering));
+    Some(MasqueradeConfig {
+        name: name?,
+        from: networks(section, "from", r#"["10.20.0.0/24"]"#).unwrap_or_default(),
+        except: networks(section, "except", r#"["192.168.0.0/16"]"#).unwrap_or_default(),
+        to: addresses(section, "to").unwrap_or_default(),
+        ports: ports(section, "ports").unwrap_or(PoolSpec::PORTS),
+        prefix: section.parsed("prefix", network),
+        filtering: section.word("filtering", &filterings, &[]).unwrap_or_default(),
+        helpers: helpers(section),
+        max_mappings: section.integer("max_mappings", 1..=u64::from(u32::MAX)).unwrap_or(MasqueradeSpec::MAX_MAPPINGS),
+    })
+}
+
+/// `None` when a key without which there is nothing to forward is missing or wrong.
+pub(super) fn read_forward(section: &Section<'_>) -> Option<ForwardConfig> {
+    section.require("name", r#"name = "ssh""#);
+    section.require("listen", r#"listen = "203.0.113.100:2222""#);
+    section.require("to", r#"to = "10.20.0.11:22""#);
+    let name = section.parsed("name", super::read::name);
+    let listen = section.parsed("listen", parse_listen);
+    let protocols = [Protocols::Tcp, Protocols::Udp, Protocols::TcpAndUdp].map(|p| (p.word(), p));
+    let protocols = section.word("protocol", &protocols, &["sctp"]).unwrap_or(Protocols::Tcp);
+    let to = section.parsed("to", parse_server);
+    Some(ForwardConfig { name: name?, listen: listen?, protocols, to: to? })
+}
+
+/// `10.20.0.0/24`, `fd20::/64`, or an address alone. The bits behind the prefix must be zero: who writes others means
+/// something else.
+fn network(text: &str) -> Result<Network, String> {
+    let (address, len) = text.split_once('/').map_or((text, None), |(address, len)| (address, Some(len)));
+    let Ok(ip) = address.parse::<std::net::IpAddr>() else {
+        let is_name = address.contains(|c: char| c.is_ascii_alphabetic()) && !address.contains(':');
+        return Err(if is_name { NO_NAMES } else { r#"is no network; write for example "10.20.0.0/24""# }.to_owned());
+    };
+    let address = Addr::from(ip);
+    let bits = if address.is_v4() { 32 } else { 128 };
+    let len = match len.map(str::parse::<u8>) {
+        None => bits,
+        Some(Ok(len)) if len <= bits => len,
+        Some(_) => return Err(format!("has no prefix length from 0 to {bits} behind the \"/\"")),
+    };
+    let net = ipnet::IpNet::new(ip, len).map_err(|_| format!("has no prefix length from 0 to {bits}"))?;
+    if net.trunc().addr() != ip {
+        return Err(format!("is an address within {}; write the network", net.trunc()));
+    }
+    Ok(Network { address, len })
+}
+
+fn networks(section: &Section<'_>, key: &str, example: &str) -> Option<Vec<Located<Network>>> {
+    list(section, key, example, network)
+}
+
+fn addresses(section: &Section<'_>, key: &str) -> Option<Vec<Located<Addr>>> {
+    let parse = |text: &str| match text.contains('/') {
+        true => Err("is a network; name the addresses of the pool one by one".to_owned()),
+        false => parse_plain(text, "is no address for a pool"),
+    };
+    list(section, key, r#"["203.0.113.100"]"#, parse)
+}
+
+fn list<T>(
+    section: &Section<'_>,
+    key: &str,
+    example: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<Vec<Located<T>>> {
+    let texts = section.strings(key, example)?;
+    let read = |text: Located<&str>| match parse(text.value) {
+        Ok(value) => Some(Located { value, span: text.span }),
+        Err(wrong) => {
+            section.refuse(text.span, format!("{key} {:?} {wrong}", text.value));
+            None
+        }
+    };
+    Some(texts.into_iter().filter_map(read).collect())
+}
+
+fn ports(section: &Section<'_>, key: &str) -> Option<PortRange> {
+    section.parsed(key, parse_ports).map(|found| found.value)
+}
+
+fn helpers(section: &Section<'_>) -> Vec<HelperKind> {
+    let words = HelperKind::ALL.map(HelperKind::word);
+    let mut helpers = Vec::new();
+    for word in section.strings("helpers", r#"["ftp"]"#).unwrap_or_default() {
+        match HelperKind::ALL.into_iter().find(|kind| kind.word() == word.value) {
+            Some(kind) => helpers.push(kind),
+            None => {
+                let wrong = keys::unknown_word(word.value, words.into_iter(), &["sip", "pptp"]);
+                section.refuse(word.span, format!("helpers {:?} {wrong}", word.value));
+            }
+        }
+    }
+    helpers.dedup();
+    helpers
+}

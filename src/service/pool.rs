@@ -1,0 +1,285 @@
+//! Pools and masquerades, compiled; which of their addresses and ids stay while flows use them.
+//!
+//! # Theory of operation
+//!
+//! A [`Pool`] is one address: where its ports lead to is decided by shards, each for its own part of the ports
+//! ([`owner_of_port`]). It has a [`PoolId`] for as long as a flow uses one of its ports, also when no configuration names it
+//! any more; then it is *retired*: what comes for it still finds its flows, and none begins. The same holds for a
+//! [`Masquerade`] and its [`ServiceId`]. Shards count what they use in the state that both carry from snapshot to snapshot.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{ForwardSpec, Map, MasqueradeSpec, PortRange, ServiceId, SnapshotSpec};
+use crate::service::Method;
+use crate::wire::Addr;
+
+/// Names an address of a pool for as long as a flow uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolId(pub u16);
+
+/// What the ports of an address are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolUse {
+    /// Flows by [`Method::Fullnat`].
+    Fullnat,
+    /// Mappings of this masquerade.
+    Masquerade(ServiceId),
+    /// Nothing but forwarded ports.
+    Forward,
+}
+
+/// One address of a pool.
+#[derive(Debug)]
+pub struct Pool {
+    pub id: PoolId,
+    pub address: Addr,
+    pub ports: PortRange,
+    pub usage: PoolUse,
+    /// No configuration names it any more.
+    pub is_retired: bool,
+    pub state: Arc<InUse>,
+}
+
+/// How many flows or mappings use something, over all shards.
+#[derive(Debug, Default)]
+pub struct InUse(AtomicU64);
+
+impl InUse {
+    pub fn start(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn end(&self) {
+        // Below zero it would be in use for ever.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A masquerade, and its number, which flows have in place of a service's.
+#[derive(Debug)]
+pub struct Masquerade {
+    pub id: ServiceId,
+    pub spec: MasqueradeSpec,
+    /// By family, IPv4 first: the addresses of its pool.
+    pub pools: [Vec<PoolId>; 2],
+    pub state: Arc<InUse>,
+}
+
+/// Which shard may give away `port`, and finds the flows of what comes to it. Ports go by pairs, so that every shard has
+/// even and odd ones (RFC 4787 REQ-4).
+pub fn owner_of_port(port: u16, shards: u16) -> u16 {
+    (port >> 1) % shards.max(1)
+}
+
+/// The pools and masquerades of a snapshot.
+#[derive(Debug, Default)]
+pub struct Pools {
+    /// By [`PoolId`]; `None` where an id is free.
+    all: Vec<Option<Arc<Pool>>>,
+    by_address: Map<Addr, PoolId>,
+    /// In the order of the configuration.
+    pub live: Vec<Arc<Masquerade>>,
+    /// By the number in their ids; `None` where one is free.
+    masquerades: Vec<Option<Arc<Masquerade>>>,
+    pub forwards: Vec<ForwardSpec>,
+}
+
+impl Pools {
+    /// Those of `spec`, and those of `previous` that are in use.
+    pub fn build(spec: &SnapshotSpec, previous: Option<&Pools>) -> Pools {
+        let mut pools = Pools { forwards: spec.forwards.clone(), ..Pools::default() };
+        if let Some(previous) = previous {
+            pools.keep(previous);
+        }
+        for masquerade in &spec.masquerades {
+            pools.admit_masquerade(masquerade, previous);
+        }
+        for service in &spec.services {
+            let methods = service.all_methods();
+            if methods.contains(&Method::Fullnat) {
+                for address in &service.pool.addresses {
+                    pools.admit(*address, service.pool.ports, PoolUse::Fullnat, previous);
+                }
+            }
+        }
+        for forward in &spec.forwards {
+            if pools.of(forward.address).is_none_or(|pool| pool.is_retired) {
+                pools.admit(forward.address, forward.ports, PoolUse::Forward, previous);
+            }
+        }
+        pools
+    }
+
+    pub fn pool(&self, id: PoolId) -> Option<&Arc<Pool>> {
+        self.all.get(usize::from(id.0))?.as_ref()
+    }
+
+    /// The pool address that `addr` is, retired ones included.
+    #[inline]
+    pub fn of(&self, addr: Addr) -> Option<&Arc<Pool>> {
+        if self.by_address.is_empty() {
+            return None;
+        }
+        self.pool(*self.by_address.get(&addr)?)
+    }
+
+    /// All addresses, retired ones included.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.all.iter().flatten()
+    }
+
+    /// The masquerade of this number, retired ones included; `None` also for a service's.
+    pub fn masquerade(&self, id: ServiceId) -> Option<&Arc<Masquerade>> {
+        self.masquerades.get((id.0 & !ServiceId::MASQUERADE.0) as usize)?.as_ref().filter(|_| id.is_masquerade())
+    }
+
+    /// The masquerade that a packet from `src` to `dst` goes out by, as long as no service takes it: the narrowest network.
+    #[inline]
+    pub fn masquerade_for(&self, src: Addr, dst: Addr) -> Option<&Arc<Masquerade>> {
+        if self.live.is_empty() || self.is_inside(dst) {
+            return None;
+        }
+        let width = |masquerade: &Masquerade| {
+            masquerade.spec.from.iter().filter(|net| net.contains(src)).map(|net| net.len).max()
+        };
+        let found = self.live.iter().filter_map(|masquerade| Some((width(masquerade)?, masquerade)));
+        let (_, masquerade) = found.max_by_key(|(width, _)| *width)?;
+        (!masquerade.spec.except.iter().any(|net| net.contains(dst))).then_some(masquerade)
+    }
+
+    /// Whether `addr` is of an inside network.
+    pub fn is_inside(&self, addr: Addr) -> bool {
+        self.live.iter().any(|masquerade| masquerade.spec.from.iter().any(|net| net.contains(addr)))
+    }
+
+    fn keep(&mut self, previous: &Pools) {
+        let used = |pool: &Arc<Pool>| pool.state.count() > 0;
+        for pool in &previous.all {
+            let kept = pool.as_ref().filter(|pool| used(pool)).map(|pool| {
+                let Pool { id, address, ports, usage, .. } = **pool;
+                Arc::new(Pool { id, address, ports, usage, is_retired: true, state: pool.state.clone() })
+            });
+            self.all.push(kept);
+        }
+        self.by_address = self.iter().map(|pool| (pool.address, pool.id)).collect();
+        let used = |masquerade: &&Arc<Masquerade>| masquerade.state.count() > 0;
+        self.masquerades = previous.masquerades.iter().map(|old| old.as_ref().filter(used).cloned()).collect();
+    }
+
+    fn admit(&mut self, address: Addr, ports: PortRange, usage: PoolUse, previous: Option<&Pools>) -> PoolId {
+        let old = previous.and_then(|previous| previous.of(address));
+        let known = self.by_address.get(&address).copied().or_else(|| {
+            // Its slot was freed a moment ago, unless another address has it by now.
+            old.map(|old| old.id).filter(|id| self.pool(*id).is_none())
+        });
+        let id = known.unwrap_or_else(|| {
+            let free = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
+            PoolId(u16::try_from(free).unwrap_or(u16::MAX))
+        });
+        let at = usize::from(id.0);
+        if self.all.len() <= at {
+            self.all.resize_with(at + 1, || None);
+        }
+        let state = self.all[at].as_ref().map(|pool| pool.state.clone());
+        let state = state.or_else(|| old.map(|old| old.state.clone())).unwrap_or_default();
+        self.all[at] = Some(Arc::new(Pool { id, address, ports, usage, is_retired: false, state }));
+        self.by_address.insert(address, id);
+        id
+    }
+
+    fn admit_masquerade(&mut self, spec: &MasqueradeSpec, previous: Option<&Pools>) {
+        let old = previous.and_then(|previous| previous.live.iter().find(|old| old.spec.name == spec.name));
+        let number = match old {
+            Some(old) => old.id.0 & !ServiceId::MASQUERADE.0,
+            None => {
+                let is_free = |at: &usize| {
+                    self.masquerades.get(*at).is_none_or(Option::is_none)
+                        && previous.is_none_or(|p| p.live.iter().all(|m| m.id.number() != *at))
+                };
+                (0..).find(is_free).unwrap_or(0) as u32
+            }
+        };
+        let id = ServiceId(number | ServiceId::MASQUERADE.0);
+        let mut pools = [Vec::new(), Vec::new()];
+        for address in &spec.pool.addresses {
+            let pool = self.admit(*address, spec.pool.ports, PoolUse::Masquerade(id), previous);
+            pools[usize::from(!address.is_v4())].push(pool);
+        }
+        let state = old.map(|old| old.state.clone()).unwrap_or_default();
+        let masquerade = Arc::new(Masquerade { id, spec: spec.clone(), pools, state });
+        let at = id.number();
+        if self.masquerades.len() <= at {
+            self.masquerades.resize_with(at + 1, || None);
+        }
+        self.masquerades[at] = Some(masquerade.clone());
+        self.live.push(masquerade);
+    }
+}
+
+impl ServiceId {
+    /// Set in the ids of masquerades: no service has a number as high.
+    pub const MASQUERADE: ServiceId = ServiceId(1 << 31);
+
+    pub const fn is_masquerade(self) -> bool {
+        self.0 & ServiceId::MASQUERADE.0 != 0
+    }
+
+    /// The number without what tells a masquerade from a service.
+    pub const fn number(self) -> usize {
+        (self.0 & !ServiceId::MASQUERADE.0) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{PoolSpec, Snapshot};
+    use super::*;
+
+    fn addr(text: &str) -> Addr {
+        Addr::from(text.parse::<std::net::IpAddr>().expect(text))
+    }
+
+    fn lan(to: &[&str]) -> SnapshotSpec {
+        let pool = PoolSpec { addresses: to.iter().map(|text| addr(text)).collect(), ..PoolSpec::default() };
+        let from = vec![super::super::Network { address: addr("10.20.0.0"), len: 24 }];
+        let masquerades = vec![MasqueradeSpec { name: "lan".into(), from, pool, ..MasqueradeSpec::default() }];
+        SnapshotSpec { masquerades, ..SnapshotSpec::default() }
+    }
+
+    #[test]
+    fn an_address_in_use_outlives_its_configuration() {
+        let first = Snapshot::build(lan(&["203.0.113.100", "203.0.113.101"]), None).expect("it is valid");
+        let used = first.pools.of(addr("203.0.113.101")).expect("it is there").clone();
+        used.state.start();
+        let second = Snapshot::build(lan(&["203.0.113.100"]), Some(&first)).expect("it is valid");
+        let kept = second.pools.of(addr("203.0.113.101")).expect("it is kept");
+        assert!(kept.is_retired && kept.id == used.id);
+        let id = second.pools.live[0].id;
+        assert_eq!(id, first.pools.live[0].id);
+        used.state.end();
+        let third = Snapshot::build(lan(&["203.0.113.100", "203.0.113.102"]), Some(&second)).expect("it is valid");
+        assert!(third.pools.of(addr("203.0.113.101")).is_none());
+        assert_eq!(third.pools.of(addr("203.0.113.102")).map(|pool| pool.id), Some(used.id), "the id is free");
+    }
+
+    #[test]
+    fn the_narrowest_network_masquerades() {
+        let mut spec = lan(&["203.0.113.100"]);
+        let from = vec![super::super::Network { address: addr("10.20.0.128"), len: 25 }];
+        let pool = PoolSpec { addresses: vec![addr("203.0.113.101")], ..PoolSpec::default() };
+        spec.masquerades.push(MasqueradeSpec { name: "half".into(), from, pool, ..MasqueradeSpec::default() });
+        let snapshot = Snapshot::build(spec, None).expect("it is valid");
+        let name = |src: &str, dst: &str| {
+            snapshot.pools.masquerade_for(addr(src), addr(dst)).map(|masquerade| masquerade.spec.name.as_str())
+        };
+        assert_eq!(name("10.20.0.1", "198.51.100.2"), Some("lan"));
+        assert_eq!(name("10.20.0.129", "198.51.100.2"), Some("half"));
+        assert_eq!(name("10.21.0.129", "198.51.100.2"), None);
+        assert_eq!(name("10.20.0.1", "10.20.0.129"), None);
+    }
+}
