@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::flow::{Marks, TcpState};
-use crate::service::{FlowPolicy, Method, Network, ServerId, ServiceId, Snapshot};
+use crate::service::{FlowPolicy, Method, Network, PoolId, ServerId, ServiceId, Snapshot};
 use crate::time::Instant;
 use crate::wire::{Addr, Protocol, Tuple};
 
@@ -137,6 +137,38 @@ pub enum FlowChange {
     /// Its state, or one of the marks replied and assured, changed.
     Update,
     Destroy,
+}
+
+/// A mapping of a masquerade as an operator sees it: an inside endpoint, and the outside one that stands for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingRecord {
+    pub shard: u16,
+    /// The masquerade's.
+    pub masquerade: ServiceId,
+    pub protocol: Protocol,
+    /// Address, and port or identifier.
+    pub inside: (Addr, u16),
+    pub outside: (Addr, u16),
+    /// Flows that use it.
+    pub flows: u32,
+    /// Configured by `[[forward]]`.
+    pub is_forward: bool,
+    /// How long the longest-lived of its flows lives without a packet; zero for one without flows.
+    pub remaining: Duration,
+}
+
+/// How much of a pool's address one shard uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolRecord {
+    pub shard: u16,
+    pub pool: PoolId,
+    /// Ports that are given away. A fullnat port counts once for each server that it is used with, a masquerade's once for
+    /// each protocol.
+    pub in_use: u64,
+    /// Ports that wait until they may be used again.
+    pub quarantined: u64,
+    /// Ports that the shard could give away at most, counted in the same way over what it has used the address for so far.
+    pub size: u64,
 }
 
 /// What an engine has to tell.
