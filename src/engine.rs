@@ -43,6 +43,8 @@ use lost::Meeting;
 use passive::Held;
 pub use shard::{Sharding, client_between, place_between, place_of, shard_of};
 
+/// Times that one shard takes up a packet again that goes out from one inside host to another.
+const MAX_ROUNDS: usize = 3;
 /// Flows that one call of [`Engine::handle_timeout`] looks at, at most.
 const SWEEP: usize = 4096;
 /// Events kept for a watcher that does not take them.
@@ -72,6 +74,8 @@ pub struct Engine {
     refusals: RateLimit,
     random: u64,
     released: VecDeque<PacketBuf>,
+    /// Packets that another shard is to decide on.
+    handed_over: VecDeque<(u16, PacketBuf)>,
     helpers: helper::Helpers,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
@@ -91,6 +95,7 @@ impl Engine {
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
+            handed_over: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
             alone: None,
             lanes: Lanes::new(
@@ -114,15 +119,36 @@ impl Engine {
     pub fn handle_packet(&mut self, now: Instant, buf: &mut PacketBuf) -> Verdict {
         match View::parse(buf.packet()) {
             Ok(view) => self.handle_parsed(now, buf, &view),
-            Err(reason) => {
-                self.stats.count(Verdict::Drop(reason));
-                Verdict::Drop(reason)
-            }
+            Err(reason) => self.dropped(reason),
         }
     }
 
     /// As [`Engine::handle_packet`], for a packet whose `view` the caller has already.
     pub fn handle_parsed(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        let mut verdict = self.handle_once(now, buf, view);
+        // What goes out from one inside host to another comes in by the same shard.
+        for round in 0.. {
+            if verdict != Verdict::Elsewhere(self.config.shard) {
+                break;
+            }
+            verdict = match View::parse(buf.packet()) {
+                Ok(view) if round < MAX_ROUNDS => self.handle_once(now, buf, &view),
+                Ok(_) => self.dropped(DropReason::NotOurs),
+                Err(reason) => self.dropped(reason),
+            };
+        }
+        if !self.handed_over.is_empty() {
+            self.take_back(now);
+        }
+        verdict
+    }
+
+    fn dropped(&mut self, reason: DropReason) -> Verdict {
+        self.count_drop(reason);
+        Verdict::Drop(reason)
+    }
+
+    fn handle_once(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         buf.truncate(view.len);
         let verdict = match self.decide(now, buf, view) {
             // There is no host behind us that would know better.
@@ -144,6 +170,12 @@ impl Engine {
             && !(self.snapshot.is_local(view.dst) || is_error && self.snapshot.is_tunnel_source(view.dst));
         if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
             return Verdict::Drop(DropReason::Martian);
+        }
+        if view.fragment.is_some()
+            && let Some(shard) = view.ports().and_then(|tuple| self.owner_elsewhere(&tuple))
+        {
+            // Its later fragments, which have no port, come to this shard as well.
+            return Verdict::Elsewhere(shard);
         }
         match (view.transport, view.ports()) {
             (Transport::Tcp(_) | Transport::Udp(_), Some(tuple)) => self.forward(now, buf, view, &tuple),
@@ -281,6 +313,11 @@ impl Engine {
         self.released.pop_front()
     }
 
+    /// The next packet that another shard is to decide on, after the one just handled: a fragment whose first one came.
+    pub fn poll_handover(&mut self) -> Option<(u16, PacketBuf)> {
+        self.handed_over.pop_front()
+    }
+
     /// The next event, while a [`Command::Watch`] is in force.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
@@ -312,6 +349,11 @@ impl Engine {
                 self.evacuate(now, &servers, (policy, extent), cursor)
             }
         }
+    }
+
+    /// How this shard is told from its siblings.
+    pub fn sharding(&self) -> Sharding {
+        Sharding { seed: self.config.seed, shards: self.config.shards }
     }
 
     pub fn snapshot(&self) -> &Arc<Snapshot> {
