@@ -8,6 +8,7 @@ pub mod echo;
 pub mod fullnat;
 pub mod helper;
 pub mod icmp_error;
+pub mod masquerade;
 mod nat;
 pub mod ports;
 pub mod receive;
