@@ -17,6 +17,7 @@ mod helper;
 mod lost;
 mod one_packet;
 mod passive;
+mod pools;
 mod probe;
 mod shard;
 mod shift;
@@ -27,7 +28,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
-use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, Marks, Sender, track};
+use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, MAX_PROBES, Marks, Sender, track};
+use crate::forward::fullnat::Lanes;
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo};
 use crate::service::{Method, ServerId, ServiceId, Snapshot};
@@ -74,6 +76,7 @@ pub struct Engine {
     helpers: helper::Helpers,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
+    lanes: Lanes,
     held: Vec<Held>,
     watched: bool,
     events: VecDeque<Event>,
@@ -91,6 +94,12 @@ impl Engine {
             released: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
             alone: None,
+            lanes: Lanes::new(
+                (config.shard, config.shards),
+                config.seed,
+                config.max_flows + MAX_PROBES,
+                config.max_flows,
+            ),
             held: Vec::new(),
             watched: false,
             events: VecDeque::new(),
@@ -249,6 +258,7 @@ impl Engine {
                 break;
             }
         }
+        self.lanes.expire(now, self.snapshot.spec.quarantine, &mut { SWEEP });
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
         self.raise_held(now);
@@ -261,7 +271,8 @@ impl Engine {
         let flows = self.table.next_deadline(&self.snapshot.spec.timeouts);
         let expected = self.helpers.expectations.next_deadline();
         let clients = self.snapshot.persisted().iter().filter_map(|clients| clients.next_deadline());
-        let others = clients.chain(expected).chain(self.next_raise());
+        let ports = self.lanes.next_deadline(self.snapshot.spec.quarantine);
+        let others = clients.chain(expected).chain(self.next_raise()).chain(ports);
         flows.into_iter().chain(self.fragments.next_deadline()).chain(others).min()
     }
 
@@ -364,6 +375,7 @@ impl Engine {
         self.snapshot.persisted().iter().for_each(|clients| clients.check_invariants());
         assert!(self.alone.is_none(), "a fragment's fate was not noted");
         assert!(self.held.len() <= self.snapshot.server_ids(), "more servers held down than there are");
+        self.check_lanes();
         self.helpers.expectations.check_invariants();
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
@@ -398,7 +410,7 @@ impl Engine {
             return;
         }
         let mark = |flow: &Flow| (flow.tcp_state, flow.replied, flow.assured);
-        let (before, after, was_active, is_active) =
+        let (before, after, was_active, is_active, is_noted) =
             self.table.refresh(now, id, &self.snapshot.spec.timeouts, |flow| {
                 let (before, was_active) = (mark(flow), flow.is_active());
                 flow.count(sender, view.len);
@@ -409,8 +421,12 @@ impl Engine {
                         flow.replied |= sender == Sender::Server;
                     }
                 }
-                (before, mark(flow), was_active, flow.is_active())
+                let after = mark(flow);
+                (before, after, was_active, flow.is_active(), pools::is_noted(flow, before != after))
             });
+        if is_noted {
+            self.note_standing(id);
+        }
         if was_active != is_active
             && let Some(server) = self.snapshot.server(ServerId(server))
         {
@@ -458,22 +474,30 @@ impl Engine {
 
     /// Takes a flow out of the table and off its server.
     fn end(&mut self, now: Instant, id: FlowId) {
+        let flow = self.take_out(now, id);
+        self.leave_port(now, &flow);
+    }
+
+    /// The same, but the flow's port of a pool, if it has one, stays taken.
+    fn take_out(&mut self, now: Instant, id: FlowId) -> Flow {
         self.tell(now, FlowChange::Destroy, id);
+        self.unlist(id);
         let flow = self.table.remove(id);
         if flow.owner.marks.has(Marks::HELPED) {
             self.helpers.forget(id);
         }
         // A probe is no load.
         if flow.is_probe() {
-            return;
+            return flow;
         }
-        let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) else { return };
+        let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) else { return flow };
         server.end(flow.is_active());
         if flow.owner.marks.has(Marks::PERSISTENT)
             && let Some(service) = self.snapshot.service(ServiceId(flow.owner.service))
         {
             service.release(flow.original().src, server, flow.created);
         }
+        flow
     }
 
     fn delete(&mut self, now: Instant, filter: &FlowFilter, cursor: usize) -> Outcome {

@@ -10,5 +10,5 @@ pub mod track;
 
 pub use fragments::{Bounds, Fate, Fragments, Later};
 pub use shift::{Lead, Shift, Stage as LeadStage};
-pub use table::{Flow, FlowId, FlowTable, InsertError, Marks, Owner, Sequence};
+pub use table::{Flow, FlowId, FlowTable, InsertError, MAX_PROBES, Marks, Owner, Sequence, Standing};
 pub use tcp::{Sender, TcpState, Trigger, next, next_blind};
