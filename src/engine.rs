@@ -21,6 +21,7 @@ mod passive;
 mod pools;
 mod probe;
 mod shard;
+mod shift;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -222,8 +223,8 @@ impl Engine {
             let vip = if is_masqueraded(flow) { flow.reply().dst } else { flow.original().dst };
             return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
         }
-        if self.table.flow(id).owner.marks.has(Marks::HELPED) {
-            return self.forward_helped(now, buf, view, id, sender, change);
+        if self.table.flow(id).owner.marks.has(Marks::HELPED.with(Marks::SHIFTED)) {
+            return self.forward_altered(now, buf, view, id, sender, change);
         }
         self.carry(now, buf, view, id, sender, change)
     }

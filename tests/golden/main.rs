@@ -21,6 +21,7 @@ mod one_packet;
 mod one_way;
 mod passive;
 mod probe;
+mod proxy_protocol;
 mod refusal;
 mod reload;
 mod tcp_states;
@@ -51,6 +52,11 @@ fn fullnat() {
 #[test]
 fn ftp() {
     run(ftp::rows);
+}
+
+#[test]
+fn proxy_protocol() {
+    run(proxy_protocol::rows);
 }
 
 #[test]
