@@ -18,6 +18,7 @@ mod lost;
 mod one_packet;
 mod passive;
 mod probe;
+mod rates;
 mod shard;
 
 use std::collections::VecDeque;
@@ -71,6 +72,7 @@ pub struct Engine {
     random: u64,
     released: VecDeque<PacketBuf>,
     helpers: helper::Helpers,
+    clients: rates::ClientRates,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
     held: Vec<Held>,
@@ -89,6 +91,7 @@ impl Engine {
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
+            clients: rates::ClientRates::new(config.seed),
             alone: None,
             held: Vec::new(),
             watched: false,
@@ -226,6 +229,9 @@ impl Engine {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, tuple.dst));
         }
         let alone = service.spec.one_packet && tuple.protocol == Protocol::UDP;
+        if !alone {
+            self.may_begin(now, tuple.src, Some(service)).map_err(Verdict::Drop)?;
+        }
         match service.pick(&request(now, tuple), !alone) {
             Ok(picked) if alone => Err(self.forward_alone(now, buf, view, (service, picked.server), tuple)),
             Ok(picked) => {

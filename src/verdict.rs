@@ -165,6 +165,12 @@ drop_reasons! {
     ServersFull = "servers_full",
     /// The flow's server is down: both ends of the connection were sent a RST.
     ServerDown = "server_down",
+    /// The client has begun as many flows as one may within a second (new_flows_per_client).
+    ClientRate = "client_rate",
+    /// The service has got as many new flows as it may within a second (new_flows_per_second of the service).
+    ServiceRate = "service_rate",
+    /// All clients together have begun as many flows as they may within a second (new_flows_per_second of [limits]).
+    TotalRate = "total_rate",
 }
 
 impl DropReason {

@@ -21,6 +21,7 @@ mod path;
 pub mod persistence;
 mod pick;
 mod pool;
+pub mod rate;
 pub mod scheduler;
 mod snapshot;
 mod spec;
@@ -86,11 +87,18 @@ pub struct ServiceState {
     pub(crate) falling: Mutex<()>,
     /// Which servers have changed since the scheduler looked.
     changes: Arc<scheduler::Changes>,
+    /// Of [`ServiceSpec::new_flows_per_second`].
+    pub(crate) new_flows: rate::Bucket,
 }
 
 impl Default for ServiceState {
     fn default() -> ServiceState {
-        ServiceState { has_quorum: AtomicBool::new(true), falling: Mutex::new(()), changes: Arc::default() }
+        ServiceState {
+            has_quorum: AtomicBool::new(true),
+            falling: Mutex::new(()),
+            changes: Arc::default(),
+            new_flows: rate::Bucket::default(),
+        }
     }
 }
 

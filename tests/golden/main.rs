@@ -19,6 +19,7 @@ mod one_packet;
 mod one_way;
 mod passive;
 mod probe;
+mod rates;
 mod refusal;
 mod reload;
 mod tcp_states;
@@ -82,6 +83,11 @@ fn thresholds() {
 }
 
 #[test]
+fn rates() {
+    run(rates::rows);
+}
+
+#[test]
 fn packets_by_themselves() {
     run(one_packet::rows);
 }
@@ -90,8 +96,17 @@ fn packets_by_themselves() {
 fn every_reason_to_drop_has_a_row() {
     let mut seen = BTreeSet::new();
     for net in [Net::V4, Net::V6] {
-        let all =
-            [nat::rows, ftp::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows, cluster::rows];
+        let all = [
+            nat::rows,
+            ftp::rows,
+            hop::rows,
+            one_way::rows,
+            icmp::rows,
+            refusal::rows,
+            malformed::rows,
+            cluster::rows,
+            rates::rows,
+        ];
         for rows in all {
             for row in rows(&net) {
                 if let Verdict::Drop(reason) | Verdict::Refuse(reason) = row.verdict {
