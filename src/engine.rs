@@ -20,6 +20,7 @@ mod passive;
 mod probe;
 mod rates;
 mod shard;
+mod shift;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -174,8 +175,8 @@ impl Engine {
             let vip = self.table.flow(id).original().dst;
             return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
         }
-        if self.table.flow(id).owner.marks.has(Marks::HELPED) {
-            return self.forward_helped(now, buf, view, id, sender, change);
+        if self.table.flow(id).owner.marks.has(Marks::HELPED.with(Marks::SHIFTED)) {
+            return self.forward_altered(now, buf, view, id, sender, change);
         }
         self.carry(now, buf, view, id, sender, change)
     }

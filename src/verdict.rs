@@ -156,10 +156,11 @@ drop_reasons! {
     ProbeLost = "probe_lost",
     /// A packet of a probe whose flow has ended.
     ProbeEnded = "probe_ended",
-    /// A segment of a connection that a helper reads came before the one in front of it; its sender sends it again.
+    /// A segment of a connection that a helper reads came before the one in front of it, or one for a server that has not
+    /// answered yet and is to be told whose connection it is; its sender sends it again.
     TooEarly = "too_early",
-    /// A segment that a helper has to read or rewrite cannot be: its checksum is wrong, it is a fragment, or it would become too
-    /// long.
+    /// A segment that has to be read or rewritten, by a helper or to put something in front of it, cannot be: its checksum is
+    /// wrong, it is a fragment, or it would become too long.
     Unreadable = "unreadable",
     /// Every server that could take the new flow has as many as it may have (max_connections).
     ServersFull = "servers_full",

@@ -68,6 +68,7 @@ impl Engine {
         let entered = self.make_room(now).and_then(|()| self.insert(now, service, picked.server, original, marks));
         match entered {
             Ok(id) => {
+                self.announce(id, service, picked.server);
                 picked.server.start(self.table.flow(id).is_active());
                 self.stats.flows_created += 1;
             }

@@ -20,6 +20,7 @@ use siphasher::sip::SipHasher13;
 
 use super::expiry::{Expiry, Link, Links, NIL, QUEUES};
 use super::index::Index;
+use super::shift::Shift;
 use super::{Sender, TcpState, tcp};
 use crate::time::Instant;
 use crate::timeouts::Timeouts;
@@ -264,6 +265,9 @@ pub struct FlowTable {
     free: Vec<u32>,
     index: Index,
     expiry: Expiry,
+    /// By the number of a flow: what there is of a [`Shift`], as words. Memory that is zero until flows are shifted, and is not
+    /// touched before.
+    shifts: Vec<[u32; 4]>,
     /// Which of them are probes.
     probes: Vec<u32>,
     key: [u64; 2],
@@ -281,6 +285,7 @@ impl FlowTable {
             // Two entries a flow, at a load of a half; probes on top of that bring it to three quarters at most.
             index: Index::new((max * 2).max(MAX_PROBES * 4)),
             expiry: Expiry::new(),
+            shifts: vec![[0; 4]; max + MAX_PROBES],
             probes: Vec::new(),
             key,
             max,
@@ -428,6 +433,22 @@ impl FlowTable {
     pub fn mark(&mut self, id: FlowId, mark: Marks) {
         let owner = &mut self.flows[id.0 as usize].owner;
         owner.marks = owner.marks.with(mark);
+    }
+
+    /// How the ends of a flow with [`Marks::SHIFTED`] count; without it, alike.
+    pub fn shift(&self, id: FlowId) -> Shift {
+        match self.flow(id).owner.marks.has(Marks::SHIFTED) {
+            true => self.shifts.get(id.0 as usize).copied().map(Shift::from_words).unwrap_or_default(),
+            false => Shift::default(),
+        }
+    }
+
+    /// Notes how the ends of a flow count from here on, and marks it.
+    pub fn set_shift(&mut self, id: FlowId, shift: Shift) {
+        if let Some(words) = self.shifts.get_mut(id.0 as usize) {
+            *words = shift.words();
+            self.mark(id, Marks::SHIFTED);
+        }
     }
 
     /// Notes the mapping or port that it uses.

@@ -9,9 +9,11 @@ pub mod helper;
 pub mod icmp_error;
 mod nat;
 pub mod ports;
+pub mod proxy_protocol;
 pub mod receive;
 pub mod refuse;
 pub mod reset;
+pub mod shift;
 mod tunnel;
 pub mod tunnel_error;
 

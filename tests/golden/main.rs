@@ -19,6 +19,7 @@ mod one_packet;
 mod one_way;
 mod passive;
 mod probe;
+mod proxy_protocol;
 mod rates;
 mod refusal;
 mod reload;
@@ -45,6 +46,11 @@ fn nat() {
 #[test]
 fn ftp() {
     run(ftp::rows);
+}
+
+#[test]
+fn proxy_protocol() {
+    run(proxy_protocol::rows);
 }
 
 #[test]
