@@ -21,6 +21,7 @@ mod probe;
 mod rates;
 mod shard;
 mod shift;
+mod syn_proxy;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -74,6 +75,7 @@ pub struct Engine {
     released: VecDeque<PacketBuf>,
     helpers: helper::Helpers,
     clients: rates::ClientRates,
+    proxy: syn_proxy::Proxy,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
     held: Vec<Held>,
@@ -93,6 +95,7 @@ impl Engine {
             released: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
             clients: rates::ClientRates::new(config.seed),
+            proxy: syn_proxy::Proxy::new(config.seed),
             alone: None,
             held: Vec::new(),
             watched: false,
@@ -224,10 +227,16 @@ impl Engine {
         if let Transport::Tcp(segment) = view.transport
             && (!segment.has(tcp::SYN) || segment.has(tcp::ACK))
         {
-            return Err(self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst));
+            return Err(match self.proof(now, buf, view, tuple, service) {
+                Some(offer) => self.open(now, buf, view, (service, offer)),
+                None => self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst),
+            });
         }
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, tuple.dst));
+        }
+        if tuple.protocol == Protocol::TCP && self.wants_proof(now, service) {
+            return Err(self.answer_syn(now, buf, view, service));
         }
         let alone = service.spec.one_packet && tuple.protocol == Protocol::UDP;
         if !alone {

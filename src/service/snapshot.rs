@@ -353,7 +353,8 @@ impl Snapshot {
         for server in servers.iter().filter(|_| persisted.is_some()) {
             homes.entry(server.address).or_default().push(server.clone());
         }
-        let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state, persisted, homes });
+        let is_two_way = !servers.iter().chain(&sorry).any(|server| server.method.is_one_way());
+        let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state, persisted, is_two_way, homes });
         self.services[id.0 as usize] = Some(service.clone());
         service
     }
