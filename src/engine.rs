@@ -20,8 +20,10 @@ mod one_packet;
 mod passive;
 mod pools;
 mod probe;
+mod rates;
 mod shard;
 mod shift;
+mod syn_proxy;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -82,6 +84,8 @@ pub struct Engine {
     handed_over: VecDeque<(u16, PacketBuf)>,
     helpers: helper::Helpers,
     mappings: Mappings,
+    clients: rates::ClientRates,
+    proxy: syn_proxy::Proxy,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
     lanes: Lanes,
@@ -103,6 +107,8 @@ impl Engine {
             handed_over: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
             mappings: Mappings::new(config.max_flows, config.shard, config.shards, config.seed),
+            clients: rates::ClientRates::new(config.seed),
+            proxy: syn_proxy::Proxy::new(config.seed),
             alone: None,
             lanes: Lanes::new(
                 (config.shard, config.shards),
@@ -279,12 +285,21 @@ impl Engine {
         if let Transport::Tcp(segment) = view.transport
             && (!segment.has(tcp::SYN) || segment.has(tcp::ACK))
         {
-            return Err(self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst));
+            return Err(match self.proof(now, buf, view, tuple, service) {
+                Some(offer) => self.open(now, buf, view, (service, offer)),
+                None => self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst),
+            });
         }
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, tuple.dst));
         }
+        if tuple.protocol == Protocol::TCP && self.wants_proof(now, service) {
+            return Err(self.answer_syn(now, buf, view, service));
+        }
         let alone = service.spec.one_packet && tuple.protocol == Protocol::UDP;
+        if !alone {
+            self.may_begin(now, tuple.src, Some(service)).map_err(Verdict::Drop)?;
+        }
         match service.pick(&request(now, tuple), !alone) {
             Ok(picked) if alone => Err(self.forward_alone(now, buf, view, (service, picked.server), tuple)),
             Ok(picked) => {

@@ -7,7 +7,7 @@ pub enum Verdict {
     Forward,
     /// Not part of any service or flow: send it on as it came; the host's routing knows better.
     Pass,
-    /// The buffer now holds an answer to the sender (an echo reply): send it.
+    /// The buffer now holds an answer to the sender (an echo reply, a SYN cookie): send it.
     Reply,
     /// The packet was refused for this reason, and the buffer now holds the RST or ICMP error for its sender: send it.
     Refuse(DropReason),
@@ -176,6 +176,14 @@ drop_reasons! {
     Filtered = "filtered",
     /// Somebody outside begins more flows with an inside host than that answers.
     Unanswered = "unanswered",
+    /// The client has begun as many flows as one may within a second (new_flows_per_client).
+    ClientRate = "client_rate",
+    /// The service has got as many new flows as it may within a second (new_flows_per_second of the service).
+    ServiceRate = "service_rate",
+    /// All clients together have begun as many flows as they may within a second (new_flows_per_second of [limits]).
+    TotalRate = "total_rate",
+    /// The gateway has answered the client in its server's name, and the server has not answered yet; the client sends it again.
+    NotOpen = "not_open",
 }
 
 impl DropReason {

@@ -39,7 +39,8 @@ impl Engine {
             self.stats.flows_reused += 1;
             return true;
         }
-        if sender == Sender::Client && !segment.has(tcp::ACK) {
+        // While it is opening, the gateway sees to the SYNs itself.
+        if sender == Sender::Client && !segment.has(tcp::ACK) && !self.table.shift(id).is_opening {
             self.judge_syn(now, id);
         }
         false

@@ -9,6 +9,6 @@ mod tcp;
 pub mod track;
 
 pub use fragments::{Bounds, Fate, Fragments, Later};
-pub use shift::{Lead, Shift, Stage as LeadStage};
+pub use shift::{Lead, Scale, Shift, Stage as LeadStage};
 pub use table::{Flow, FlowId, FlowTable, InsertError, MAX_PROBES, Marks, Owner, Sequence, Standing};
 pub use tcp::{Sender, TcpState, Trigger, next, next_blind};

@@ -3,6 +3,8 @@
 //!
 //! A method is one file, registered in [`crate::service::Method`] and here in [`plan`], [`action`] and [`act`].
 
+pub mod compose;
+pub mod cookie;
 mod direct;
 pub mod echo;
 pub mod fullnat;

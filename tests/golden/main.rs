@@ -22,6 +22,7 @@ mod one_way;
 mod passive;
 mod probe;
 mod proxy_protocol;
+mod rates;
 mod refusal;
 mod reload;
 mod tcp_states;
@@ -95,6 +96,11 @@ fn thresholds() {
 }
 
 #[test]
+fn rates() {
+    run(rates::rows);
+}
+
+#[test]
 fn packets_by_themselves() {
     run(one_packet::rows);
 }
@@ -119,6 +125,7 @@ fn every_reason_to_drop_has_a_row() {
             malformed::rows,
             cluster::rows,
             masquerade::rows,
+            rates::rows,
         ];
         for rows in all {
             for row in rows(&net) {
