@@ -111,6 +111,7 @@ fn udp_plan(vips: &[&str]) -> HostPlan {
         .map(|vip| VipPlan {
             address: ip(vip),
             listeners: vec![Listener { protocol: UDP, ports: Some(Ports::one(53)) }],
+            peers: Vec::new(),
         })
         .collect();
     plan.returns = ["10.20.0.11", "fd20::11"]
