@@ -92,6 +92,7 @@ pub async fn gather(net: &Net, plan: &HostPlan, slot: Option<u8>, done: &[Change
 
     uplinks(net, plan, &mut facts).await?;
     vips(net, plan, &mut facts).await?;
+    prefixes(net, plan).await?;
     let peers = plan.vips.iter().flat_map(|vip| &vip.peers);
     let nets: BTreeSet<IpNet> =
         plan.returns.iter().map(|path| &path.from).chain(&plan.one_way).chain(peers).copied().collect();
@@ -191,6 +192,21 @@ async fn vips(net: &Net, plan: &HostPlan, facts: &mut Facts) -> Result<(), HostE
                 return Err(HostError::NotUnicast(vip.address));
             }
             _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// IPv6 takes a second route to the same prefix, and goes by the one with the lower metric: that of the interface.
+async fn prefixes(net: &Net, plan: &HostPlan) -> Result<(), HostError> {
+    for prefix in &plan.prefixes {
+        let routes = net
+            .main_routes(Family::of(prefix.addr()))
+            .await
+            .map_err(|error| HostError::netlink("read the routes of the main table", error))?;
+        let taken = routes.into_iter().find(|(destination, device)| destination == prefix && *device != plan.device);
+        if let Some((_, device)) = taken {
+            return Err(HostError::PrefixTaken { prefix: *prefix, device });
         }
     }
     Ok(())

@@ -41,6 +41,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use thiserror::Error;
 use tracing::{debug, info, warn};
 
@@ -90,6 +91,10 @@ pub enum HostError {
     DeviceChanged { old: String, new: String },
     #[error("{vip} is already routed to {}: remove that route or take the address out of the configuration", .device.as_deref().unwrap_or("somewhere else"))]
     RouteTaken { vip: IpAddr, device: Option<String> },
+    #[error(
+        "{prefix} is a network of {device} already: a masquerade needs an outside prefix of its own, to which routers outside have a route by this host"
+    )]
+    PrefixTaken { prefix: IpNet, device: String },
     #[error("{0} is a broadcast, multicast or anycast address here: it cannot be a VIP")]
     NotUnicast(IpAddr),
     #[error(
