@@ -160,6 +160,18 @@ impl Pools {
         self.all.iter().flatten()
     }
 
+    /// All masquerades, retired ones included.
+    pub fn masquerades(&self) -> impl Iterator<Item = &Arc<Masquerade>> {
+        self.masquerades.iter().flatten()
+    }
+
+    /// Whether something is only kept for flows that have ended.
+    pub fn has_idle(&self) -> bool {
+        let is_live = |masquerade: &Arc<Masquerade>| self.live.iter().any(|live| live.id == masquerade.id);
+        self.iter().any(|pool| pool.is_idle())
+            || self.masquerades().any(|masquerade| !is_live(masquerade) && masquerade.state.count() == 0)
+    }
+
     /// The masquerade of this number, retired ones included; `None` also for a service's.
     pub fn masquerade(&self, id: ServiceId) -> Option<&Arc<Masquerade>> {
         self.masquerades.get((id.0 & !ServiceId::MASQUERADE.0) as usize)?.as_ref().filter(|_| id.is_masquerade())
