@@ -1,6 +1,6 @@
 //! ICMP (RFC 792, RFC 1191) and ICMPv6 (RFC 4443): which messages are what.
 
-use super::Protocol;
+use super::{Addr, Protocol};
 use crate::verdict::DropReason;
 
 /// Header of echo messages and errors alike; in errors the quoted packet follows.
@@ -56,6 +56,17 @@ pub fn parse(bytes: &[u8], protocol: Protocol) -> Result<Kind, DropReason> {
         | (Protocol::ICMPV6, V6_UNREACHABLE..=V6_PARAMETER_PROBLEM) => Kind::Error,
         _ => Kind::Other,
     })
+}
+
+/// Whether the message that begins here, perhaps cut short, is an echo request or reply. `addr` is one of the packet's: each
+/// family has a protocol of its own.
+#[inline]
+pub fn is_echo(message: &[u8], protocol: Protocol, addr: Addr) -> bool {
+    match (protocol, message.first()) {
+        (Protocol::ICMP, Some(kind)) => addr.is_v4() && matches!(*kind, V4_ECHO_REQUEST | V4_ECHO_REPLY),
+        (Protocol::ICMPV6, Some(kind)) => !addr.is_v4() && matches!(*kind, V6_ECHO_REQUEST | V6_ECHO_REPLY),
+        _ => false,
+    }
 }
 
 /// The type of an echo reply.
