@@ -15,6 +15,7 @@ mod errors;
 mod fragments;
 mod helper;
 mod lost;
+mod npt;
 mod one_packet;
 mod passive;
 mod probe;
@@ -83,7 +84,7 @@ impl Engine {
     pub fn new(config: EngineConfig, snapshot: Arc<Snapshot>) -> Engine {
         let engine = Engine {
             table: FlowTable::new(config.max_flows, config.seed),
-            fragments: Fragments::new(config.seed),
+            fragments: Fragments::new(config.seed, (config.shard, config.shards)),
             traffic: vec![Traffic::default(); snapshot.server_ids()],
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
@@ -115,16 +116,26 @@ impl Engine {
     /// As [`Engine::handle_packet`], for a packet whose `view` the caller has already.
     pub fn handle_parsed(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         buf.truncate(view.len);
-        let verdict = match self.decide(now, buf, view) {
-            // There is no host behind us that would know better.
-            Verdict::Pass if self.snapshot.spec.is_hop => Verdict::Drop(DropReason::NotOurs),
+        let decided = self.decide(now, buf, view);
+        let verdict = match decided {
+            Verdict::Pass => self.pass(now, buf, view),
             verdict => verdict,
         };
         self.stats.count(verdict);
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
-            self.note_first_fragment(now, buf, view, verdict);
+            self.note_first_fragment(now, buf, view, decided);
         }
         verdict
+    }
+
+    /// What is no flow's and no service's.
+    fn pass(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        match self.translate_prefix_at_last(now, buf, view) {
+            Some(verdict) => verdict,
+            // There is no host behind us that would know better.
+            None if self.snapshot.spec.is_hop => Verdict::Drop(DropReason::NotOurs),
+            None => Verdict::Pass,
+        }
     }
 
     fn decide(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
@@ -136,21 +147,30 @@ impl Engine {
         if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
             return Verdict::Drop(DropReason::Martian);
         }
+        if view.fragment.is_some()
+            && let Some(verdict) = self.refuse_fragment(now, view)
+        {
+            return verdict;
+        }
+        if let Some(verdict) = self.translate_prefix(now, buf, view) {
+            return verdict;
+        }
         match (view.transport, view.ports()) {
             (Transport::Tcp(_) | Transport::Udp(_), Some(tuple)) => self.forward(now, buf, view, &tuple),
             (Transport::Later, _) => self.follow_first_fragment(now, buf, view),
             (Transport::Icmp(icmp::Kind::Error), _) => self.translate_error(now, buf, view),
-            _ if !self.is_ours(view.dst) => Verdict::Pass,
-            (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) => {
+            (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) if self.is_ours(view.dst) => {
                 echo::answer(buf, view);
                 Verdict::Reply
             }
+            (Transport::Icmp(kind), Some(tuple)) if self.is_query(kind, &tuple) => self.forward(now, buf, view, &tuple),
+            _ if !self.is_ours(view.dst) && !self.leaves_by_pool(view.src, view.dst) => Verdict::Pass,
             (Transport::Icmp(_), _) => Verdict::Drop(DropReason::UnsupportedIcmp),
             _ => Verdict::Drop(DropReason::UnsupportedProtocol),
         }
     }
 
-    /// A TCP or UDP packet: the flow's translation is replayed; without a flow, one is admitted first.
+    /// A TCP or UDP packet, or an ICMP query or answer to one: the flow's translation is replayed; without a flow, one is admitted first.
     fn forward(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Verdict {
         let found = self.table.lookup(tuple);
         if let Some((id, sender)) = found
@@ -365,6 +385,7 @@ impl Engine {
         assert!(self.held.len() <= self.snapshot.server_ids(), "more servers held down than there are");
         self.helpers.expectations.check_invariants();
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
+        self.fragments.check_invariants();
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }

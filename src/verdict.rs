@@ -165,6 +165,15 @@ drop_reasons! {
     ServersFull = "servers_full",
     /// The flow's server is down: both ends of the connection were sent a RST.
     ServerDown = "server_down",
+    /// A fragment covers bytes of its packet that another one has, or ends it elsewhere (RFC 5722, RFC 1858), or one of the
+    /// same packet did.
+    OverlappingFragment = "overlapping_fragment",
+    /// The packet comes in more fragments than are followed.
+    TooManyFragments = "too_many_fragments",
+    /// The source is a VIP or an address of a pool: nobody but the gateway sends as that.
+    SpoofedSource = "spoofed_source",
+    /// The address has no counterpart in the other prefix (RFC 6296 sections 3.2 and 3.7).
+    NoPrefixMapping = "no_prefix_mapping",
 }
 
 impl DropReason {

@@ -3,10 +3,12 @@
 mod expiry;
 mod fragments;
 mod index;
+mod pieces;
 mod table;
 mod tcp;
 pub mod track;
 
 pub use fragments::{Bounds, Fate, Fragments, Later};
+pub use pieces::{MAX_PIECES, Piece};
 pub use table::{Flow, FlowId, FlowTable, InsertError, Marks, Owner, Sequence};
 pub use tcp::{Sender, TcpState, Trigger, next, next_blind};

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ForwardSpec, Map, MasqueradeSpec, PortRange, ServiceId, SnapshotSpec};
+use super::{ForwardSpec, Map, MasqueradeSpec, Npt, PortRange, ServiceId, SnapshotSpec};
 use crate::service::Method;
 use crate::wire::Addr;
 
@@ -67,6 +67,8 @@ pub struct Masquerade {
     pub spec: MasqueradeSpec,
     /// By family, IPv4 first: the addresses of its pool.
     pub pools: [Vec<PoolId>; 2],
+    /// Another prefix instead of a pool; flows are none of its business.
+    pub npt: Option<Npt>,
     pub state: Arc<InUse>,
 }
 
@@ -86,6 +88,7 @@ pub struct Pools {
     pub live: Vec<Arc<Masquerade>>,
     /// By the number in their ids; `None` where one is free.
     masquerades: Vec<Option<Arc<Masquerade>>>,
+    has_npt: bool,
     pub forwards: Vec<ForwardSpec>,
 }
 
@@ -152,6 +155,18 @@ impl Pools {
         (!masquerade.spec.except.iter().any(|net| net.contains(dst))).then_some(masquerade)
     }
 
+    /// Whether some prefix is translated.
+    #[inline]
+    pub fn has_npt(&self) -> bool {
+        self.has_npt
+    }
+
+    /// The translation whose outside prefix `addr` is of.
+    pub fn npt_of(&self, addr: Addr) -> Option<&Npt> {
+        let all = self.live.iter().filter_map(|masquerade| masquerade.npt.as_ref());
+        all.filter(|npt| npt.outside.contains(addr)).max_by_key(|npt| npt.outside.len)
+    }
+
     /// Whether `addr` is of an inside network.
     pub fn is_inside(&self, addr: Addr) -> bool {
         self.live.iter().any(|masquerade| masquerade.spec.from.iter().any(|net| net.contains(addr)))
@@ -211,7 +226,9 @@ impl Pools {
             pools[usize::from(!address.is_v4())].push(pool);
         }
         let state = old.map(|old| old.state.clone()).unwrap_or_default();
-        let masquerade = Arc::new(Masquerade { id, spec: spec.clone(), pools, state });
+        let npt = spec.prefix.and_then(|outside| Npt::new(*spec.from.first()?, outside));
+        self.has_npt |= npt.is_some();
+        let masquerade = Arc::new(Masquerade { id, spec: spec.clone(), pools, npt, state });
         let at = id.number();
         if self.masquerades.len() <= at {
             self.masquerades.resize_with(at + 1, || None);

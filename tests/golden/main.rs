@@ -15,8 +15,10 @@ mod icmp;
 mod lost;
 mod malformed;
 mod nat;
+mod npt;
 mod one_packet;
 mod one_way;
+mod overlaps;
 mod passive;
 mod probe;
 mod refusal;
@@ -62,6 +64,11 @@ fn icmp_errors() {
 }
 
 #[test]
+fn prefixes() {
+    run(npt::rows);
+}
+
+#[test]
 fn hops() {
     run(hop::rows);
 }
@@ -74,6 +81,11 @@ fn refusals() {
 #[test]
 fn malformed_packets() {
     run(malformed::rows);
+}
+
+#[test]
+fn overlapping_fragments() {
+    run(overlaps::rows);
 }
 
 #[test]
@@ -90,8 +102,18 @@ fn packets_by_themselves() {
 fn every_reason_to_drop_has_a_row() {
     let mut seen = BTreeSet::new();
     for net in [Net::V4, Net::V6] {
-        let all =
-            [nat::rows, ftp::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows, cluster::rows];
+        let all = [
+            nat::rows,
+            ftp::rows,
+            hop::rows,
+            one_way::rows,
+            icmp::rows,
+            refusal::rows,
+            malformed::rows,
+            cluster::rows,
+            npt::rows,
+            overlaps::rows,
+        ];
         for rows in all {
             for row in rows(&net) {
                 if let Verdict::Drop(reason) | Verdict::Refuse(reason) = row.verdict {
