@@ -144,7 +144,7 @@ impl Engine {
         let is_error = matches!(view.transport, Transport::Icmp(icmp::Kind::Error));
         let to_itself = view.src == view.dst
             && !(self.snapshot.is_local(view.dst) || is_error && self.snapshot.is_tunnel_source(view.dst));
-        if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
+        if view.src.is_martian_source() || view.dst.is_martian_destination() || to_itself {
             return Verdict::Drop(DropReason::Martian);
         }
         if view.fragment.is_some()
@@ -160,6 +160,9 @@ impl Engine {
             (Transport::Later, _) => self.follow_first_fragment(now, buf, view),
             (Transport::Icmp(icmp::Kind::Error), _) => self.translate_error(now, buf, view),
             (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) if self.is_ours(view.dst) => {
+                if self.is_spoofed(view.src, view.dst) {
+                    return Verdict::Drop(DropReason::SpoofedSource);
+                }
                 echo::answer(buf, view);
                 Verdict::Reply
             }
@@ -222,6 +225,9 @@ impl Engine {
         view: &View,
         tuple: &Tuple,
     ) -> Result<(FlowId, Sender), Verdict> {
+        if self.is_spoofed(tuple.src, tuple.dst) {
+            return Err(Verdict::Drop(DropReason::SpoofedSource));
+        }
         match self.expected(now, view, tuple) {
             Some(begun) => begun,
             None => self.admit(now, buf, view, tuple).map(|id| (id, Sender::Client)),
@@ -396,6 +402,16 @@ impl Engine {
             clients.prepare(self.config.seed, self.snapshot.spec.limits.persistent_clients);
         }
         self.snapshot.all_servers().for_each(|server| server.note_load());
+    }
+
+    /// Whether nobody but the gateway itself sends as `src`. A server that holds a VIP answers under it (`direct`, `tunnel`),
+    /// and may do so by way of the gateway; but it asks the gateway nothing.
+    pub(crate) fn is_spoofed(&self, src: Addr, dst: Addr) -> bool {
+        let snapshot = &self.snapshot;
+        let is_own = || {
+            snapshot.pools.of(src).is_some() || snapshot.is_vip(src) && (snapshot.is_vip(dst) || snapshot.is_ours(dst))
+        };
+        is_own() && !snapshot.is_local(src)
     }
 
     fn is_ours(&self, addr: Addr) -> bool {

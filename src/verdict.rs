@@ -70,7 +70,8 @@ drop_reasons! {
     TooManyExtensionHeaders = "too_many_extension_headers",
     /// The checksum of an ICMP message, or of the IP header it quotes, is wrong (RFC 5508 REQ-3).
     BadIcmpChecksum = "bad_icmp_checksum",
-    /// The source cannot be one (multicast, loopback, unspecified), the destination is no single host, or both are the same.
+    /// The source cannot be one (multicast, loopback, unspecified), the destination is no single host or the loopback, or both
+    /// are the same.
     Martian = "martian",
     /// The VIP is ours, but no service listens on this port.
     NoService = "no_service",

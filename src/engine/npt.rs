@@ -9,7 +9,7 @@ use crate::forward::refuse::Refusal;
 use crate::service::Unmapped;
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{Addr, PacketBuf, Protocol, Transport, View, decrement_ttl, icmp, ipv6};
+use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, decrement_ttl, icmp, ipv6};
 
 /// Router and neighbour discovery, and redirects: about one link (RFC 4861).
 const ND: std::ops::RangeInclusive<u8> = 133..=137;
@@ -80,6 +80,20 @@ impl Engine {
             decrement_ttl(buf.packet_mut());
         }
         Some(Verdict::Forward)
+    }
+
+    /// What a packet of this tuple becomes that is no flow's; `None`: its prefixes stay.
+    pub(crate) fn foresee_prefix(&self, packet: &Tuple) -> Option<Result<Tuple, DropReason>> {
+        if packet.src.is_v4() {
+            return None;
+        }
+        match self.mapped(packet.src, packet.dst) {
+            Ok(mapped) if mapped.is_nothing() => None,
+            Ok(Mapped { src, dst }) => {
+                Some(Ok(Tuple { src: src.unwrap_or(packet.src), dst: dst.unwrap_or(packet.dst), ..*packet }))
+            }
+            Err(_) => Some(Err(DropReason::NoPrefixMapping)),
+        }
     }
 
     /// The source becomes an outside one where the packet leaves, the destination an inside one where it comes in; both when

@@ -23,6 +23,7 @@ mod passive;
 mod probe;
 mod refusal;
 mod reload;
+mod spoofed;
 mod tcp_states;
 mod tftp;
 
@@ -84,6 +85,11 @@ fn malformed_packets() {
 }
 
 #[test]
+fn spoofed_sources() {
+    run(spoofed::rows);
+}
+
+#[test]
 fn overlapping_fragments() {
     run(overlaps::rows);
 }
@@ -113,6 +119,7 @@ fn every_reason_to_drop_has_a_row() {
             cluster::rows,
             npt::rows,
             overlaps::rows,
+            spoofed::rows,
         ];
         for rows in all {
             for row in rows(&net) {

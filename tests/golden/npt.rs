@@ -1,9 +1,11 @@
 //! NPTv6 (RFC 6296): fd20::/48 goes out as 2001:db8:77::/48, and 2001:db8:88:5::/64 as 2001:db8:99:6::/64.
 
+use crate::support::arbitrary::tuple;
 use crate::support::oracle;
 use crate::support::packet::{ACK, Build, IcmpError, SYN, Transport, echo, icmp_error, tcp, udp};
 use crate::support::world::{self, addr};
 use crate::{Net, Row};
+use gatun::explain::{Explained, explain};
 use gatun::service::{MasqueradeSpec, Network, Npt, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
@@ -250,6 +252,23 @@ fn fragments_go_one_by_one() {
         assert_eq!(sent, sorted);
         assert!(oracle::checksums_are_right(&oracle::reassemble(&sent).expect("all are there")));
     }
+}
+
+#[test]
+fn it_can_be_explained() {
+    let net = Net::V6;
+    let engine = world::engine(Snapshot::build(spec(net), None).expect("valid").into(), 16);
+    let explained = |src, dst| explain(&engine, Instant::ZERO, &tuple(src, dst, 17), 0).outcome;
+    for (inside, outside) in INSIDE {
+        let (inside, outside, remote) = (end(inside, 5000), end(outside, 5000), end(REMOTE, 53));
+        assert_eq!(explained(inside, remote), Explained::Prefix { translated: tuple(outside, remote, 17) });
+        assert_eq!(explained(remote, outside), Explained::Prefix { translated: tuple(remote, inside, 17) });
+    }
+    let server = explained(net.rs(1, 5000), end(REMOTE, 53));
+    let translated = tuple(end("2001:db8:77:cef0::11", 5000), end(REMOTE, 53), 17);
+    assert_eq!(server, Explained::Prefix { translated });
+    let unmapped = explained(end("fd20:0:0:ffff::1", 5), end(REMOTE, 53));
+    assert!(matches!(unmapped, Explained::Dropped { reason: DropReason::NoPrefixMapping, .. }));
 }
 
 #[test]
