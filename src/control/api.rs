@@ -358,6 +358,9 @@ pub struct Drops {
     pub packets: u64,
     /// What the reason means, in a sentence.
     pub meaning: String,
+    /// Something of the gateway's own ran out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shortage: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

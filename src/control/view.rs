@@ -104,6 +104,10 @@ impl Shown<'_> {
             scheduler_flags: scheduler_flags(spec.scheduler_flags),
             persistence: spec.persistence.as_ref().map(persistence),
             one_packet: spec.one_packet,
+            pool: nat::pool_of(spec),
+            proxy_protocol: spec.proxy_protocol.map(|version| version.word().to_owned()),
+            syn_proxy: spec.syn_proxy.word().to_owned(),
+            new_flows_per_second: spec.new_flows_per_second,
         }
     }
 
@@ -296,6 +300,7 @@ pub fn drops(stats: &Stats) -> Vec<api::Drops> {
         reason: reason.word().to_owned(),
         packets: stats.drops(reason),
         meaning: reason.sentence().to_owned(),
+        shortage: reason.is_shortage(),
     };
     DropReason::ALL.iter().map(one).collect()
 }

@@ -1,7 +1,7 @@
 //! Expectations, mappings, masquerades and pools, in the words of the control API.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{bad, listen, prefix, protocol};
 use crate::command::{ExpectationRecord, MappingRecord, PoolRecord};
@@ -9,7 +9,7 @@ use crate::control::api::{self, Fault, FaultCode};
 use crate::flow::Sender;
 use crate::io::Gateway;
 use crate::service::{
-    ForwardSpec, HelperKind, Masquerade, Method, Network, Pool, PoolId, PoolUse, ServiceId, Snapshot,
+    ForwardSpec, HelperKind, Masquerade, Method, Network, Pool, PoolId, PoolUse, ServiceId, ServiceSpec, Snapshot,
 };
 use crate::wire::{Addr, Protocol, Tuple};
 
@@ -172,6 +172,12 @@ fn users(snapshot: &Snapshot) -> HashMap<Addr, Vec<&str>> {
         users.entry(forward.address).or_default().push(&forward.name);
     }
     users
+}
+
+/// The addresses that a service by `fullnat` goes on from.
+pub fn pool_of(spec: &ServiceSpec) -> Vec<IpAddr> {
+    let is_used = spec.all_methods().contains(&Method::Fullnat);
+    spec.pool.addresses.iter().filter(|_| is_used).map(Addr::ip).collect()
 }
 
 fn shown_pool(snapshot: &Snapshot, pool: &Pool, users: &[&str], (in_use, quarantined, size): Use) -> api::Pool {
