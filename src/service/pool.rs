@@ -143,11 +143,6 @@ impl Pools {
         self.masquerades.iter().flatten()
     }
 
-    /// Whether there is nothing to translate sources by.
-    pub fn is_empty(&self) -> bool {
-        self.all.is_empty() && self.masquerades.is_empty() && self.forwards.is_empty()
-    }
-
     /// The masquerade that a packet from `src` to `dst` goes out by, as long as no service takes it: the narrowest network.
     #[inline]
     pub fn masquerade_for(&self, src: Addr, dst: Addr) -> Option<&Arc<Masquerade>> {

@@ -65,23 +65,21 @@ fn masquerade_table(nat: &api::Nat, shown: usize) -> Table {
         ("  NAME", Align::Left),
         ("FROM", Align::Left),
         ("TO", Align::Left),
+        ("FLOWS", Align::Right),
         ("MAPPINGS", Align::Right),
-        ("PORTS USED", Align::Right),
         ("FILTERING", Align::Left),
     ];
     let mut table = Table::new(&columns);
     for masquerade in nat.masquerades.iter().take(shown) {
-        let api::Masquerade { name, from, mappings, filtering, .. } = masquerade;
-        // An address of a masquerade's pool is no other one's.
-        let of = nat.pools.iter().filter(|pool| pool.usage == "masquerade" && pool.users.contains(name));
+        let api::Masquerade { name, from, flows, mappings, filtering, .. } = masquerade;
         let keeps_state = masquerade.prefix.is_none();
         let figure = |figure: u64| if keeps_state { figure.to_string() } else { "-".to_owned() };
         table.row([
             format!("  {name}"),
             few(from),
             to(masquerade),
+            figure(*flows),
             figure(*mappings),
-            figure(of.map(|pool| pool.in_use).sum()),
             if keeps_state { filtering.clone() } else { "none, by prefix".to_owned() },
         ]);
     }
@@ -174,6 +172,7 @@ mod tests {
             filtering: "endpoint".to_owned(),
             helpers: Vec::new(),
             max_mappings: 8192,
+            flows: 23,
             mappings: 17,
         };
         let six = api::Masquerade {
@@ -181,7 +180,6 @@ mod tests {
             from: vec!["fd20::/48".to_owned()],
             to: Vec::new(),
             prefix: Some("2001:db8:20::/48".to_owned()),
-            mappings: 0,
             ..lan.clone()
         };
         let forward = api::Pool { usage: "forward".to_owned(), ..pool(9, 0) };
@@ -205,9 +203,9 @@ mod tests {
     fn the_worst_comes_first() {
         let expected = "
 masquerades
-  NAME  FROM          TO                                       MAPPINGS  PORTS USED  FILTERING
-  lan   10.20.0.0/24  203.0.113.100, 203.0.113.101 and 1 more        17        1750  endpoint
-  six   fd20::/48     2001:db8:20::/48                                -           -  none, by prefix
+  NAME  FROM          TO                                       FLOWS  MAPPINGS  FILTERING
+  lan   10.20.0.0/24  203.0.113.100, 203.0.113.101 and 1 more     23        17  endpoint
+  six   fd20::/48     2001:db8:20::/48                             -         -  none, by prefix
 
 pools
   ADDRESS        FOR              IN USE  QUARANTINE  SIZE   TAKEN

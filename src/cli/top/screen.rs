@@ -325,7 +325,7 @@ DROPPED
         let mut with_nat = status(1.0);
         with_nat.nat = serde_json::from_value(json!({
             "masquerades": [{"name": "lan", "from": [], "except": [], "to": [], "ports": "*", "prefix": null,
-                             "filtering": "endpoint", "helpers": [], "max_mappings": 1, "mappings": 17}],
+                             "filtering": "endpoint", "helpers": [], "max_mappings": 1, "flows": 23, "mappings": 17}],
             "pools": [{"address": "203.0.113.100", "ports": "*", "usage": "masquerade", "users": ["lan"],
                        "user_count": 1, "retired": false, "in_use": 500, "quarantined": 0, "size": 1000}],
             "forwards": [], "quarantine": 5,

@@ -102,7 +102,8 @@ pub struct Masquerade {
     pub helpers: Vec<String>,
     /// Mappings that one inside host may have.
     pub max_mappings: u32,
-    /// Mappings of it, over all shards.
+    /// Over all shards; a mapping may have several flows. Forwarded ports are not counted among mappings.
+    pub flows: u64,
     pub mappings: u64,
 }
 

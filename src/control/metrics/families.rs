@@ -155,11 +155,13 @@ impl Seen {
     fn nat(&self, out: &mut Out<'_>) -> fmt::Result {
         let api::Nat { masquerades, pools, .. } = &self.status.nat;
         // By prefix there is no state, and so nothing to count.
-        let counted = masquerades.iter().filter(|masquerade| masquerade.prefix.is_none());
-        let counted: Samples<'_> =
-            counted.map(|masquerade| (vec![("masquerade", masquerade.name.as_str())], masquerade.mappings)).collect();
+        let counted: Vec<&api::Masquerade> = masquerades.iter().filter(|of| of.prefix.is_none()).collect();
         if !counted.is_empty() {
-            out.gauge("gatun_masquerade_mappings", "Mappings of a masquerade.", counted)?;
+            let of = |value: fn(&api::Masquerade) -> u64| -> Samples<'_> {
+                counted.iter().map(|of| (vec![("masquerade", of.name.as_str())], value(of))).collect()
+            };
+            out.gauge("gatun_masquerade_flows", "Flows of a masquerade.", of(|masquerade| masquerade.flows))?;
+            out.gauge("gatun_masquerade_mappings", "Mappings of a masquerade.", of(|masquerade| masquerade.mappings))?;
         }
         // Nothing but forwarded ports: they are never given away.
         let pools: Vec<(String, &api::Pool)> =

@@ -39,7 +39,7 @@ pub fn html(status: &api::Status) -> String {
     let api::Nat { masquerades, pools, .. } = &status.nat;
     if !masquerades.is_empty() {
         line(&mut page, "<h2>Masquerades</h2>");
-        table(&mut page, &["Masquerade", "From", "To", "Mappings"], masquerades.iter().map(masquerade));
+        table(&mut page, &["Masquerade", "From", "To", "Flows", "Mappings"], masquerades.iter().map(masquerade));
     }
     if !pools.is_empty() {
         line(&mut page, "<h2>Pools</h2>");
@@ -68,11 +68,11 @@ fn server(server: &api::Server) -> Vec<String> {
 }
 
 fn masquerade(masquerade: &api::Masquerade) -> Vec<String> {
-    let api::Masquerade { name, from, to, prefix, mappings, .. } = masquerade;
+    let api::Masquerade { name, from, to, prefix, flows, mappings, .. } = masquerade;
     let pool = || to.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let to = prefix.clone().unwrap_or_else(pool);
-    let mappings = if prefix.is_some() { "-".to_owned() } else { mappings.to_string() };
-    vec![escape(name), from.join(", "), to, mappings]
+    let figure = |figure: &u64| if prefix.is_some() { "-".to_owned() } else { figure.to_string() };
+    vec![escape(name), from.join(", "), to, figure(flows), figure(mappings)]
 }
 
 fn pool(pool: &api::Pool) -> Vec<String> {

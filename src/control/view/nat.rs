@@ -127,16 +127,18 @@ fn end(word: &str) -> Result<End, Fault> {
 
 /// What is configured, and how much of it is in use.
 pub fn nat(gateway: &Gateway, snapshot: &Snapshot) -> api::Nat {
-    if snapshot.pools.is_empty() {
-        return api::Nat { quarantine: snapshot.spec.quarantine.as_secs(), ..api::Nat::default() };
-    }
-    let (sums, users) = (sums(gateway), users(snapshot));
+    let (sums, users) = (sums(gateway, snapshot), users(snapshot));
     let pool = |pool: &Pool| {
         let users = users.get(&pool.address).map_or(&[][..], Vec::as_slice);
         shown_pool(snapshot, pool, users, sums.get(&pool.id).copied().unwrap_or_default())
     };
+    // A mapping has one port of the masquerade's pool; forwarded ports have theirs besides.
+    let mappings = |id: ServiceId| {
+        let of_masquerade = snapshot.pools.iter().filter(|pool| pool.usage == PoolUse::Masquerade(id));
+        of_masquerade.filter_map(|pool| sums.get(&pool.id)).map(|(in_use, ..)| in_use).sum()
+    };
     api::Nat {
-        masquerades: snapshot.pools.live.iter().map(|masquerade| shown_masquerade(masquerade)).collect(),
+        masquerades: snapshot.pools.live.iter().map(|of| shown_masquerade(of, mappings(of.id))).collect(),
         pools: snapshot.pools.iter().map(|of| pool(of)).collect(),
         forwards: snapshot.pools.forwards.iter().map(forward).collect(),
         quarantine: snapshot.spec.quarantine.as_secs(),
@@ -147,8 +149,11 @@ pub fn nat(gateway: &Gateway, snapshot: &Snapshot) -> api::Nat {
 type Use = (u64, u64, u64);
 
 /// Over the shards, one lock at a time.
-fn sums(gateway: &Gateway) -> BTreeMap<PoolId, Use> {
+fn sums(gateway: &Gateway, snapshot: &Snapshot) -> BTreeMap<PoolId, Use> {
     let mut sums: BTreeMap<PoolId, Use> = BTreeMap::new();
+    if snapshot.pools.iter().next().is_none() {
+        return sums;
+    }
     for engine in gateway.shards() {
         for PoolRecord { pool, in_use, quarantined, size, .. } in super::stub::pools(&engine.lock()) {
             let sum = sums.entry(pool).or_default();
@@ -203,7 +208,7 @@ fn shown_pool(snapshot: &Snapshot, pool: &Pool, users: &[&str], (in_use, quarant
     }
 }
 
-fn shown_masquerade(masquerade: &Masquerade) -> api::Masquerade {
+fn shown_masquerade(masquerade: &Masquerade, mappings: u64) -> api::Masquerade {
     let spec = &masquerade.spec;
     let texts = |networks: &[Network]| networks.iter().map(Network::to_string).collect();
     api::Masquerade {
@@ -216,7 +221,8 @@ fn shown_masquerade(masquerade: &Masquerade) -> api::Masquerade {
         filtering: spec.filtering.word().to_owned(),
         helpers: spec.helpers.iter().map(|kind| HelperKind::word(*kind).to_owned()).collect(),
         max_mappings: spec.max_mappings,
-        mappings: masquerade.state.count(),
+        flows: masquerade.state.count(),
+        mappings,
     }
 }
 
