@@ -228,7 +228,14 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         method: server.method,
         available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
     };
-    let translated = forward::plan(service, server, packet).reversed();
+    let reply = match server.method {
+        Method::Fullnat if !alone => engine.foresee_grant(now, service, server, packet),
+        _ => Ok(forward::plan(service, server, packet)),
+    };
+    let translated = match reply {
+        Ok(reply) => reply.reversed(),
+        Err(reason) => return dropped(reason, Some(&service.spec.name)),
+    };
     Explained::Admitted { choice, translated, via: Via::to(server) }
 }
 

@@ -165,6 +165,8 @@ drop_reasons! {
     ServersFull = "servers_full",
     /// The flow's server is down: both ends of the connection were sent a RST.
     ServerDown = "server_down",
+    /// No address of the service's pool has a free port towards the server, and no flow to it may give up its own.
+    PoolExhausted = "pool_exhausted",
 }
 
 impl DropReason {

@@ -4,7 +4,7 @@ use super::Engine;
 use super::lost::Meeting;
 use crate::flow::{FlowId, InsertError, Marks, Owner, Sender, track};
 use crate::forward;
-use crate::service::{Picked, Request, Server, ServerId, Service};
+use crate::service::{Method, Picked, Request, Server, ServerId, Service};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Protocol, Transport, Tuple, View, tcp};
@@ -103,6 +103,9 @@ impl Engine {
             one_way: server.method.is_one_way(),
             marks,
         };
+        if server.method == Method::Fullnat {
+            return self.insert_fullnat(now, service, server, original, owner);
+        }
         let planned = forward::plan(service, server, original);
         let mut reply = planned;
         for attempt in 0..=PORT_ATTEMPTS {

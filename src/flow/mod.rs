@@ -8,5 +8,5 @@ mod tcp;
 pub mod track;
 
 pub use fragments::{Bounds, Fate, Fragments, Later};
-pub use table::{Flow, FlowId, FlowTable, InsertError, Marks, Owner, Sequence};
+pub use table::{Flow, FlowId, FlowTable, InsertError, MAX_PROBES, Marks, Owner, Sequence, Standing};
 pub use tcp::{Sender, TcpState, Trigger, next, next_blind};

@@ -5,6 +5,7 @@
 
 mod direct;
 pub mod echo;
+pub mod fullnat;
 pub mod helper;
 pub mod icmp_error;
 mod nat;

@@ -161,7 +161,7 @@ impl Snapshot {
         self
     }
 
-    /// This snapshot without the retired servers and services that no flow uses any more; `None` while there are none.
+    /// This snapshot without the retired servers, services and pools that no flow uses any more; `None` while there are none.
     /// Flows are forwarded as before, so the generation is the same.
     pub fn tidied(&self) -> Option<Snapshot> {
         let (mut live_services, mut used_services) =
@@ -183,7 +183,8 @@ impl Snapshot {
             !live_services[index] && !used_services[index]
         };
         let empty_service = self.services.iter().flatten().any(empty);
-        if !idle_server && !empty_service {
+        let idle_pool = self.pools.iter().any(|pool| pool.is_idle());
+        if !idle_server && !empty_service && !idle_pool {
             return None;
         }
         let tidied = Snapshot::build(self.spec.clone(), Some(self)).ok()?;

@@ -9,6 +9,7 @@ mod conntrack;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
+mod fullnat;
 mod gateway;
 mod hop;
 mod icmp;
@@ -39,6 +40,11 @@ use support::world::{self, ServiceSpecExt, service};
 #[test]
 fn nat() {
     run(nat::rows);
+}
+
+#[test]
+fn fullnat() {
+    run(fullnat::rows);
 }
 
 #[test]
@@ -90,8 +96,17 @@ fn packets_by_themselves() {
 fn every_reason_to_drop_has_a_row() {
     let mut seen = BTreeSet::new();
     for net in [Net::V4, Net::V6] {
-        let all =
-            [nat::rows, ftp::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows, cluster::rows];
+        let all = [
+            nat::rows,
+            fullnat::rows,
+            ftp::rows,
+            hop::rows,
+            one_way::rows,
+            icmp::rows,
+            refusal::rows,
+            malformed::rows,
+            cluster::rows,
+        ];
         for rows in all {
             for row in rows(&net) {
                 if let Verdict::Drop(reason) | Verdict::Refuse(reason) = row.verdict {
