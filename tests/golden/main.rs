@@ -21,6 +21,8 @@ mod passive;
 mod probe;
 mod refusal;
 mod reload;
+mod rfc_timers;
+mod rfc_tunnel;
 mod tcp_states;
 mod tftp;
 
