@@ -46,6 +46,7 @@ mod passive;
 mod ping;
 mod pmtu;
 mod ports;
+mod proxy_protocol;
 mod real_server;
 mod refused_reload;
 mod reload;

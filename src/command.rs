@@ -72,6 +72,8 @@ pub enum ProbeFault {
     Taken,
     /// There are as many probes as there may be.
     Full,
+    /// The pool of the server's service has no free port for it.
+    NoPort,
 }
 
 /// Places of the flow table that one [`Command::Delete`] looks at.

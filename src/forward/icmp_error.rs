@@ -3,7 +3,8 @@
 //!
 //! An error that comes from the servers' side leaves with the VIP as its source, whoever sent it: the address of a server
 //! or of a router behind the gateway would tell the client nothing (RFC 5508 REQ-5; Linux, `ip_vs_nat_icmp`). An error
-//! from the clients' side keeps its source.
+//! from the clients' side keeps its source, unless the client's own address is translated: then it comes from that of the
+//! pool, the only one that the server has a way to (Linux, `nf_nat_icmp_reply_translation`).
 
 use crate::flow::Sender;
 use crate::verdict::DropReason;
@@ -41,7 +42,10 @@ pub fn translate(
     // The packet was `quoted` when the error arose; its sender knows it by the tuple of the other side.
     let (known_as, outer) = match sender {
         Sender::Server => (*original, Tuple { src: original.dst, dst: original.src, ..outer_tuple(view) }),
-        Sender::Client => (*reply, Tuple { dst: reply.src, ..outer_tuple(view) }),
+        Sender::Client => {
+            let src = if reply.dst == original.src { view.src } else { reply.dst };
+            (*reply, Tuple { src, dst: reply.src, ..outer_tuple(view) })
+        }
     };
     let inner = Rewrite::between(quoted, &known_as);
     let packet = &mut buf.packet_mut()[..view.len];

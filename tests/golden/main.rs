@@ -9,16 +9,20 @@ mod conntrack;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
+mod fullnat;
 mod gateway;
 mod hop;
 mod icmp;
 mod lost;
 mod malformed;
+mod masquerade;
 mod nat;
 mod one_packet;
 mod one_way;
 mod passive;
 mod probe;
+mod proxy_protocol;
+mod rates;
 mod refusal;
 mod reload;
 mod rfc_timers;
@@ -44,8 +48,18 @@ fn nat() {
 }
 
 #[test]
+fn fullnat() {
+    run(fullnat::rows);
+}
+
+#[test]
 fn ftp() {
     run(ftp::rows);
+}
+
+#[test]
+fn proxy_protocol() {
+    run(proxy_protocol::rows);
 }
 
 #[test]
@@ -84,16 +98,37 @@ fn thresholds() {
 }
 
 #[test]
+fn rates() {
+    run(rates::rows);
+}
+
+#[test]
 fn packets_by_themselves() {
     run(one_packet::rows);
+}
+
+#[test]
+fn masquerades() {
+    run(masquerade::rows);
 }
 
 #[test]
 fn every_reason_to_drop_has_a_row() {
     let mut seen = BTreeSet::new();
     for net in [Net::V4, Net::V6] {
-        let all =
-            [nat::rows, ftp::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows, cluster::rows];
+        let all = [
+            nat::rows,
+            fullnat::rows,
+            ftp::rows,
+            hop::rows,
+            one_way::rows,
+            icmp::rows,
+            refusal::rows,
+            malformed::rows,
+            cluster::rows,
+            masquerade::rows,
+            rates::rows,
+        ];
         for rows in all {
             for row in rows(&net) {
                 if let Verdict::Drop(reason) | Verdict::Refuse(reason) = row.verdict {
@@ -106,6 +141,8 @@ fn every_reason_to_drop_has_a_row() {
     seen.insert(DropReason::FragmentTimeout);
     // The engine sees no frames: tests/link has these.
     seen.extend(LINK_REASONS);
+    // A matter of time: see masquerade.rs.
+    seen.insert(DropReason::Unanswered);
     // What became of the server: see lost.rs.
     seen.insert(DropReason::ServerDown);
     // Not a matter of the packet: see one_way.rs.
@@ -331,6 +368,17 @@ impl Net {
     pub fn rs(self, number: u8, port: u16) -> SocketAddr {
         let (v4, v6) = (format!("10.20.0.1{number}"), format!("fd20::1{number}"));
         (self.pick(&v4, &v6), port).into()
+    }
+
+    /// A host behind the gateway that is no server, by number.
+    pub fn inside(self, number: u8, port: u16) -> SocketAddr {
+        let (v4, v6) = (format!("10.20.0.{}", 100 + number), format!("fd20::1:{number:x}"));
+        (self.pick(&v4, &v6), port).into()
+    }
+
+    /// An address of a masquerade's pool.
+    pub fn pool(self, port: u16) -> SocketAddr {
+        (self.pick("203.0.113.100", "2001:db8:f::100"), port).into()
     }
 
     /// A router behind the gateway.

@@ -201,6 +201,7 @@ fn help(counter: &str) -> &'static str {
         "flows_evicted" => "Half-open flows that made room for new ones.",
         "flows_deleted" => "Flows that an operator ended.",
         "flows_reused" => "Flows that ended because a new connection used the same ports.",
+        "ports_reclaimed" => "Finished or unanswered flows that gave up their port of a pool for a new one.",
         "flows_evacuated" => "Flows ended because their server was down or gone.",
         "resets" => "RSTs sent to the ends of such flows.",
         "rst_ignored" => "RSTs that did not fit their flow and did not end it.",
