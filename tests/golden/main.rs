@@ -27,6 +27,8 @@ mod proxy_protocol;
 mod rates;
 mod refusal;
 mod reload;
+mod rfc_timers;
+mod rfc_tunnel;
 mod spoofed;
 mod tcp_states;
 mod tftp;
