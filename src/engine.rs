@@ -54,6 +54,8 @@ pub use shard::{Sharding, client_between, place_between, place_of, shard_of};
 const MAX_ROUNDS: usize = 3;
 /// Flows that one call of [`Engine::handle_timeout`] looks at, at most.
 const SWEEP: usize = 4096;
+/// Ports that may be in quarantine at a time, however few flows there may be.
+const MIN_QUARANTINE: usize = 1 << 16;
 /// Events kept for a watcher that does not take them.
 const MAX_EVENTS: usize = 65_536;
 
@@ -115,7 +117,7 @@ impl Engine {
                 (config.shard, config.shards),
                 config.seed,
                 config.max_flows + MAX_PROBES,
-                config.max_flows,
+                config.max_flows.max(MIN_QUARANTINE),
             ),
             held: Vec::new(),
             watched: false,
