@@ -15,6 +15,7 @@ mod errors;
 mod fragments;
 mod helper;
 mod lost;
+mod mappings;
 mod masquerade;
 mod one_packet;
 mod passive;
@@ -40,9 +41,10 @@ use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, tcp};
 pub(crate) use admit::request;
 pub(crate) use lost::Fate;
 use lost::Meeting;
+pub use mappings::ForeseenMapping;
 use masquerade::is_masqueraded;
 use passive::Held;
-pub use shard::{Sharding, client_between, place_between, place_of, shard_of};
+pub use shard::{Sharding, client_between, place_between, place_of, place_of_port, shard_of};
 
 /// Flows that one call of [`Engine::handle_timeout`] looks at, at most.
 const SWEEP: usize = 4096;

@@ -99,6 +99,11 @@ impl PortSet {
         self.size
     }
 
+    /// Whether this port is free; those of others are not.
+    pub fn is_free(&self, port: u16) -> bool {
+        self.place(port).is_some_and(|place| self.is_set(place))
+    }
+
     /// Takes a free port; `random` decides which. `None`: there is none.
     pub fn take(&mut self, want: Want, random: u64) -> Option<u16> {
         let word = self.word_with(want, random)?;
@@ -110,14 +115,14 @@ impl PortSet {
 
     /// Takes this port; `false`: it is not free, or not one of these.
     pub fn take_this(&mut self, port: u16) -> bool {
-        let Some(place) = self.place(port).filter(|place| self.is_free(*place)) else { return false };
+        let Some(place) = self.place(port).filter(|place| self.is_set(*place)) else { return false };
         self.clear(place);
         true
     }
 
     /// Gives a port back. `false`: it is none of these, or was not taken.
     pub fn give(&mut self, port: u16) -> bool {
-        let Some(place) = self.place(port).filter(|place| !self.is_free(*place)) else { return false };
+        let Some(place) = self.place(port).filter(|place| !self.is_set(*place)) else { return false };
         self.set(place);
         true
     }
@@ -141,7 +146,7 @@ impl PortSet {
         Some(at * 64 + nth_set(bits, (random >> 16) as u32 % bits.count_ones()))
     }
 
-    fn is_free(&self, place: usize) -> bool {
+    fn is_set(&self, place: usize) -> bool {
         self.free[place / 64] >> (place % 64) & 1 != 0
     }
 
