@@ -15,6 +15,7 @@ mod errors;
 mod fragments;
 mod helper;
 mod lost;
+mod masquerade;
 mod npt;
 mod one_packet;
 mod passive;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
 use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, Marks, Sender, track};
+use crate::forward::masquerade::Mappings;
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo};
 use crate::service::{Method, ServerId, ServiceId, Snapshot};
@@ -39,6 +41,7 @@ use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, tcp};
 pub(crate) use admit::request;
 pub(crate) use lost::Fate;
 use lost::Meeting;
+use masquerade::is_masqueraded;
 use passive::Held;
 pub use shard::{Sharding, client_between, place_between, place_of, shard_of};
 
@@ -72,6 +75,7 @@ pub struct Engine {
     random: u64,
     released: VecDeque<PacketBuf>,
     helpers: helper::Helpers,
+    mappings: Mappings,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
     held: Vec<Held>,
@@ -90,6 +94,7 @@ impl Engine {
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
+            mappings: Mappings::new(config.max_flows, config.shard, config.shards, config.seed),
             alone: None,
             held: Vec::new(),
             watched: false,
@@ -125,7 +130,10 @@ impl Engine {
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
             self.note_first_fragment(now, buf, view, decided);
         }
-        verdict
+        match verdict {
+            Verdict::Elsewhere(shard) if shard == self.config.shard => self.come_in_again(now, buf),
+            verdict => verdict,
+        }
     }
 
     /// What is no flow's and no service's.
@@ -143,6 +151,7 @@ impl Engine {
         // own address of servers that it cannot reach; everybody else's packet to itself is forged.
         let is_error = matches!(view.transport, Transport::Icmp(icmp::Kind::Error));
         let to_itself = view.src == view.dst
+            && !buf.is_turned
             && !(self.snapshot.is_local(view.dst) || is_error && self.snapshot.is_tunnel_source(view.dst));
         if view.src.is_martian_source() || view.dst.is_martian_destination() || to_itself {
             return Verdict::Drop(DropReason::Martian);
@@ -181,6 +190,13 @@ impl Engine {
         {
             return self.answer_probe(now, buf, view, id, sender);
         }
+        // Between two addresses of pools there is nothing but what the gateway itself has turned back.
+        if let Some((id, Sender::Server)) = found
+            && self.table.flow(id).owner.marks.has(Marks::HAIRPIN)
+            && !buf.is_turned
+        {
+            return Verdict::Drop(DropReason::SpoofedSource);
+        }
         let known = found.map(|(id, sender)| (id, sender, self.meet(now, id, sender, view)));
         let (id, sender, change) = match known {
             Some((id, sender, Meeting::GoesOn)) => (id, sender, FlowChange::Update),
@@ -191,7 +207,8 @@ impl Engine {
             },
         };
         if view.ttl <= 1 {
-            let vip = self.table.flow(id).original().dst;
+            let flow = self.table.flow(id);
+            let vip = if is_masqueraded(flow) { flow.reply().dst } else { flow.original().dst };
             return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
         }
         if self.table.flow(id).owner.marks.has(Marks::HELPED) {
@@ -214,10 +231,14 @@ impl Engine {
         self.track(now, id, sender, view, change);
         let flow = self.table.flow(id);
         let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
-        self.act(now, buf, view, &action, server)
+        let turns_to = self.turns_to(flow, sender);
+        match (self.act(now, buf, view, &action, server), turns_to) {
+            (Verdict::Forward, Some(shard)) => self.turn(buf, shard),
+            (verdict, _) => verdict,
+        }
     }
 
-    /// A packet without a flow: a helper expects it, or it is for a service.
+    /// A packet without a flow: a helper expects it, a masquerade takes it out or in, or it is for a service.
     fn begin(
         &mut self,
         now: Instant,
@@ -225,10 +246,13 @@ impl Engine {
         view: &View,
         tuple: &Tuple,
     ) -> Result<(FlowId, Sender), Verdict> {
-        if self.is_spoofed(tuple.src, tuple.dst) {
+        if !buf.is_turned && self.is_spoofed(tuple.src, tuple.dst) {
             return Err(Verdict::Drop(DropReason::SpoofedSource));
         }
-        match self.expected(now, view, tuple) {
+        if let Some(begun) = self.expected(now, view, tuple) {
+            return begun;
+        }
+        match self.masqueraded(now, buf, view, tuple) {
             Some(begun) => begun,
             None => self.admit(now, buf, view, tuple).map(|id| (id, Sender::Client)),
         }
@@ -276,6 +300,7 @@ impl Engine {
         }
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
+        self.mappings.release(now, SWEEP);
         self.raise_held(now);
         let mut budget = SWEEP;
         self.snapshot.persisted().iter().for_each(|clients| clients.expire(now, &mut budget));
@@ -309,6 +334,7 @@ impl Engine {
                 self.forget_reused_ids(&snapshot);
                 self.snapshot = snapshot;
                 self.settle();
+                self.mappings.settle(&self.snapshot.pools);
                 let bounds = self.fragment_bounds();
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
@@ -390,6 +416,8 @@ impl Engine {
         assert!(self.alone.is_none(), "a fragment's fate was not noted");
         assert!(self.held.len() <= self.snapshot.server_ids(), "more servers held down than there are");
         self.helpers.expectations.check_invariants();
+        self.mappings.check_invariants();
+        self.check_mappings();
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
         self.fragments.check_invariants();
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
@@ -421,6 +449,9 @@ impl Engine {
     /// Notes what a packet means for its flow.
     fn track(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View, change: FlowChange) {
         let flow = self.table.flow(id);
+        if is_masqueraded(flow) {
+            return self.track_masqueraded(now, id, sender, view, change);
+        }
         let (server, was_unanswered) = (flow.owner.server, flow.is_unanswered());
         let believed = match &view.transport {
             Transport::Tcp(segment) if segment.has(tcp::RST) => track::rst_is_plausible(flow, sender, segment),
@@ -498,6 +529,9 @@ impl Engine {
         let flow = self.table.remove(id);
         if flow.owner.marks.has(Marks::HELPED) {
             self.helpers.forget(id);
+        }
+        if is_masqueraded(&flow) {
+            return self.end_masqueraded(now, &flow);
         }
         // A probe is no load.
         if flow.is_probe() {

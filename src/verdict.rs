@@ -166,6 +166,16 @@ drop_reasons! {
     ServersFull = "servers_full",
     /// The flow's server is down: both ends of the connection were sent a RST.
     ServerDown = "server_down",
+    /// No address of the pool has a free port: none towards the server, or the inside host's one has none left.
+    PoolExhausted = "pool_exhausted",
+    /// The inside host has as many mappings as it may have (max_mappings).
+    SourceLimit = "source_limit",
+    /// The address is a pool's, but nobody inside has the port, or nobody who talks to anybody.
+    NoMapping = "no_mapping",
+    /// The inside host has not sent to whom the packet comes from, and the masquerade's filtering asks for that.
+    Filtered = "filtered",
+    /// Somebody outside begins more flows with an inside host than that answers.
+    Unanswered = "unanswered",
     /// A fragment covers bytes of its packet that another one has, or ends it elsewhere (RFC 5722, RFC 1858), or one of the
     /// same packet did.
     OverlappingFragment = "overlapping_fragment",

@@ -19,9 +19,11 @@ impl Engine {
     pub(super) fn meet(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View) -> Meeting {
         if let Transport::Tcp(segment) = &view.transport
             && segment.has(tcp::SYN)
-            && self.is_start(now, id, sender, segment)
         {
-            return Meeting::Anew;
+            if self.is_start(now, id, sender, segment) {
+                return Meeting::Anew;
+            }
+            self.renew_masqueraded(now, id, sender, segment);
         }
         let server = ServerId(self.table.flow(id).owner.server);
         if self.snapshot.server(server).is_some_and(|server| !server.state.is_up()) {

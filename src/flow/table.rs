@@ -424,6 +424,19 @@ impl FlowTable {
         result
     }
 
+    /// As [`FlowTable::refresh`], for a packet that keeps the flow alive only if it makes it another kind of flow.
+    pub fn note<T>(&mut self, now: Instant, id: FlowId, timeouts: &Timeouts, change: impl FnOnce(&mut Flow) -> T) -> T {
+        let flow = &mut self.flows[id.0 as usize];
+        let before = (flow.class(), flow.tcp_state);
+        let result = change(flow);
+        if before != (flow.class(), flow.tcp_state) {
+            flow.seen = now;
+            self.unlink(id.0);
+            self.link(now, id.0, timeouts);
+        }
+        result
+    }
+
     /// Sets a mark.
     pub fn mark(&mut self, id: FlowId, mark: Marks) {
         let owner = &mut self.flows[id.0 as usize].owner;

@@ -7,6 +7,7 @@ mod direct;
 pub mod echo;
 pub mod helper;
 pub mod icmp_error;
+pub mod masquerade;
 mod nat;
 pub mod ports;
 pub mod receive;

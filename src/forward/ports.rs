@@ -75,6 +75,20 @@ impl PortSet {
         set
     }
 
+    /// Without a port.
+    pub fn empty() -> PortSet {
+        PortSet {
+            range: PortRange { first: 1, last: 0 },
+            shard: 0,
+            shards: 1,
+            first_pair: 0,
+            free: Box::default(),
+            words: Default::default(),
+            left: 0,
+            size: 0,
+        }
+    }
+
     /// Ports that are free.
     pub fn left(&self) -> u32 {
         self.left
@@ -155,7 +169,13 @@ impl PortSet {
         ((usize::from(self.first_pair) + place / 2 * usize::from(self.shards)) * 2 + place % 2) as u16
     }
 
-    fn place(&self, port: u16) -> Option<usize> {
+    /// How many places there are.
+    pub fn places(&self) -> usize {
+        self.free.len() * 64
+    }
+
+    /// Where a port of the set stands among all of them: a number below [`PortSet::places`].
+    pub fn place(&self, port: u16) -> Option<usize> {
         if !self.range.contains(port) || owner_of_port(port, self.shards) != self.shard {
             return None;
         }

@@ -19,6 +19,10 @@ const TOS: u8 = 0xc0;
 pub enum Refusal {
     /// A RST for TCP, port unreachable for anything else.
     Closed,
+    /// A port unreachable, for TCP as well.
+    PortUnreachable,
+    /// It is not allowed to go on: communication administratively prohibited.
+    Prohibited,
     /// The TTL or hop limit ended here.
     TimeExceeded,
     /// The server cannot be reached.
@@ -52,8 +56,10 @@ pub fn refuse(buf: &mut PacketBuf, view: &View, refusal: Refusal, from: Addr) ->
         // The pointer is the first byte of the field that it stands in, or in ICMPv6 the whole.
         (Refusal::ParameterProblem { pointer }, true) => (icmp::V4_PARAMETER_PROBLEM, 0, u32::from(pointer) << 24),
         (Refusal::ParameterProblem { pointer }, false) => (icmp::V6_PARAMETER_PROBLEM, 0, u32::from(pointer)),
-        (Refusal::Closed, true) => (icmp::V4_UNREACHABLE, icmp::V4_PORT_UNREACHABLE, 0),
-        (Refusal::Closed, false) => (icmp::V6_UNREACHABLE, icmp::V6_PORT_UNREACHABLE, 0),
+        (Refusal::Closed | Refusal::PortUnreachable, true) => (icmp::V4_UNREACHABLE, icmp::V4_PORT_UNREACHABLE, 0),
+        (Refusal::Closed | Refusal::PortUnreachable, false) => (icmp::V6_UNREACHABLE, icmp::V6_PORT_UNREACHABLE, 0),
+        (Refusal::Prohibited, true) => (icmp::V4_UNREACHABLE, icmp::V4_PROHIBITED, 0),
+        (Refusal::Prohibited, false) => (icmp::V6_UNREACHABLE, icmp::V6_PROHIBITED, 0),
         (Refusal::TimeExceeded, true) => (icmp::V4_TIME_EXCEEDED, 0, 0),
         (Refusal::TimeExceeded, false) => (icmp::V6_TIME_EXCEEDED, 0, 0),
         (Refusal::HostUnreachable, true) => (icmp::V4_UNREACHABLE, icmp::V4_HOST_UNREACHABLE, 0),

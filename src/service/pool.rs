@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{ForwardSpec, Map, MasqueradeSpec, Npt, PortRange, ServiceId, SnapshotSpec};
 use crate::service::Method;
-use crate::wire::Addr;
+use crate::wire::{Addr, Protocol};
 
 /// Names an address of a pool for as long as a flow uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,6 +90,9 @@ pub struct Pools {
     masquerades: Vec<Option<Arc<Masquerade>>>,
     has_npt: bool,
     pub forwards: Vec<ForwardSpec>,
+    /// Which of them concern an outside address, and which an inside one.
+    forwards_of: Map<Addr, Vec<usize>>,
+    forwards_to: Map<Addr, Vec<usize>>,
 }
 
 impl Pools {
@@ -110,7 +113,9 @@ impl Pools {
                 }
             }
         }
-        for forward in &spec.forwards {
+        for (at, forward) in spec.forwards.iter().enumerate() {
+            pools.forwards_of.entry(forward.address).or_default().push(at);
+            pools.forwards_to.entry(forward.to).or_default().push(at);
             if pools.of(forward.address).is_none_or(|pool| pool.is_retired) {
                 pools.admit(forward.address, forward.ports, PoolUse::Forward, previous);
             }
@@ -170,6 +175,42 @@ impl Pools {
     /// Whether `addr` is of an inside network.
     pub fn is_inside(&self, addr: Addr) -> bool {
         self.live.iter().any(|masquerade| masquerade.spec.from.iter().any(|net| net.contains(addr)))
+    }
+
+    /// Whether nothing is translated to, or by, an address of a pool.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.by_address.is_empty()
+    }
+
+    /// The inside endpoint that a forwarded port of an outside address leads to.
+    #[inline]
+    pub fn forward_to(&self, (address, port): (Addr, u16), protocol: Protocol) -> Option<(Addr, u16)> {
+        if self.forwards.is_empty() {
+            return None;
+        }
+        let forwards = self.forwards_of.get(&address)?.iter().map(|at| &self.forwards[*at]);
+        forwards
+            .filter(|forward| forward.protocols.list().contains(&protocol))
+            .find_map(|forward| forward.inside_of(port))
+    }
+
+    /// The outside endpoint that an inside one goes out by, since its port is forwarded: the first one configured.
+    #[inline]
+    pub fn forward_from(&self, (address, port): (Addr, u16), protocol: Protocol) -> Option<(Addr, u16)> {
+        if self.forwards.is_empty() {
+            return None;
+        }
+        let forwards = self.forwards_to.get(&address)?.iter().map(|at| &self.forwards[*at]);
+        forwards
+            .filter(|forward| forward.protocols.list().contains(&protocol))
+            .find_map(|forward| forward.outside_of(port))
+    }
+
+    /// Whether ports are forwarded to `addr`.
+    #[inline]
+    pub fn is_forwarded_to(&self, addr: Addr) -> bool {
+        !self.forwards.is_empty() && self.forwards_to.contains_key(&addr)
     }
 
     fn keep(&mut self, previous: &Pools) {
@@ -245,6 +286,9 @@ impl ServiceId {
     pub const fn is_masquerade(self) -> bool {
         self.0 & ServiceId::MASQUERADE.0 != 0
     }
+
+    /// In place of a masquerade's, of flows by a forwarded port of an address that is no masquerade's.
+    pub const FORWARD: ServiceId = ServiceId(u32::MAX);
 
     /// The number without what tells a masquerade from a service.
     pub const fn number(self) -> usize {

@@ -18,6 +18,8 @@ pub const V4_PARAMETER_PROBLEM: u8 = 12;
 // Codes of [`V4_UNREACHABLE`].
 pub const V4_HOST_UNREACHABLE: u8 = 1;
 pub const V4_PORT_UNREACHABLE: u8 = 3;
+/// Communication administratively prohibited (RFC 1812 section 5.2.7.1).
+pub const V4_PROHIBITED: u8 = 13;
 pub const V4_FRAGMENTATION_NEEDED: u8 = 4;
 pub const V4_SOURCE_ROUTE_FAILED: u8 = 5;
 
@@ -30,6 +32,8 @@ pub const V6_ECHO_REPLY: u8 = 129;
 // Codes of [`V6_UNREACHABLE`].
 pub const V6_ADDRESS_UNREACHABLE: u8 = 3;
 pub const V6_PORT_UNREACHABLE: u8 = 4;
+/// The same of ICMPv6 (RFC 4443 section 3.1).
+pub const V6_PROHIBITED: u8 = 1;
 /// Code of [`V6_PARAMETER_PROBLEM`]: the next header is none that the receiver knows.
 pub const V6_UNKNOWN_NEXT_HEADER: u8 = 1;
 

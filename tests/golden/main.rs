@@ -14,6 +14,7 @@ mod hop;
 mod icmp;
 mod lost;
 mod malformed;
+mod masquerade;
 mod nat;
 mod npt;
 mod one_packet;
@@ -21,6 +22,7 @@ mod one_way;
 mod overlaps;
 mod passive;
 mod probe;
+mod queries;
 mod refusal;
 mod reload;
 mod spoofed;
@@ -85,6 +87,11 @@ fn malformed_packets() {
 }
 
 #[test]
+fn icmp_through_masquerades() {
+    run(queries::rows);
+}
+
+#[test]
 fn spoofed_sources() {
     run(spoofed::rows);
 }
@@ -105,6 +112,11 @@ fn packets_by_themselves() {
 }
 
 #[test]
+fn masquerades() {
+    run(masquerade::rows);
+}
+
+#[test]
 fn every_reason_to_drop_has_a_row() {
     let mut seen = BTreeSet::new();
     for net in [Net::V4, Net::V6] {
@@ -119,7 +131,9 @@ fn every_reason_to_drop_has_a_row() {
             cluster::rows,
             npt::rows,
             overlaps::rows,
+            queries::rows,
             spoofed::rows,
+            masquerade::rows,
         ];
         for rows in all {
             for row in rows(&net) {
@@ -133,6 +147,8 @@ fn every_reason_to_drop_has_a_row() {
     seen.insert(DropReason::FragmentTimeout);
     // The engine sees no frames: tests/link has these.
     seen.extend(LINK_REASONS);
+    // A matter of time: see masquerade.rs.
+    seen.insert(DropReason::Unanswered);
     // What became of the server: see lost.rs.
     seen.insert(DropReason::ServerDown);
     // Not a matter of the packet: see one_way.rs.
@@ -358,6 +374,17 @@ impl Net {
     pub fn rs(self, number: u8, port: u16) -> SocketAddr {
         let (v4, v6) = (format!("10.20.0.1{number}"), format!("fd20::1{number}"));
         (self.pick(&v4, &v6), port).into()
+    }
+
+    /// A host behind the gateway that is no server, by number.
+    pub fn inside(self, number: u8, port: u16) -> SocketAddr {
+        let (v4, v6) = (format!("10.20.0.{}", 100 + number), format!("fd20::1:{number:x}"));
+        (self.pick(&v4, &v6), port).into()
+    }
+
+    /// An address of a masquerade's pool.
+    pub fn pool(self, port: u16) -> SocketAddr {
+        (self.pick("203.0.113.100", "2001:db8:f::100"), port).into()
     }
 
     /// A router behind the gateway.
