@@ -242,6 +242,13 @@ impl Engine {
         {
             return self.answer_probe(now, buf, view, id, sender);
         }
+        // Between two addresses of pools there is nothing but what the gateway itself has turned back.
+        if let Some((id, Sender::Server)) = found
+            && self.table.flow(id).owner.marks.has(Marks::HAIRPIN)
+            && !buf.is_turned
+        {
+            return Verdict::Drop(DropReason::SpoofedSource);
+        }
         let known = found.map(|(id, sender)| (id, sender, self.meet(now, id, sender, view)));
         let (id, sender, change) = match known {
             Some((id, sender, Meeting::GoesOn)) => (id, sender, FlowChange::Update),

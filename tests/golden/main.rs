@@ -24,6 +24,7 @@ mod overlaps;
 mod passive;
 mod probe;
 mod proxy_protocol;
+mod queries;
 mod rates;
 mod refusal;
 mod reload;
@@ -101,6 +102,11 @@ fn malformed_packets() {
 }
 
 #[test]
+fn icmp_through_masquerades() {
+    run(queries::rows);
+}
+
+#[test]
 fn spoofed_sources() {
     run(spoofed::rows);
 }
@@ -148,6 +154,7 @@ fn every_reason_to_drop_has_a_row() {
             rates::rows,
             npt::rows,
             overlaps::rows,
+            queries::rows,
             spoofed::rows,
         ];
         for rows in all {
