@@ -55,14 +55,19 @@ impl Engine {
             return None;
         }
         let (expectation, server) = self.announced(now, tuple)?;
+        let by = self.announcer(&expectation).map(Flow::original);
+        Some((expectation, server, by))
+    }
+
+    /// The flow that announced it, if that goes on.
+    pub(super) fn announcer(&self, expectation: &Expectation) -> Option<&Flow> {
         // Its number may have become another flow's.
         let is_it = |flow: &&Flow| {
             flow.owner.marks.has(Marks::HELPED)
                 && flow.owner.server == expectation.owner.server
                 && flow.original().src == expectation.client
         };
-        let by = self.table.known(expectation.by).filter(is_it).map(Flow::original);
-        Some((expectation, server, by))
+        self.table.known(expectation.by).filter(is_it)
     }
 
     /// Original and reply tuple of the flow that begins with a packet of this tuple, if it can.

@@ -7,14 +7,15 @@ use siphasher::sip::SipHasher13;
 
 use super::admit::next_random;
 use super::{Engine, EngineConfig};
-use crate::flow::{FlowId, Sender, track};
+use crate::command::ExpectationRecord;
+use crate::flow::{Flow, FlowId, Sender, track};
 use crate::forward::helper::expect::{Expectation, Expectations};
 use crate::forward::helper::sequence::distance;
 use crate::forward::helper::{self, Desk, Session};
-use crate::service::ServiceId;
+use crate::service::{HelperKind, Method, ServerId, ServiceId};
 use crate::time::Instant;
 use crate::verdict::DropReason;
-use crate::wire::{PacketBuf, Transport, View, segment, tcp};
+use crate::wire::{PacketBuf, Protocol, Transport, View, segment, tcp};
 
 /// Connections that are read at a time, per shard; and no more than a quarter of its flows. One takes less than a kilobyte,
 /// with lines that wait up to five.
@@ -45,6 +46,54 @@ impl Engine {
     /// Flows that helpers have announced and that have not begun, the oldest first.
     pub fn expectations(&self) -> impl Iterator<Item = &Expectation> {
         self.helpers.expectations.iter()
+    }
+
+    /// A slice of them: at most `max` from `cursor` on (0 to start), and where to go on, `None` at the end. None is returned
+    /// twice.
+    pub fn expected_flows(&self, now: Instant, cursor: u64, max: usize) -> (Vec<ExpectationRecord>, Option<u64>) {
+        let mut records = Vec::new();
+        for (number, expectation) in self.helpers.expectations.from(cursor) {
+            if records.len() == max {
+                return (records, Some(number));
+            }
+            // What is over is forgotten when time is next let pass.
+            if expectation.deadline > now {
+                records.push(self.expectation_record(now, expectation));
+            }
+        }
+        (records, None)
+    }
+
+    fn expectation_record(&self, now: Instant, expectation: &Expectation) -> ExpectationRecord {
+        let Expectation { key, opener, owner, client, vip, deadline, .. } = *expectation;
+        let service = ServiceId(owner.service);
+        ExpectationRecord {
+            shard: self.config.shard,
+            protocol: key.protocol,
+            src: key.src,
+            dst: key.dst,
+            dport: key.dport,
+            opener,
+            by: self.announcer(expectation).map(Flow::original),
+            client,
+            vip,
+            service,
+            server: ServerId(owner.server),
+            method: Method::numbered(owner.method),
+            helper: self.helper_of(service, key.protocol),
+            remaining: deadline - now,
+        }
+    }
+
+    /// What announces flows of this protocol in the name of a service or masquerade.
+    fn helper_of(&self, service: ServiceId, announced: Protocol) -> Option<HelperKind> {
+        match self.snapshot.pools.masquerade(service) {
+            Some(masquerade) => {
+                let kinds = masquerade.spec.helpers.iter().copied();
+                kinds.into_iter().find(|kind| kind.protocol() == announced)
+            }
+            None => self.snapshot.service(service)?.spec.helper,
+        }
     }
 
     /// What `sender`'s number `seq` is to the other end, as far as the flow's helper goes.

@@ -3,7 +3,7 @@
 
 use super::Engine;
 use crate::command::FlowChange;
-use crate::flow::{FlowId, Lead, Marks, Sender, Shift};
+use crate::flow::{FlowId, Lead, Marks, Scale, Sender, Shift, track};
 use crate::forward::helper::Outcome;
 use crate::forward::proxy_protocol::Header;
 use crate::forward::shift;
@@ -15,6 +15,22 @@ use crate::wire::{PacketBuf, Protocol, Transport, View, icmp, segment};
 impl Engine {
     /// A packet of a flow that is helped or shifted: as any other, but for that.
     pub(super) fn forward_altered(
+        &mut self,
+        now: Instant,
+        buf: &mut PacketBuf,
+        view: &View,
+        id: FlowId,
+        sender: Sender,
+        change: FlowChange,
+    ) -> Verdict {
+        if self.table.shift(id).is_opening {
+            return self.forward_opening(now, buf, view, id, sender);
+        }
+        self.alter(now, buf, view, id, sender, change)
+    }
+
+    /// As [`Engine::forward_altered`], of a flow that is open, and of what the gateway itself sends to open it.
+    pub(super) fn alter(
         &mut self,
         now: Instant,
         buf: &mut PacketBuf,
@@ -62,6 +78,12 @@ impl Engine {
         let lead = header.as_ref().map(Header::bytes).unwrap_or_default();
         // A helper may have changed it.
         let view = View::parse(buf.packet())?;
+        if let Transport::Tcp(header) = &view.transport
+            && track::renews(flow, Sender::Client, header)
+        {
+            // The ends of another connection hear of each other's scale by themselves.
+            shift.scale = Scale::default();
+        }
         let is_longer = shift::to_server(buf, &view, &mut shift, lead)?;
         if shift != before {
             self.table.set_shift(id, shift);

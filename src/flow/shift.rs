@@ -10,6 +10,10 @@
 //! * `server`: the server's sequence numbers are so much higher for the client (mod 2^32), because the gateway has answered
 //!   the client's SYN in the server's name, with a number of its own.
 //! * `time`: so much higher are the server's timestamps (RFC 7323) for the client, for the same reason.
+//! * `scale`: what windows mean, where the gateway had to say so before it knew what the server would say.
+//!
+//! While the server has not answered yet, the flow `is_opening`: `server` and `time` are then the numbers that the gateway has
+//! answered with, and nothing is brought from one end to the other by this record.
 //!
 //! Flow records, and all that goes by them, count as the client does: what comes from the server is brought to the client's
 //! numbers before anything else is done with it, and what goes to the server is brought to the server's last of all.
@@ -39,6 +43,37 @@ pub struct Shift {
     pub server: u32,
     /// What the server's timestamps gain towards the client.
     pub time: u32,
+    pub scale: Scale,
+    /// The gateway has answered the client in the server's name, and the server has not answered yet.
+    pub is_opening: bool,
+}
+
+/// By how many bits windows are shifted (RFC 7323 section 2) for the other end, besides what that believes in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scale {
+    /// The client's, to the left, 0 to 14.
+    pub client: u8,
+    /// The server's, to the left, or to the right where it is negative: -7 to 7.
+    pub server: i8,
+}
+
+impl Scale {
+    /// A window field of the client's as the server takes it.
+    pub fn to_server(self, window: u16) -> u16 {
+        scaled(window, self.client.min(14) as i8)
+    }
+
+    /// A window field of the server's as the client takes it: never more than it was.
+    pub fn to_client(self, window: u16) -> u16 {
+        scaled(window, self.server)
+    }
+}
+
+fn scaled(window: u16, bits: i8) -> u16 {
+    match u32::from(bits.unsigned_abs()).min(15) {
+        right if bits < 0 => window >> right,
+        left => u16::try_from(u32::from(window) << left).unwrap_or(u16::MAX),
+    }
 }
 
 /// Bytes that the gateway puts in front of the client's.
@@ -156,14 +191,25 @@ impl Shift {
     /// As four words: of memory that is zero nobody has to write any.
     pub(super) fn words(self) -> [u32; 4] {
         let Lead { len, form, stage, at } = self.lead;
-        [at, self.server, self.time, u32::from(len) << 16 | u32::from(form) << 8 | stage as u32]
+        let Scale { client, server } = self.scale;
+        // A client's scale of 15 there is not, nor a server's of -8.
+        let windows = match (self.is_opening, self.scale == Scale::default()) {
+            (true, _) => 0x0f,
+            (false, true) => 0,
+            (false, false) => (server.clamp(-7, 7) + 8) as u8 * 16 + client.min(14),
+        };
+        [at, self.server, self.time, u32::from_be_bytes([windows, len, form, stage as u8])]
     }
 
     pub(super) fn from_words([at, server, time, rest]: [u32; 4]) -> Shift {
-        let [_, len, form, stage] = rest.to_be_bytes();
+        let [windows, len, form, stage] = rest.to_be_bytes();
+        let scale = match windows / 16 {
+            0 => Scale::default(),
+            server => Scale { client: windows % 16, server: server as i8 - 8 },
+        };
         let stages = [Stage::Unplaced, Stage::Placed, Stage::Sent, Stage::Done];
         let stage = stages.get(usize::from(stage)).copied().unwrap_or_default();
-        Shift { lead: Lead { len, form, stage, at }, server, time }
+        Shift { lead: Lead { len, form, stage, at }, server, time, scale, is_opening: windows == 0x0f }
     }
 }
 
@@ -178,7 +224,7 @@ mod tests {
 
     fn led(stage: Stage) -> Shift {
         let lead = Lead { len: 28, form: 2, stage, at: u32::MAX - 9 };
-        Shift { lead, server: 0x8000_0001, time: 7 }
+        Shift { lead, server: 0x8000_0001, time: 7, ..Shift::default() }
     }
 
     #[test]
@@ -187,6 +233,29 @@ mod tests {
             assert_eq!(Shift::from_words(led(stage).words()), led(stage));
         }
         assert_eq!(Shift::from_words([0; 4]), Shift::default());
+        for client in 0..=14 {
+            for server in -7..=7 {
+                let shift = Shift { scale: Scale { client, server }, ..led(Stage::Done) };
+                assert_eq!(Shift::from_words(shift.words()), shift);
+            }
+        }
+        let opening = Shift { is_opening: true, ..led(Stage::Unplaced) };
+        assert_eq!(Shift::from_words(opening.words()), opening);
+    }
+
+    #[test]
+    fn windows_are_never_more_than_they_were() {
+        for window in [0_u16, 1, 63, 64, 500, 1 << 12, u16::MAX] {
+            for bits in -7..=7_i8 {
+                // The server means so many bytes at a scale of 7 + bits, and the client understands so many at 7.
+                let meant = u64::from(window) << (7 + bits);
+                let understood = u64::from(Scale { client: 0, server: bits }.to_client(window)) << 7;
+                assert!(understood <= meant, "{window} {bits}");
+                assert!(meant - understood < 128 || understood == 0xffff << 7);
+            }
+            let client = Scale { client: 7, server: 0 };
+            assert_eq!(client.to_server(window), (u32::from(window) << 7).min(0xffff) as u16);
+        }
     }
 
     #[test]

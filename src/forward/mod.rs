@@ -3,11 +3,14 @@
 //!
 //! A method is one file, registered in [`crate::service::Method`] and here in [`plan`], [`action`] and [`act`].
 
+pub mod compose;
+pub mod cookie;
 mod direct;
 pub mod echo;
 pub mod fullnat;
 pub mod helper;
 pub mod icmp_error;
+pub mod masquerade;
 mod nat;
 pub mod ports;
 pub mod proxy_protocol;

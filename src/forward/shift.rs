@@ -1,4 +1,4 @@
-//! What a [`Shift`] does to the packets of its flow: numbers, acknowledgements, SACK blocks (RFC 2018), timestamps
+//! What a [`Shift`] does to the packets of its flow: numbers, acknowledgements, SACK blocks (RFC 2018), timestamps and windows
 //! (RFC 7323), and the lead, in place, with every checksum and length that covers them; also in what an ICMP error quotes.
 //!
 //! # Windows
@@ -46,6 +46,10 @@ pub fn to_server(buf: &mut PacketBuf, view: &View, shift: &mut Shift, lead: &[u8
     if shift.time != 0 && header.has(tcp::ACK) {
         segment::map_timestamps(buf, view, |value, echo| (value, echo.wrapping_sub(shift.time)));
     }
+    // The windows of segments with a SYN are never scaled (RFC 7323 section 2.2).
+    if shift.scale.client != 0 && !header.has(tcp::SYN) {
+        segment::set_window(buf, view, shift.scale.to_server(header.window));
+    }
     Ok(is_longer)
 }
 
@@ -69,6 +73,9 @@ pub fn to_client(buf: &mut PacketBuf, view: &View, shift: &mut Shift, end: u32) 
     }
     if shift.time != 0 {
         segment::map_timestamps(buf, view, |value, echo| (value.wrapping_add(shift.time), echo));
+    }
+    if shift.scale.server != 0 && !is_syn {
+        segment::set_window(buf, view, shift.scale.to_client(header.window));
     }
     View { transport: Transport::Tcp(tcp::Header { seq, ack, ..header }), ..*view }
 }

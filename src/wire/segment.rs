@@ -37,6 +37,12 @@ pub fn set_numbers(buf: &mut PacketBuf, view: &View, seq: u32, ack: u32) {
     set_long(segment, tcp::ACK_NUMBER, ack, is_partial);
 }
 
+/// Replaces the window field.
+pub fn set_window(buf: &mut PacketBuf, view: &View, window: u16) {
+    let is_partial = buf.vnet.is_partial(view.l4);
+    set_word(&mut buf.packet_mut()[view.l4..], tcp::WINDOW, window, is_partial);
+}
+
 /// Lets the urgent pointer point `pointer` bytes behind the sequence number.
 pub fn set_urgent(buf: &mut PacketBuf, view: &View, pointer: u16) {
     let is_partial = buf.vnet.is_partial(view.l4);
