@@ -12,6 +12,7 @@
 
 mod admit;
 mod errors;
+mod expected;
 mod fragments;
 mod helper;
 mod lost;

@@ -195,7 +195,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         if is_full {
             return dropped(DropReason::TableFull, Some(service));
         }
-        let (original, reply) = expectation.tuples(packet);
+        let (original, reply) = engine.foresee_tuples(&expectation, packet);
         let from_client = expectation.opener == Sender::Client;
         let (service, server) = (service.to_owned(), server.name.clone());
         let method = Method::numbered(expectation.owner.method);

@@ -9,6 +9,7 @@ mod conntrack;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
+mod ftp_fullnat;
 mod fullnat;
 mod gateway;
 mod hop;
