@@ -23,6 +23,7 @@ mod proxy_protocol;
 mod rates;
 mod refusal;
 mod reload;
+mod syn_proxy;
 mod tcp_states;
 mod tftp;
 
@@ -89,6 +90,11 @@ fn thresholds() {
 }
 
 #[test]
+fn syn_proxy() {
+    run(syn_proxy::rows);
+}
+
+#[test]
 fn rates() {
     run(rates::rows);
 }
@@ -112,6 +118,7 @@ fn every_reason_to_drop_has_a_row() {
             malformed::rows,
             cluster::rows,
             rates::rows,
+            syn_proxy::rows,
         ];
         for rows in all {
             for row in rows(&net) {
