@@ -113,6 +113,8 @@ pub struct Choice {
     pub way: Way,
     /// Whether the packet starts a flow, or is forwarded by itself.
     pub keeps_flow: bool,
+    /// Whether the client is sent a SYN cookie first, and the server chosen once that has come back.
+    pub needs_proof: bool,
     pub method: Method,
     /// Servers that could have been chosen, and how many there are.
     pub available: (usize, usize),
@@ -261,6 +263,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         server: server.name.clone(),
         way: picked.way,
         keeps_flow: !alone,
+        needs_proof: packet.protocol == Protocol::TCP && engine.foresee_proof(service),
         method: server.method,
         available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
     };

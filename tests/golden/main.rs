@@ -32,6 +32,7 @@ mod reload;
 mod rfc_timers;
 mod rfc_tunnel;
 mod spoofed;
+mod syn_proxy;
 mod tcp_states;
 mod tftp;
 
@@ -123,6 +124,11 @@ fn thresholds() {
 }
 
 #[test]
+fn syn_proxy() {
+    run(syn_proxy::rows);
+}
+
+#[test]
 fn rates() {
     run(rates::rows);
 }
@@ -157,6 +163,7 @@ fn every_reason_to_drop_has_a_row() {
             overlaps::rows,
             queries::rows,
             spoofed::rows,
+            syn_proxy::rows,
         ];
         for rows in all {
             for row in rows(&net) {
