@@ -144,7 +144,7 @@ fn fullnat_from_the_list_of_flows_to_the_pool() {
     let status = fixture.ok(&["status"]);
     let head = "\nnat      masquerades 2, mappings 0; addresses 3, the fullest 10.20.0.100: 0.0 % taken\n";
     assert!(status.contains(head), "{status}");
-    assert!(status.contains("\n  10.20.0.100    fullnat shop           16           0  64512    0.0 %\n"), "{status}");
+    assert!(status.contains("\n  10.20.0.100    fullnat shop        16           0  64512    0.0 %\n"), "{status}");
     fixture.ok(&["conntrack", "delete", "--method", "fullnat", "--src", "198.51.100.7"]);
     assert_eq!(taken(&fixture), [15, 1, 64_512], "its port rests");
 }
