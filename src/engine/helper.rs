@@ -9,7 +9,7 @@ use siphasher::sip::SipHasher13;
 
 use super::admit::{PORT_ATTEMPTS, next_random};
 use super::{Engine, EngineConfig};
-use crate::command::{ExpectationRecord, FlowChange};
+use crate::command::ExpectationRecord;
 use crate::flow::{Flow, FlowId, InsertError, Marks, Sender, TcpState, track};
 use crate::forward::helper::expect::{Expectation, Expectations};
 use crate::forward::helper::sequence::distance;
@@ -99,42 +99,13 @@ impl Engine {
         }
     }
 
-    /// Gives a segment that the gateway makes in the name of `sender` the sequence number that the other end knows.
-    pub(super) fn renumber(&self, buf: &mut PacketBuf, view: &View, id: FlowId, sender: Sender) {
-        if let (Transport::Tcp(header), Some(session)) = (view.transport, self.helpers.sessions.get(&id)) {
-            segment::set_numbers(buf, view, session.place(sender, header.seq), header.ack);
-        }
-    }
-
-    /// A packet of a helped flow: as any other, but for what its helper does to it first.
-    pub(super) fn forward_helped(
-        &mut self,
-        now: Instant,
-        buf: &mut PacketBuf,
-        view: &View,
-        id: FlowId,
-        sender: Sender,
-        change: FlowChange,
-    ) -> Verdict {
-        if let Transport::Tcp(segment) = &view.transport
-            && track::renews(self.table.flow(id), sender, segment)
-        {
-            self.helpers.forget(id);
-        }
-        let len = buf.len();
-        let outcome = match self.help(now, buf, view, id, sender) {
-            Ok(outcome) => outcome,
-            Err(reason) => return Verdict::Drop(reason),
-        };
-        let verdict = self.carry(now, buf, &outcome.sent, id, sender, change);
-        if outcome.is_changed && verdict == Verdict::Forward {
-            self.split(buf, view, len);
-        }
-        verdict
+    /// What `sender`'s number `seq` is to the other end, as far as the flow's helper goes.
+    pub(super) fn place(&self, id: FlowId, sender: Sender, seq: u32) -> u32 {
+        self.helpers.sessions.get(&id).map_or(seq, |session| session.place(sender, seq))
     }
 
     /// What the helper of a flow does to a packet.
-    fn help(
+    pub(super) fn help(
         &mut self,
         now: Instant,
         buf: &mut PacketBuf,
@@ -142,6 +113,11 @@ impl Engine {
         id: FlowId,
         sender: Sender,
     ) -> Result<helper::Outcome, DropReason> {
+        if let Transport::Tcp(segment) = &view.transport
+            && track::renews(self.table.flow(id), sender, segment)
+        {
+            self.helpers.forget(id);
+        }
         let unread = Ok(helper::Outcome { sent: *view, is_changed: false });
         let flow = self.table.flow(id);
         let Helpers { sessions, expectations, max_sessions } = &mut self.helpers;
@@ -180,16 +156,6 @@ impl Engine {
             sessions.insert(id, session);
         }
         outcome
-    }
-
-    /// A packet that has become too long for the way it came goes on as two.
-    fn split(&mut self, buf: &mut PacketBuf, view: &View, len: usize) {
-        let fits =
-            if buf.vnet.is_gso() { crate::wire::MAX_PACKET } else { len.max(usize::from(self.snapshot.spec.mtu)) };
-        if let Some(rest) = segment::split_off(buf, view, fits) {
-            self.stats.count(Verdict::Forward);
-            self.released.push_back(rest);
-        }
     }
 
     /// A packet without a flow that a helper has announced: its flow begins, with the server that was announced. `None`: it

@@ -124,6 +124,12 @@ impl PortSet {
         set
     }
 
+    /// Without a port.
+    pub fn empty() -> PortSet {
+        let slice = Slice { range: PortRange { first: 1, last: 0 }, shard: 0, shards: 1, first_pair: 0, pairs: 0 };
+        PortSet { slice, free: Box::default(), words: Default::default(), left: 0 }
+    }
+
     /// Ports that are free.
     pub fn left(&self) -> u32 {
         self.left
@@ -213,6 +219,16 @@ impl PortSet {
             let bit = 1 << (word % 64);
             if free & want.mask() == 0 { words[word / 64] &= !bit } else { words[word / 64] |= bit }
         }
+    }
+
+    /// How many places there are.
+    pub fn places(&self) -> usize {
+        self.free.len() * 64
+    }
+
+    /// Where a port of the set stands among all of them: a number below [`PortSet::places`].
+    pub fn place(&self, port: u16) -> Option<usize> {
+        self.slice.place(port)
     }
 }
 

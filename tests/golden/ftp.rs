@@ -705,7 +705,7 @@ fn a_servers_connection_runs_through_the_states() {
         };
         let steps = [
             (tcp(rs, client).syn(), ("SYN_SENT", false)),
-            (tcp(client, vip).flags(SYN | ACK).seq(7000, 1001), ("ESTABLISHED", true)),
+            (tcp(client, vip).flags(SYN | ACK).seq(7000, 1001), ("SYN_RECV", false)),
             (tcp(rs, client).flags(ACK).seq(1001, 7001), ("ESTABLISHED", true)),
             (tcp(rs, client).flags(ACK).seq(1001, 7001).payload([1; 999]), ("ESTABLISHED", true)),
             (tcp(rs, client).flags(FIN | ACK).seq(2000, 7001), ("FIN_WAIT", true)),

@@ -19,13 +19,18 @@ use crate::{Net, Row, refusal};
 const PORT: u16 = 5000;
 
 /// An address of the pool, by number from 0.
-fn pool(net: Net, number: u8, port: u16) -> SocketAddr {
+pub fn pool(net: Net, number: u8, port: u16) -> SocketAddr {
     let text = if net.is_v4() {
         format!("203.0.113.{}", 100 + number)
     } else {
         format!("2001:db8:f::{:x}", 0x100 + u16::from(number))
     };
     (text.parse::<std::net::IpAddr>().expect("an address"), port).into()
+}
+
+/// One address, as the configuration has it where it says no more.
+pub fn pool_of(net: Net) -> PoolSpec {
+    PoolSpec { addresses: vec![Addr::from(pool(net, 0, 0).ip())], ..PoolSpec::default() }
 }
 
 /// The services of [`Net::spec`], all by fullnat, through one address and these ports.

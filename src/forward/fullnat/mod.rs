@@ -20,7 +20,7 @@
 //! queue of a lane that it has no port of. [`Lanes::check_invariants`] says so.
 //!
 //! Bounds: lanes and queues have no more entries than there are flows and ports in quarantine, and of those there are at most
-//! as many as the shard may have flows. Beyond that no port is given away.
+//! as many as the shard may have flows, or 65536. Beyond that no port is given away.
 
 mod queues;
 mod supply;
@@ -170,7 +170,9 @@ impl Lanes {
         used.live -= 1;
         used.in_use.end();
         used.waiting += 1;
-        self.waiting.push_back(Waiting { since: now, lane: number, port });
+        // Who took the time first need not have come first.
+        let since = self.waiting.back().map_or(now, |last| last.since.max(now));
+        self.waiting.push_back(Waiting { since, lane: number, port });
     }
 
     /// No packet was sent from the port: it is free again.
