@@ -16,6 +16,7 @@ mod fragments;
 mod helper;
 mod lost;
 mod masquerade;
+mod npt;
 mod one_packet;
 mod passive;
 mod pools;
@@ -99,7 +100,7 @@ impl Engine {
     pub fn new(config: EngineConfig, snapshot: Arc<Snapshot>) -> Engine {
         let engine = Engine {
             table: FlowTable::new(config.max_flows, config.seed),
-            fragments: Fragments::new(config.seed),
+            fragments: Fragments::new(config.seed, (config.shard, config.shards)),
             traffic: vec![Traffic::default(); snapshot.server_ids()],
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
@@ -162,18 +163,28 @@ impl Engine {
 
     fn handle_once(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         buf.truncate(view.len);
-        let verdict = match self.decide(now, buf, view) {
-            // There is no host behind us that would know better.
-            Verdict::Pass if self.snapshot.spec.is_hop => Verdict::Drop(DropReason::NotOurs),
+        let decided = self.decide(now, buf, view);
+        let verdict = match decided {
+            Verdict::Pass => self.pass(now, buf, view),
             verdict => verdict,
         };
         self.stats.count(verdict);
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
-            self.note_first_fragment(now, buf, view, verdict);
+            self.note_first_fragment(now, buf, view, decided);
         }
         match verdict {
             Verdict::Elsewhere(shard) if shard == self.config.shard => self.come_in_again(now, buf),
             verdict => verdict,
+        }
+    }
+
+    /// What is no flow's and no service's.
+    fn pass(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        match self.translate_prefix_at_last(now, buf, view) {
+            Some(verdict) => verdict,
+            // There is no host behind us that would know better.
+            None if self.snapshot.spec.is_hop => Verdict::Drop(DropReason::NotOurs),
+            None => Verdict::Pass,
         }
     }
 
@@ -184,8 +195,13 @@ impl Engine {
         let to_itself = view.src == view.dst
             && !buf.is_turned
             && !(self.snapshot.is_local(view.dst) || is_error && self.snapshot.is_tunnel_source(view.dst));
-        if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
+        if view.src.is_martian_source() || view.dst.is_martian_destination() || to_itself {
             return Verdict::Drop(DropReason::Martian);
+        }
+        if view.fragment.is_some()
+            && let Some(verdict) = self.refuse_fragment(now, view)
+        {
+            return verdict;
         }
         if view.fragment.is_some()
             && let Some(shard) = view.ports().and_then(|tuple| self.owner_elsewhere(&tuple))
@@ -193,21 +209,28 @@ impl Engine {
             // Its later fragments, which have no port, come to this shard as well.
             return Verdict::Elsewhere(shard);
         }
+        if let Some(verdict) = self.translate_prefix(now, buf, view) {
+            return verdict;
+        }
         match (view.transport, view.ports()) {
             (Transport::Tcp(_) | Transport::Udp(_), Some(tuple)) => self.forward(now, buf, view, &tuple),
             (Transport::Later, _) => self.follow_first_fragment(now, buf, view),
             (Transport::Icmp(icmp::Kind::Error), _) => self.translate_error(now, buf, view),
-            _ if !self.is_ours(view.dst) => Verdict::Pass,
-            (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) => {
+            (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) if self.is_ours(view.dst) => {
+                if self.is_spoofed(view.src, view.dst) {
+                    return Verdict::Drop(DropReason::SpoofedSource);
+                }
                 echo::answer(buf, view);
                 Verdict::Reply
             }
+            (Transport::Icmp(kind), Some(tuple)) if self.is_query(kind, &tuple) => self.forward(now, buf, view, &tuple),
+            _ if !self.is_ours(view.dst) && !self.leaves_by_pool(view.src, view.dst) => Verdict::Pass,
             (Transport::Icmp(_), _) => Verdict::Drop(DropReason::UnsupportedIcmp),
             _ => Verdict::Drop(DropReason::UnsupportedProtocol),
         }
     }
 
-    /// A TCP or UDP packet: the flow's translation is replayed; without a flow, one is admitted first.
+    /// A TCP or UDP packet, or an ICMP query or answer to one: the flow's translation is replayed; without a flow, one is admitted first.
     fn forward(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Verdict {
         let found = self.table.lookup(tuple);
         if let Some((id, sender)) = found
@@ -264,6 +287,10 @@ impl Engine {
         view: &View,
         tuple: &Tuple,
     ) -> Result<(FlowId, Sender), Verdict> {
+        // What comes from inside by way of the outside address has been seen here as it came.
+        if !buf.is_turned && self.is_spoofed(tuple.src, tuple.dst) {
+            return Err(Verdict::Drop(DropReason::SpoofedSource));
+        }
         if let Some(begun) = self.expected(now, view, tuple) {
             return begun;
         }
@@ -456,6 +483,7 @@ impl Engine {
         self.mappings.check_invariants();
         self.check_mappings();
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
+        self.fragments.check_invariants();
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }
@@ -466,6 +494,16 @@ impl Engine {
             clients.prepare(self.config.seed, self.snapshot.spec.limits.persistent_clients);
         }
         self.snapshot.all_servers().for_each(|server| server.note_load());
+    }
+
+    /// Whether nobody but the gateway itself sends as `src`. A server that holds a VIP answers under it (`direct`, `tunnel`),
+    /// and may do so by way of the gateway; but it asks the gateway nothing.
+    pub(crate) fn is_spoofed(&self, src: Addr, dst: Addr) -> bool {
+        let snapshot = &self.snapshot;
+        let is_own = || {
+            snapshot.pools.of(src).is_some() || snapshot.is_vip(src) && (snapshot.is_vip(dst) || snapshot.is_ours(dst))
+        };
+        is_own() && !snapshot.is_local(src)
     }
 
     fn is_ours(&self, addr: Addr) -> bool {

@@ -31,6 +31,8 @@ pub enum Explained {
     /// The packet belongs to no flow, but comes from a server whose packets are scheduled one by one: it is translated to
     /// this tuple.
     Answer { service: String, server: String, translated: Tuple },
+    /// The prefixes of its addresses give way to others (NPTv6), and nothing is kept of it.
+    Prefix { translated: Tuple },
     /// An echo request to a VIP: the gateway answers.
     Echo,
     /// Neither for a VIP nor part of a flow: the host routes it on as it is.
@@ -146,8 +148,18 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         answer: answer(reason, packet.protocol, tcp_flags),
     };
     let to_itself = packet.src == packet.dst && !snapshot.is_local(packet.dst);
-    if packet.src.is_martian_source() || packet.dst.is_multicast_or_broadcast() || to_itself {
+    if packet.src.is_martian_source() || packet.dst.is_martian_destination() || to_itself {
         return dropped(DropReason::Martian, None);
+    }
+    let prefix = || {
+        let mapped = engine.foresee_prefix(packet)?;
+        Some(mapped.map_or_else(|reason| dropped(reason, None), |translated| Explained::Prefix { translated }))
+    };
+    // What a server of an inside network sends may be of a flow.
+    if !snapshot.is_server(packet.src)
+        && let Some(explained) = prefix()
+    {
+        return explained;
     }
     // The flow that a new connection starts over is as good as gone.
     let found = engine.find(now, packet).filter(|_| !engine.foresee_start(now, packet, tcp_flags));
@@ -185,6 +197,9 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         let translated = if from_client { reply } else { original }.reversed();
         return Explained::Expected { announcement, from_client, translated };
     }
+    if engine.is_spoofed(packet.src, packet.dst) {
+        return dropped(DropReason::SpoofedSource, None);
+    }
     let ours = snapshot.is_ours(packet.dst);
     let Some(service) = snapshot.service_for(packet.dst, packet.protocol, packet.dport) else {
         return match packet.protocol {
@@ -197,6 +212,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
                     translated: Tuple { src, sport, ..*packet },
                 }
             }
+            _ if let Some(explained) = prefix() => explained,
             _ if !ours && snapshot.spec.is_hop => dropped(DropReason::NotOurs, None),
             _ if !ours => Explained::Passed,
             protocol if protocol.is_icmp() => Explained::Echo,

@@ -70,7 +70,8 @@ drop_reasons! {
     TooManyExtensionHeaders = "too_many_extension_headers",
     /// The checksum of an ICMP message, or of the IP header it quotes, is wrong (RFC 5508 REQ-3).
     BadIcmpChecksum = "bad_icmp_checksum",
-    /// The source cannot be one (multicast, loopback, unspecified), the destination is no single host, or both are the same.
+    /// The source cannot be one (multicast, loopback, unspecified), the destination is no single host or the loopback, or both
+    /// are the same.
     Martian = "martian",
     /// The VIP is ours, but no service listens on this port.
     NoService = "no_service",
@@ -184,6 +185,15 @@ drop_reasons! {
     TotalRate = "total_rate",
     /// The gateway has answered the client in its server's name, and the server has not answered yet; the client sends it again.
     NotOpen = "not_open",
+    /// A fragment covers bytes of its packet that another one has, or ends it elsewhere (RFC 5722, RFC 1858), or one of the
+    /// same packet did.
+    OverlappingFragment = "overlapping_fragment",
+    /// The packet comes in more fragments than are followed.
+    TooManyFragments = "too_many_fragments",
+    /// The source is a VIP or an address of a pool: nobody but the gateway sends as that.
+    SpoofedSource = "spoofed_source",
+    /// The address has no counterpart in the other prefix (RFC 6296 sections 3.2 and 3.7).
+    NoPrefixMapping = "no_prefix_mapping",
 }
 
 impl DropReason {

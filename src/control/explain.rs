@@ -124,6 +124,10 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.direction = Some("to_client".to_owned());
             told.after = Some(endpoints(&translated));
         }
+        Explained::Prefix { translated } => {
+            told.keeps_flow = Some(false);
+            told.after = Some(endpoints(&translated));
+        }
         Explained::Echo => told.verdict = "reply".to_owned(),
         Explained::Passed => told.verdict = "pass".to_owned(),
         Explained::Dropped { reason, service, answer } => {

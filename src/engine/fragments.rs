@@ -10,6 +10,16 @@ use crate::verdict::{DropReason, Verdict};
 use crate::wire::{PacketBuf, Tuple, View, ipv4_id};
 
 impl Engine {
+    /// A fragment that cannot be of the same packet as the others: it goes, and with it what is held of that packet.
+    pub(super) fn refuse_fragment(&mut self, now: Instant, view: &View) -> Option<Verdict> {
+        let deadline = now + self.snapshot.spec.timeouts.fragment;
+        let bounds = self.fragment_bounds();
+        let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
+        let (reason, held) = self.fragments.check(deadline, view, bounds, dropped).err()?;
+        self.stats.drops[reason as usize] += held;
+        Some(Verdict::Drop(reason))
+    }
+
     /// A fragment without ports: the same is done with it as with its first one.
     pub(super) fn follow_first_fragment(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         let deadline = now + self.snapshot.spec.timeouts.fragment;
@@ -117,7 +127,7 @@ impl Engine {
                 }
             }
             Fate::Elsewhere(shard) => Verdict::Elsewhere(shard),
-            Fate::Pass => Verdict::Pass,
+            Fate::Pass => self.pass(now, buf, view),
             Fate::Echo => {
                 echo::turn_round(buf, view);
                 Verdict::Reply

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ForwardSpec, Map, MasqueradeSpec, PortRange, ServiceId, SnapshotSpec};
+use super::{ForwardSpec, Map, MasqueradeSpec, Npt, PortRange, ServiceId, SnapshotSpec};
 use crate::service::Method;
 use crate::wire::{Addr, Protocol};
 
@@ -82,6 +82,8 @@ pub struct Masquerade {
     pub spec: MasqueradeSpec,
     /// By family, IPv4 first: the addresses of its pool.
     pub pools: [Vec<PoolId>; 2],
+    /// Another prefix instead of a pool; flows are none of its business.
+    pub npt: Option<Npt>,
     pub state: Arc<InUse>,
 }
 
@@ -101,6 +103,7 @@ pub struct Pools {
     pub live: Vec<Arc<Masquerade>>,
     /// By the number in their ids; `None` where one is free.
     masquerades: Vec<Option<Arc<Masquerade>>>,
+    has_npt: bool,
     pub forwards: Vec<ForwardSpec>,
     /// Which of them concern an outside address, and which an inside one.
     forwards_of: Map<Addr, Vec<usize>>,
@@ -160,6 +163,18 @@ impl Pools {
         self.all.iter().flatten()
     }
 
+    /// All masquerades, retired ones included.
+    pub fn masquerades(&self) -> impl Iterator<Item = &Arc<Masquerade>> {
+        self.masquerades.iter().flatten()
+    }
+
+    /// Whether something is only kept for flows that have ended.
+    pub fn has_idle(&self) -> bool {
+        let is_live = |masquerade: &Arc<Masquerade>| self.live.iter().any(|live| live.id == masquerade.id);
+        self.iter().any(|pool| pool.is_idle())
+            || self.masquerades().any(|masquerade| !is_live(masquerade) && masquerade.state.count() == 0)
+    }
+
     /// The masquerade of this number, retired ones included; `None` also for a service's.
     pub fn masquerade(&self, id: ServiceId) -> Option<&Arc<Masquerade>> {
         self.masquerades.get((id.0 & !ServiceId::MASQUERADE.0) as usize)?.as_ref().filter(|_| id.is_masquerade())
@@ -177,6 +192,18 @@ impl Pools {
         let found = self.live.iter().filter_map(|masquerade| Some((width(masquerade)?, masquerade)));
         let (_, masquerade) = found.max_by_key(|(width, _)| *width)?;
         (!masquerade.spec.except.iter().any(|net| net.contains(dst))).then_some(masquerade)
+    }
+
+    /// Whether some prefix is translated.
+    #[inline]
+    pub fn has_npt(&self) -> bool {
+        self.has_npt
+    }
+
+    /// The translation whose outside prefix `addr` is of.
+    pub fn npt_of(&self, addr: Addr) -> Option<&Npt> {
+        let all = self.live.iter().filter_map(|masquerade| masquerade.npt.as_ref());
+        all.filter(|npt| npt.outside.contains(addr)).max_by_key(|npt| npt.outside.len)
     }
 
     /// Whether `addr` is of an inside network.
@@ -280,7 +307,9 @@ impl Pools {
             pools[usize::from(!address.is_v4())].push(pool);
         }
         let state = old.map(|old| old.state.clone()).unwrap_or_default();
-        let masquerade = Arc::new(Masquerade { id, spec: spec.clone(), pools, state });
+        let npt = spec.prefix.and_then(|outside| Npt::new(*spec.from.first()?, outside));
+        self.has_npt |= npt.is_some();
+        let masquerade = Arc::new(Masquerade { id, spec: spec.clone(), pools, npt, state });
         let at = id.number();
         if self.masquerades.len() <= at {
             self.masquerades.resize_with(at + 1, || None);

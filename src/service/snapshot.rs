@@ -187,8 +187,7 @@ impl Snapshot {
             !live_services[index] && !used_services[index]
         };
         let empty_service = self.services.iter().flatten().any(empty);
-        let idle_pool = self.pools.iter().any(|pool| pool.is_idle());
-        if !idle_server && !empty_service && !idle_pool {
+        if !idle_server && !empty_service && !self.pools.has_idle() {
             return None;
         }
         let tidied = Snapshot::build(self.spec.clone(), Some(self)).ok()?;
@@ -227,7 +226,7 @@ impl Snapshot {
         self.server_addresses.contains_key(&addr)
     }
 
-    /// Whether what no service takes at this VIP is left to the host, since the address is the host's own.
+    /// Whether what nobody takes at this address is left to the host, since it is the host's own.
     pub fn is_local(&self, vip: Addr) -> bool {
         self.spec.local_vips.contains(&vip)
     }

@@ -17,8 +17,10 @@ mod lost;
 mod malformed;
 mod masquerade;
 mod nat;
+mod npt;
 mod one_packet;
 mod one_way;
+mod overlaps;
 mod passive;
 mod probe;
 mod proxy_protocol;
@@ -27,6 +29,7 @@ mod refusal;
 mod reload;
 mod rfc_timers;
 mod rfc_tunnel;
+mod spoofed;
 mod tcp_states;
 mod tftp;
 
@@ -78,6 +81,11 @@ fn icmp_errors() {
 }
 
 #[test]
+fn prefixes() {
+    run(npt::rows);
+}
+
+#[test]
 fn hops() {
     run(hop::rows);
 }
@@ -90,6 +98,16 @@ fn refusals() {
 #[test]
 fn malformed_packets() {
     run(malformed::rows);
+}
+
+#[test]
+fn spoofed_sources() {
+    run(spoofed::rows);
+}
+
+#[test]
+fn overlapping_fragments() {
+    run(overlaps::rows);
 }
 
 #[test]
@@ -128,6 +146,9 @@ fn every_reason_to_drop_has_a_row() {
             cluster::rows,
             masquerade::rows,
             rates::rows,
+            npt::rows,
+            overlaps::rows,
+            spoofed::rows,
         ];
         for rows in all {
             for row in rows(&net) {
