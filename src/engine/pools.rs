@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Engine;
 use super::admit::{PORT_ATTEMPTS, next_random};
+use super::{Engine, SWEEP};
 use crate::command::PoolRecord;
 use crate::flow::{Flow, FlowId, InsertError, Owner, Standing};
 use crate::forward::fullnat::Lane;
@@ -82,15 +82,20 @@ impl Engine {
         original: &Tuple,
     ) -> Result<Grant, DropReason> {
         let quarantine = self.snapshot.spec.quarantine;
-        self.lanes.expire(now, quarantine, &mut { RELEASED });
         self.random = next_random(self.random);
         let random = next_random(self.random);
         let snapshot = self.snapshot.clone();
         let pools = || pools_of(&snapshot, service, server, self.random);
-        for pool in pools() {
-            let lane = Lane::to(service, server, original, pool.address);
-            if let Some((number, port)) = self.lanes.take(&lane, pool, random) {
-                return Ok(Grant { lane: number, reply: lane.reply(port) });
+        // Time may have passed without the engine being told.
+        for budget in [RELEASED, SWEEP] {
+            if self.lanes.expire(now, quarantine, budget) == 0 && budget == SWEEP {
+                break;
+            }
+            for pool in pools() {
+                let lane = Lane::to(service, server, original, pool.address);
+                if let Some((number, port)) = self.lanes.take(&lane, pool, random) {
+                    return Ok(Grant { lane: number, reply: lane.reply(port) });
+                }
             }
         }
         let lanes = pools().map(|pool| Lane::to(service, server, original, pool.address));

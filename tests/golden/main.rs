@@ -19,6 +19,7 @@ mod nat;
 mod one_packet;
 mod one_way;
 mod passive;
+mod pools;
 mod probe;
 mod refusal;
 mod reload;
