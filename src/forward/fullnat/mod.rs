@@ -33,7 +33,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::flow::{FlowId, Standing};
 use crate::forward::ports::Slice;
-use crate::service::{InUse, Pool, Server, Service};
+use crate::service::{InUse, Pool, Server};
 use crate::time::Instant;
 use crate::wire::{Addr, Protocol, Tuple};
 use queues::{Ends, Queue, Queues};
@@ -49,10 +49,9 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// That of a flow to `server`.
-    pub fn to(service: &Service, server: &Server, original: &Tuple, pool: Addr) -> Lane {
-        let port = service.server_port(server, original.dport);
-        Lane { pool, server: server.address, port, protocol: original.protocol }
+    /// That of flows to this port of `server`.
+    pub fn to(server: &Server, (port, protocol): (u16, Protocol), pool: Addr) -> Lane {
+        Lane { pool, server: server.address, port, protocol }
     }
 
     /// The reply tuple of its flow with this port of the pool's.
