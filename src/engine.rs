@@ -12,14 +12,21 @@
 
 mod admit;
 mod errors;
+mod expected;
 mod fragments;
 mod helper;
 mod lost;
+mod mappings;
+mod masquerade;
+mod npt;
 mod one_packet;
 mod passive;
 mod pools;
 mod probe;
+mod rates;
 mod shard;
+mod shift;
+mod syn_proxy;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -29,6 +36,7 @@ use std::time::Duration;
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
 use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, MAX_PROBES, Marks, Sender, track};
 use crate::forward::fullnat::Lanes;
+use crate::forward::masquerade::Mappings;
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo};
 use crate::service::{Method, ServerId, ServiceId, Snapshot};
@@ -40,8 +48,10 @@ use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, tcp};
 pub(crate) use admit::request;
 pub(crate) use lost::Fate;
 use lost::Meeting;
+pub use mappings::ForeseenMapping;
+use masquerade::is_masqueraded;
 use passive::Held;
-pub use shard::{Sharding, client_between, place_between, place_of, shard_of};
+pub use shard::{Sharding, client_between, place_between, place_of, place_of_port, shard_of};
 
 /// Times that one shard takes up a packet again that goes out from one inside host to another.
 const MAX_ROUNDS: usize = 3;
@@ -79,6 +89,9 @@ pub struct Engine {
     /// Packets that another shard is to decide on.
     handed_over: VecDeque<(u16, PacketBuf)>,
     helpers: helper::Helpers,
+    mappings: Mappings,
+    clients: rates::ClientRates,
+    proxy: syn_proxy::Proxy,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
     lanes: Lanes,
@@ -92,13 +105,16 @@ impl Engine {
     pub fn new(config: EngineConfig, snapshot: Arc<Snapshot>) -> Engine {
         let engine = Engine {
             table: FlowTable::new(config.max_flows, config.seed),
-            fragments: Fragments::new(config.seed),
+            fragments: Fragments::new(config.seed, (config.shard, config.shards)),
             traffic: vec![Traffic::default(); snapshot.server_ids()],
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
             handed_over: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
+            mappings: Mappings::new(config.max_flows, config.shard, config.shards, config.seed),
+            clients: rates::ClientRates::new(config.seed),
+            proxy: syn_proxy::Proxy::new(config.seed),
             alone: None,
             lanes: Lanes::new(
                 (config.shard, config.shards),
@@ -152,16 +168,29 @@ impl Engine {
 
     fn handle_once(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         buf.truncate(view.len);
-        let verdict = match self.decide(now, buf, view) {
-            // There is no host behind us that would know better.
-            Verdict::Pass if self.snapshot.spec.is_hop => Verdict::Drop(DropReason::NotOurs),
+        let decided = self.decide(now, buf, view);
+        let verdict = match decided {
+            Verdict::Pass => self.pass(now, buf, view),
             verdict => verdict,
         };
         self.stats.count(verdict);
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
-            self.note_first_fragment(now, buf, view, verdict);
+            self.note_first_fragment(now, buf, view, decided);
         }
-        verdict
+        match verdict {
+            Verdict::Elsewhere(shard) if shard == self.config.shard => self.come_in_again(now, buf),
+            verdict => verdict,
+        }
+    }
+
+    /// What is no flow's and no service's.
+    fn pass(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        match self.translate_prefix_at_last(now, buf, view) {
+            Some(verdict) => verdict,
+            // There is no host behind us that would know better.
+            None if self.snapshot.spec.is_hop => Verdict::Drop(DropReason::NotOurs),
+            None => Verdict::Pass,
+        }
     }
 
     fn decide(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
@@ -169,9 +198,15 @@ impl Engine {
         // own address of servers that it cannot reach; everybody else's packet to itself is forged.
         let is_error = matches!(view.transport, Transport::Icmp(icmp::Kind::Error));
         let to_itself = view.src == view.dst
+            && !buf.is_turned
             && !(self.snapshot.is_local(view.dst) || is_error && self.snapshot.is_tunnel_source(view.dst));
-        if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
+        if view.src.is_martian_source() || view.dst.is_martian_destination() || to_itself {
             return Verdict::Drop(DropReason::Martian);
+        }
+        if view.fragment.is_some()
+            && let Some(verdict) = self.refuse_fragment(now, view)
+        {
+            return verdict;
         }
         if view.fragment.is_some()
             && let Some(shard) = view.ports().and_then(|tuple| self.owner_elsewhere(&tuple))
@@ -179,27 +214,41 @@ impl Engine {
             // Its later fragments, which have no port, come to this shard as well.
             return Verdict::Elsewhere(shard);
         }
+        if let Some(verdict) = self.translate_prefix(now, buf, view) {
+            return verdict;
+        }
         match (view.transport, view.ports()) {
             (Transport::Tcp(_) | Transport::Udp(_), Some(tuple)) => self.forward(now, buf, view, &tuple),
             (Transport::Later, _) => self.follow_first_fragment(now, buf, view),
             (Transport::Icmp(icmp::Kind::Error), _) => self.translate_error(now, buf, view),
-            _ if !self.is_ours(view.dst) => Verdict::Pass,
-            (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) => {
+            (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) if self.is_ours(view.dst) => {
+                if self.is_spoofed(view.src, view.dst) {
+                    return Verdict::Drop(DropReason::SpoofedSource);
+                }
                 echo::answer(buf, view);
                 Verdict::Reply
             }
+            (Transport::Icmp(kind), Some(tuple)) if self.is_query(kind, &tuple) => self.forward(now, buf, view, &tuple),
+            _ if !self.is_ours(view.dst) && !self.leaves_by_pool(view.src, view.dst) => Verdict::Pass,
             (Transport::Icmp(_), _) => Verdict::Drop(DropReason::UnsupportedIcmp),
             _ => Verdict::Drop(DropReason::UnsupportedProtocol),
         }
     }
 
-    /// A TCP or UDP packet: the flow's translation is replayed; without a flow, one is admitted first.
+    /// A TCP or UDP packet, or an ICMP query or answer to one: the flow's translation is replayed; without a flow, one is admitted first.
     fn forward(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Verdict {
         let found = self.table.lookup(tuple);
         if let Some((id, sender)) = found
             && self.table.flow(id).is_probe()
         {
             return self.answer_probe(now, buf, view, id, sender);
+        }
+        // Between two addresses of pools there is nothing but what the gateway itself has turned back.
+        if let Some((id, Sender::Server)) = found
+            && self.table.flow(id).owner.marks.has(Marks::HAIRPIN)
+            && !buf.is_turned
+        {
+            return Verdict::Drop(DropReason::SpoofedSource);
         }
         let known = found.map(|(id, sender)| (id, sender, self.meet(now, id, sender, view)));
         let (id, sender, change) = match known {
@@ -211,11 +260,12 @@ impl Engine {
             },
         };
         if view.ttl <= 1 {
-            let vip = self.table.flow(id).original().dst;
+            let flow = self.table.flow(id);
+            let vip = if is_masqueraded(flow) { flow.reply().dst } else { flow.original().dst };
             return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
         }
-        if self.table.flow(id).owner.marks.has(Marks::HELPED) {
-            return self.forward_helped(now, buf, view, id, sender, change);
+        if self.table.flow(id).owner.marks.has(Marks::HELPED.with(Marks::SHIFTED)) {
+            return self.forward_altered(now, buf, view, id, sender, change);
         }
         self.carry(now, buf, view, id, sender, change)
     }
@@ -234,10 +284,14 @@ impl Engine {
         self.track(now, id, sender, view, change);
         let flow = self.table.flow(id);
         let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
-        self.act(now, buf, view, &action, server)
+        let turns_to = self.turns_to(flow, sender);
+        match (self.act(now, buf, view, &action, server), turns_to) {
+            (Verdict::Forward, Some(shard)) => self.turn(buf, shard),
+            (verdict, _) => verdict,
+        }
     }
 
-    /// A packet without a flow: a helper expects it, or it is for a service.
+    /// A packet without a flow: a helper expects it, a masquerade takes it out or in, or it is for a service.
     fn begin(
         &mut self,
         now: Instant,
@@ -245,7 +299,14 @@ impl Engine {
         view: &View,
         tuple: &Tuple,
     ) -> Result<(FlowId, Sender), Verdict> {
-        match self.expected(now, view, tuple) {
+        // What comes from inside by way of the outside address has been seen here as it came.
+        if !buf.is_turned && self.is_spoofed(tuple.src, tuple.dst) {
+            return Err(Verdict::Drop(DropReason::SpoofedSource));
+        }
+        if let Some(begun) = self.expected(now, view, tuple) {
+            return begun;
+        }
+        match self.masqueraded(now, buf, view, tuple) {
             Some(begun) => begun,
             None => self.admit(now, buf, view, tuple).map(|id| (id, Sender::Client)),
         }
@@ -263,12 +324,21 @@ impl Engine {
         if let Transport::Tcp(segment) = view.transport
             && (!segment.has(tcp::SYN) || segment.has(tcp::ACK))
         {
-            return Err(self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst));
+            return Err(match self.proof(now, buf, view, tuple, service) {
+                Some(offer) => self.open(now, buf, view, (service, offer)),
+                None => self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst),
+            });
         }
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, tuple.dst));
         }
+        if tuple.protocol == Protocol::TCP && self.wants_proof(now, service) {
+            return Err(self.answer_syn(now, buf, view, service));
+        }
         let alone = service.spec.one_packet && tuple.protocol == Protocol::UDP;
+        if !alone {
+            self.may_begin(now, tuple.src, Some(service)).map_err(Verdict::Drop)?;
+        }
         match service.pick(&request(now, tuple), !alone) {
             Ok(picked) if alone => Err(self.forward_alone(now, buf, view, (service, picked.server), tuple)),
             Ok(picked) => {
@@ -294,6 +364,7 @@ impl Engine {
         self.lanes.expire(now, self.snapshot.spec.quarantine, SWEEP);
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
+        self.mappings.release(now, SWEEP);
         self.raise_held(now);
         let mut budget = SWEEP;
         self.snapshot.persisted().iter().for_each(|clients| clients.expire(now, &mut budget));
@@ -333,6 +404,7 @@ impl Engine {
                 self.forget_reused_ids(&snapshot);
                 self.snapshot = snapshot;
                 self.settle();
+                self.mappings.settle(&self.snapshot.pools);
                 let bounds = self.fragment_bounds();
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
@@ -420,7 +492,10 @@ impl Engine {
         assert!(self.held.len() <= self.snapshot.server_ids(), "more servers held down than there are");
         self.check_lanes();
         self.helpers.expectations.check_invariants();
+        self.mappings.check_invariants();
+        self.check_mappings();
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
+        self.fragments.check_invariants();
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }
@@ -433,6 +508,16 @@ impl Engine {
         self.snapshot.all_servers().for_each(|server| server.note_load());
     }
 
+    /// Whether nobody but the gateway itself sends as `src`. A server that holds a VIP answers under it (`direct`, `tunnel`),
+    /// and may do so by way of the gateway; but it asks the gateway nothing.
+    pub(crate) fn is_spoofed(&self, src: Addr, dst: Addr) -> bool {
+        let snapshot = &self.snapshot;
+        let is_own = || {
+            snapshot.pools.of(src).is_some() || snapshot.is_vip(src) && (snapshot.is_vip(dst) || snapshot.is_ours(dst))
+        };
+        is_own() && !snapshot.is_local(src)
+    }
+
     fn is_ours(&self, addr: Addr) -> bool {
         self.snapshot.is_ours(addr)
     }
@@ -440,6 +525,9 @@ impl Engine {
     /// Notes what a packet means for its flow.
     fn track(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View, change: FlowChange) {
         let flow = self.table.flow(id);
+        if is_masqueraded(flow) {
+            return self.track_masqueraded(now, id, sender, view, change);
+        }
         let (server, was_unanswered) = (flow.owner.server, flow.is_unanswered());
         let believed = match &view.transport {
             Transport::Tcp(segment) if segment.has(tcp::RST) => track::rst_is_plausible(flow, sender, segment),
@@ -528,6 +616,10 @@ impl Engine {
         let flow = self.table.remove(id);
         if flow.owner.marks.has(Marks::HELPED) {
             self.helpers.forget(id);
+        }
+        if is_masqueraded(&flow) {
+            self.end_masqueraded(now, &flow);
+            return flow;
         }
         // A probe is no load.
         if flow.is_probe() {

@@ -37,6 +37,10 @@ pub struct Stats {
     /// ICMP errors translated, both ways.
     pub icmp_errors: u64,
     pub fragments_held: u64,
+    /// SYNs answered by a cookie.
+    pub cookies_sent: u64,
+    /// Cookies that clients acknowledged, so that a server was asked.
+    pub cookies_proven: u64,
     /// Segments with payload that a helper did not read, because there were too many connections to read.
     pub helper_skipped: u64,
     /// Events lost because nobody took them in time.
@@ -64,6 +68,8 @@ impl Default for Stats {
             rst_ignored: 0,
             icmp_errors: 0,
             fragments_held: 0,
+            cookies_sent: 0,
+            cookies_proven: 0,
             helper_skipped: 0,
             events_lost: 0,
         }
@@ -104,7 +110,7 @@ impl Stats {
     }
 
     /// The counters besides drops, by name.
-    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 19] {
+    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 21] {
         [
             ("forwarded", &mut self.forwarded),
             ("passed", &mut self.passed),
@@ -123,6 +129,8 @@ impl Stats {
             ("rst_ignored", &mut self.rst_ignored),
             ("icmp_errors", &mut self.icmp_errors),
             ("fragments_held", &mut self.fragments_held),
+            ("cookies_sent", &mut self.cookies_sent),
+            ("cookies_proven", &mut self.cookies_proven),
             ("helper_skipped", &mut self.helper_skipped),
             ("events_lost", &mut self.events_lost),
         ]

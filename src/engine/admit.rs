@@ -19,9 +19,11 @@ impl Engine {
     pub(super) fn meet(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View) -> Meeting {
         if let Transport::Tcp(segment) = &view.transport
             && segment.has(tcp::SYN)
-            && self.is_start(now, id, sender, segment)
         {
-            return Meeting::Anew;
+            if self.is_start(now, id, sender, segment) {
+                return Meeting::Anew;
+            }
+            self.renew_masqueraded(now, id, sender, segment);
         }
         let server = ServerId(self.table.flow(id).owner.server);
         if self.snapshot.server(server).is_some_and(|server| !server.state.is_up()) {
@@ -37,7 +39,8 @@ impl Engine {
             self.stats.flows_reused += 1;
             return true;
         }
-        if sender == Sender::Client && !segment.has(tcp::ACK) {
+        // While it is opening, the gateway sees to the SYNs itself.
+        if sender == Sender::Client && !segment.has(tcp::ACK) && !self.table.shift(id).is_opening {
             self.judge_syn(now, id);
         }
         false
@@ -68,6 +71,7 @@ impl Engine {
         let entered = self.make_room(now).and_then(|()| self.insert(now, service, picked.server, original, marks));
         match entered {
             Ok(id) => {
+                self.announce(id, service, picked.server);
                 picked.server.start(self.table.flow(id).is_active());
                 self.stats.flows_created += 1;
             }

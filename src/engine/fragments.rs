@@ -1,15 +1,25 @@
 //! The engine's part in fragments: what is done with the first one is done with all. See [`crate::flow::Fragments`].
 
 use super::Engine;
-use super::shard::is_of_pool;
+use super::shard::{is_of_pool, place_of_port};
 use crate::flow::{Bounds, Fate, Later};
 use crate::forward::{self, Action, echo};
-use crate::service::{Method, ServerId, owner_of_port};
+use crate::service::{Method, ServerId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{PacketBuf, Tuple, View, ipv4_id};
 
 impl Engine {
+    /// A fragment that cannot be of the same packet as the others: it goes, and with it what is held of that packet.
+    pub(super) fn refuse_fragment(&mut self, now: Instant, view: &View) -> Option<Verdict> {
+        let deadline = now + self.snapshot.spec.timeouts.fragment;
+        let bounds = self.fragment_bounds();
+        let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
+        let (reason, held) = self.fragments.check(deadline, view, bounds, dropped).err()?;
+        self.stats.drops[reason as usize] += held;
+        Some(Verdict::Drop(reason))
+    }
+
     /// A fragment without ports: the same is done with it as with its first one.
     pub(super) fn follow_first_fragment(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         let deadline = now + self.snapshot.spec.timeouts.fragment;
@@ -80,7 +90,9 @@ impl Engine {
         if self.config.shards <= 1 || !is_of_pool(&self.snapshot, (tuple.src, tuple.dst), tuple.dport) {
             return None;
         }
-        Some(owner_of_port(tuple.dport, self.config.shards)).filter(|owner| *owner != self.config.shard)
+        let of = (tuple.protocol, tuple.dport);
+        let owner = place_of_port(&self.snapshot, (tuple.src, tuple.dst), of, self.sharding());
+        Some(owner).filter(|owner| *owner != self.config.shard)
     }
 
     /// What is to be handed over to this very shard is decided on here.
@@ -117,7 +129,7 @@ impl Engine {
                 }
             }
             Fate::Elsewhere(shard) => Verdict::Elsewhere(shard),
-            Fate::Pass => Verdict::Pass,
+            Fate::Pass => self.pass(now, buf, view),
             Fate::Echo => {
                 echo::turn_round(buf, view);
                 Verdict::Reply

@@ -124,6 +124,12 @@ impl PortSet {
         set
     }
 
+    /// Without a port.
+    pub fn empty() -> PortSet {
+        let slice = Slice { range: PortRange { first: 1, last: 0 }, shard: 0, shards: 1, first_pair: 0, pairs: 0 };
+        PortSet { slice, free: Box::default(), words: Default::default(), left: 0 }
+    }
+
     /// Ports that are free.
     pub fn left(&self) -> u32 {
         self.left
@@ -136,8 +142,13 @@ impl PortSet {
 
     /// Ports that are not free, in ascending order.
     pub fn taken(&self) -> impl Iterator<Item = u16> + '_ {
-        let places = (0..self.slice.places()).filter(|place| !self.is_free(*place));
+        let places = (0..self.slice.places()).filter(|place| !self.is_set(*place));
         places.filter_map(|place| self.slice.port(place))
+    }
+
+    /// Whether this port is free; those of others are not.
+    pub fn is_free(&self, port: u16) -> bool {
+        self.place(port).is_some_and(|place| self.is_set(place))
     }
 
     /// Takes a free port; `random` decides which. `None`: there is none.
@@ -154,14 +165,14 @@ impl PortSet {
 
     /// Takes this port; `false`: it is not free, or not one of these.
     pub fn take_this(&mut self, port: u16) -> bool {
-        let Some(place) = self.slice.place(port).filter(|place| self.is_free(*place)) else { return false };
+        let Some(place) = self.place(port).filter(|place| self.is_set(*place)) else { return false };
         self.clear(place);
         true
     }
 
     /// Gives a port back. `false`: it is none of these, or was not taken.
     pub fn give(&mut self, port: u16) -> bool {
-        let Some(place) = self.slice.place(port).filter(|place| !self.is_free(*place)) else { return false };
+        let Some(place) = self.place(port).filter(|place| !self.is_set(*place)) else { return false };
         self.set(place);
         true
     }
@@ -191,7 +202,7 @@ impl PortSet {
         Some(at * 64 + nth_set(bits, (random >> 16) as u32 % bits.count_ones()))
     }
 
-    fn is_free(&self, place: usize) -> bool {
+    fn is_set(&self, place: usize) -> bool {
         self.free[place / 64] >> (place % 64) & 1 != 0
     }
 
@@ -213,6 +224,16 @@ impl PortSet {
             let bit = 1 << (word % 64);
             if free & want.mask() == 0 { words[word / 64] &= !bit } else { words[word / 64] |= bit }
         }
+    }
+
+    /// How many places there are.
+    pub fn places(&self) -> usize {
+        self.free.len() * 64
+    }
+
+    /// Where a port of the set stands among all of them: a number below [`PortSet::places`].
+    pub fn place(&self, port: u16) -> Option<usize> {
+        self.slice.place(port)
     }
 }
 

@@ -9,20 +9,31 @@ mod conntrack;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
+mod ftp_fullnat;
 mod fullnat;
 mod gateway;
 mod hop;
 mod icmp;
 mod lost;
 mod malformed;
+mod masquerade;
 mod nat;
+mod npt;
 mod one_packet;
 mod one_way;
+mod overlaps;
 mod passive;
 mod pools;
 mod probe;
+mod proxy_protocol;
+mod queries;
+mod rates;
 mod refusal;
 mod reload;
+mod rfc_timers;
+mod rfc_tunnel;
+mod spoofed;
+mod syn_proxy;
 mod tcp_states;
 mod tftp;
 
@@ -54,6 +65,11 @@ fn ftp() {
 }
 
 #[test]
+fn proxy_protocol() {
+    run(proxy_protocol::rows);
+}
+
+#[test]
 fn tftp() {
     run(tftp::rows);
 }
@@ -66,6 +82,11 @@ fn one_way() {
 #[test]
 fn icmp_errors() {
     run(icmp::rows);
+}
+
+#[test]
+fn prefixes() {
+    run(npt::rows);
 }
 
 #[test]
@@ -84,13 +105,43 @@ fn malformed_packets() {
 }
 
 #[test]
+fn icmp_through_masquerades() {
+    run(queries::rows);
+}
+
+#[test]
+fn spoofed_sources() {
+    run(spoofed::rows);
+}
+
+#[test]
+fn overlapping_fragments() {
+    run(overlaps::rows);
+}
+
+#[test]
 fn thresholds() {
     run(cluster::rows);
 }
 
 #[test]
+fn syn_proxy() {
+    run(syn_proxy::rows);
+}
+
+#[test]
+fn rates() {
+    run(rates::rows);
+}
+
+#[test]
 fn packets_by_themselves() {
     run(one_packet::rows);
+}
+
+#[test]
+fn masquerades() {
+    run(masquerade::rows);
 }
 
 #[test]
@@ -107,6 +158,13 @@ fn every_reason_to_drop_has_a_row() {
             refusal::rows,
             malformed::rows,
             cluster::rows,
+            masquerade::rows,
+            rates::rows,
+            npt::rows,
+            overlaps::rows,
+            queries::rows,
+            spoofed::rows,
+            syn_proxy::rows,
         ];
         for rows in all {
             for row in rows(&net) {
@@ -120,6 +178,8 @@ fn every_reason_to_drop_has_a_row() {
     seen.insert(DropReason::FragmentTimeout);
     // The engine sees no frames: tests/link has these.
     seen.extend(LINK_REASONS);
+    // A matter of time: see masquerade.rs.
+    seen.insert(DropReason::Unanswered);
     // What became of the server: see lost.rs.
     seen.insert(DropReason::ServerDown);
     // Not a matter of the packet: see one_way.rs.
@@ -345,6 +405,17 @@ impl Net {
     pub fn rs(self, number: u8, port: u16) -> SocketAddr {
         let (v4, v6) = (format!("10.20.0.1{number}"), format!("fd20::1{number}"));
         (self.pick(&v4, &v6), port).into()
+    }
+
+    /// A host behind the gateway that is no server, by number.
+    pub fn inside(self, number: u8, port: u16) -> SocketAddr {
+        let (v4, v6) = (format!("10.20.0.{}", 100 + number), format!("fd20::1:{number:x}"));
+        (self.pick(&v4, &v6), port).into()
+    }
+
+    /// An address of a masquerade's pool.
+    pub fn pool(self, port: u16) -> SocketAddr {
+        (self.pick("203.0.113.100", "2001:db8:f::100"), port).into()
     }
 
     /// A router behind the gateway.
