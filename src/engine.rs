@@ -361,7 +361,7 @@ impl Engine {
                 break;
             }
         }
-        self.lanes.expire(now, self.snapshot.spec.quarantine, &mut { SWEEP });
+        self.lanes.expire(now, self.snapshot.spec.quarantine, SWEEP);
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
         self.mappings.release(now, SWEEP);

@@ -23,6 +23,7 @@ mod one_packet;
 mod one_way;
 mod overlaps;
 mod passive;
+mod pools;
 mod probe;
 mod proxy_protocol;
 mod queries;
