@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
 use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, Marks, Sender, track};
-use crate::forward::masquerade::Mappings;
+use crate::forward::masquerade::{Mappings, UnsolicitedSyns};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo};
 use crate::service::{Method, ServerId, ServiceId, Snapshot};
@@ -77,6 +77,7 @@ pub struct Engine {
     released: VecDeque<PacketBuf>,
     helpers: helper::Helpers,
     mappings: Mappings,
+    unsolicited: UnsolicitedSyns,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
     held: Vec<Held>,
@@ -96,6 +97,7 @@ impl Engine {
             released: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
             mappings: Mappings::new(config.max_flows, config.shard, config.shards, config.seed),
+            unsolicited: UnsolicitedSyns::default(),
             alone: None,
             held: Vec::new(),
             watched: false,
@@ -270,6 +272,7 @@ impl Engine {
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
         self.mappings.release(now, SWEEP);
+        self.answer_unsolicited(now);
         self.raise_held(now);
         let mut budget = SWEEP;
         self.snapshot.persisted().iter().for_each(|clients| clients.expire(now, &mut budget));
@@ -280,12 +283,13 @@ impl Engine {
         let flows = self.table.next_deadline(&self.snapshot.spec.timeouts);
         let expected = self.helpers.expectations.next_deadline();
         let clients = self.snapshot.persisted().iter().filter_map(|clients| clients.next_deadline());
-        let others = clients.chain(expected).chain(self.next_raise());
+        let others = clients.chain(expected).chain(self.next_raise()).chain(self.unsolicited.next_deadline());
         flows.into_iter().chain(self.fragments.next_deadline()).chain(others).min()
     }
 
     /// The next packet to send besides the one just handled: a fragment that was held until its first one came, the rest of
-    /// a packet that a helper made longer, a RST for one end of a flow whose server is gone.
+    /// a packet that a helper made longer, a RST for one end of a flow whose server is gone, an answer
+    /// to a SYN that had to wait.
     pub fn poll_transmit(&mut self) -> Option<PacketBuf> {
         self.released.pop_front()
     }
@@ -308,6 +312,7 @@ impl Engine {
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
                 self.helpers.expectations.trim(self.snapshot.spec.limits.expectations);
+                self.stats.syns_unanswered += self.unsolicited.trim(self.snapshot.spec.limits.unsolicited_syns);
                 Outcome::Done
             }
             Command::Watch(on) => {
@@ -387,6 +392,7 @@ impl Engine {
         self.helpers.expectations.check_invariants();
         self.mappings.check_invariants();
         self.check_mappings();
+        assert!(self.unsolicited.len() <= self.snapshot.spec.limits.unsolicited_syns);
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);

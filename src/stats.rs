@@ -37,6 +37,8 @@ pub struct Stats {
     pub fragments_held: u64,
     /// Segments with payload that a helper did not read, because there were too many connections to read.
     pub helper_skipped: u64,
+    /// SYNs that no inside host waited for and that were never answered, since too many waited for that.
+    pub syns_unanswered: u64,
     /// Events lost because nobody took them in time.
     pub events_lost: u64,
 }
@@ -62,6 +64,7 @@ impl Default for Stats {
             icmp_errors: 0,
             fragments_held: 0,
             helper_skipped: 0,
+            syns_unanswered: 0,
             events_lost: 0,
         }
     }
@@ -101,7 +104,7 @@ impl Stats {
     }
 
     /// The counters besides drops, by name.
-    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 18] {
+    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 19] {
         [
             ("forwarded", &mut self.forwarded),
             ("passed", &mut self.passed),
@@ -120,6 +123,7 @@ impl Stats {
             ("icmp_errors", &mut self.icmp_errors),
             ("fragments_held", &mut self.fragments_held),
             ("helper_skipped", &mut self.helper_skipped),
+            ("syns_unanswered", &mut self.syns_unanswered),
             ("events_lost", &mut self.events_lost),
         ]
     }

@@ -6,10 +6,13 @@ mod support;
 
 mod cluster;
 mod conntrack;
+mod filtering;
+mod forwards;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
 mod gateway;
+mod hairpin;
 mod hop;
 mod icmp;
 mod lost;

@@ -206,6 +206,9 @@ fn help(counter: &str) -> &'static str {
         "rst_ignored" => "RSTs that did not fit their flow and did not end it.",
         "icmp_errors" => "ICMP errors that were translated, both ways.",
         "fragments_held" => "Fragments that had to wait for their first one.",
+        "syns_unanswered" => {
+            "SYNs from outside that nobody inside waits for, never answered since too many waited for that."
+        }
         "helper_skipped" => "Segments that a helper did not read, because it had too many connections.",
         "events_lost" => "Flow events that nobody took in time.",
         _ => "A counter of the engines.",
