@@ -60,12 +60,7 @@ impl Engine {
         (records, None)
     }
 
-    /// How much of the addresses of pools this shard uses.
-    pub fn pools(&self) -> Vec<PoolRecord> {
-        self.pools_of_mappings()
-    }
-
-    /// The same of those with mappings.
+    /// How much of the addresses that mappings have this shard uses.
     pub(super) fn pools_of_mappings(&self) -> Vec<PoolRecord> {
         let usage: HashMap<Addr, [u64; 3]> = self.mappings.usage().into_iter().collect();
         let pools = self.snapshot.pools.iter().filter(|pool| pool.usage != PoolUse::Fullnat);

@@ -180,7 +180,11 @@ impl Engine {
     }
 
     fn enter_masqueraded(&mut self, now: Instant, planned: &Planned) -> Result<FlowId, Verdict> {
-        let &Planned { mapping, original, reply, masquerade, opener } = planned;
+        let &Planned { mapping, mut original, mut reply, masquerade, opener } = planned;
+        // The identifier of a query stands for both ports, on each side its own (RFC 5508 section 3.2).
+        if original.protocol.is_icmp() {
+            (original.dport, reply.sport) = (original.sport, reply.dport);
+        }
         let is_hairpin = self.snapshot.pools.is_mapped(original.dst);
         let marks = if is_hairpin { Marks::HAIRPIN } else { Marks::NONE };
         let method = Method::Masquerade as u8;

@@ -11,6 +11,8 @@ mod forwards;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
+mod ftp_fullnat;
+mod fullnat;
 mod gateway;
 mod hairpin;
 mod hop;
@@ -19,12 +21,21 @@ mod lost;
 mod malformed;
 mod masquerade;
 mod nat;
+mod npt;
 mod one_packet;
 mod one_way;
+mod overlaps;
 mod passive;
 mod probe;
+mod proxy_protocol;
+mod queries;
+mod rates;
 mod refusal;
 mod reload;
+mod rfc_timers;
+mod rfc_tunnel;
+mod spoofed;
+mod syn_proxy;
 mod tcp_states;
 mod tftp;
 
@@ -46,8 +57,18 @@ fn nat() {
 }
 
 #[test]
+fn fullnat() {
+    run(fullnat::rows);
+}
+
+#[test]
 fn ftp() {
     run(ftp::rows);
+}
+
+#[test]
+fn proxy_protocol() {
+    run(proxy_protocol::rows);
 }
 
 #[test]
@@ -66,6 +87,11 @@ fn icmp_errors() {
 }
 
 #[test]
+fn prefixes() {
+    run(npt::rows);
+}
+
+#[test]
 fn hops() {
     run(hop::rows);
 }
@@ -81,8 +107,33 @@ fn malformed_packets() {
 }
 
 #[test]
+fn icmp_through_masquerades() {
+    run(queries::rows);
+}
+
+#[test]
+fn spoofed_sources() {
+    run(spoofed::rows);
+}
+
+#[test]
+fn overlapping_fragments() {
+    run(overlaps::rows);
+}
+
+#[test]
 fn thresholds() {
     run(cluster::rows);
+}
+
+#[test]
+fn syn_proxy() {
+    run(syn_proxy::rows);
+}
+
+#[test]
+fn rates() {
+    run(rates::rows);
 }
 
 #[test]
@@ -101,6 +152,7 @@ fn every_reason_to_drop_has_a_row() {
     for net in [Net::V4, Net::V6] {
         let all = [
             nat::rows,
+            fullnat::rows,
             ftp::rows,
             hop::rows,
             one_way::rows,
@@ -109,6 +161,12 @@ fn every_reason_to_drop_has_a_row() {
             malformed::rows,
             cluster::rows,
             masquerade::rows,
+            rates::rows,
+            npt::rows,
+            overlaps::rows,
+            queries::rows,
+            spoofed::rows,
+            syn_proxy::rows,
         ];
         for rows in all {
             for row in rows(&net) {
