@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::flow::{Marks, TcpState};
-use crate::service::{FlowPolicy, Method, Network, PoolId, ServerId, ServiceId, Snapshot};
+use crate::flow::{Marks, Sender, TcpState};
+use crate::service::{FlowPolicy, HelperKind, Method, Network, PoolId, ServerId, ServiceId, Snapshot};
 use crate::time::Instant;
 use crate::wire::{Addr, Protocol, Tuple};
 
@@ -72,6 +72,8 @@ pub enum ProbeFault {
     Taken,
     /// There are as many probes as there may be.
     Full,
+    /// The pool of the server's service has no free port for it.
+    NoPort,
 }
 
 /// Places of the flow table that one [`Command::Delete`] looks at.
@@ -137,6 +139,31 @@ pub enum FlowChange {
     /// Its state, or one of the marks replied and assured, changed.
     Update,
     Destroy,
+}
+
+/// A flow that a helper has announced and that has not begun, as an operator sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpectationRecord {
+    pub shard: u16,
+    /// What its first packet has; the source port is whatever the opener takes.
+    pub protocol: Protocol,
+    pub src: Addr,
+    pub dst: Addr,
+    pub dport: u16,
+    /// Who will send that.
+    pub opener: Sender,
+    /// The original tuple of the flow that announced it, unless that has ended.
+    pub by: Option<Tuple>,
+    /// Ends of the flow that announced it, also when that has ended.
+    pub client: Addr,
+    pub vip: Addr,
+    pub service: ServiceId,
+    pub server: ServerId,
+    pub method: Method,
+    /// `None`: of a service or masquerade that reads that protocol no more.
+    pub helper: Option<HelperKind>,
+    /// Until it is forgotten.
+    pub remaining: Duration,
 }
 
 /// A mapping of a masquerade as an operator sees it: an inside endpoint, and the outside one that stands for it.

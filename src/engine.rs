@@ -19,8 +19,12 @@ mod masquerade;
 mod npt;
 mod one_packet;
 mod passive;
+mod pools;
 mod probe;
+mod rates;
 mod shard;
+mod shift;
+mod syn_proxy;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -28,7 +32,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
-use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, Marks, Sender, track};
+use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, MAX_PROBES, Marks, Sender, track};
+use crate::forward::fullnat::Lanes;
 use crate::forward::masquerade::Mappings;
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo};
@@ -45,8 +50,12 @@ use masquerade::is_masqueraded;
 use passive::Held;
 pub use shard::{Sharding, client_between, place_between, place_of, shard_of};
 
+/// Times that one shard takes up a packet again that goes out from one inside host to another.
+const MAX_ROUNDS: usize = 3;
 /// Flows that one call of [`Engine::handle_timeout`] looks at, at most.
 const SWEEP: usize = 4096;
+/// Ports that may be in quarantine at a time, however few flows there may be.
+const MIN_QUARANTINE: usize = 1 << 16;
 /// Events kept for a watcher that does not take them.
 const MAX_EVENTS: usize = 65_536;
 
@@ -74,10 +83,15 @@ pub struct Engine {
     refusals: RateLimit,
     random: u64,
     released: VecDeque<PacketBuf>,
+    /// Packets that another shard is to decide on.
+    handed_over: VecDeque<(u16, PacketBuf)>,
     helpers: helper::Helpers,
     mappings: Mappings,
+    clients: rates::ClientRates,
+    proxy: syn_proxy::Proxy,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
+    lanes: Lanes,
     held: Vec<Held>,
     watched: bool,
     events: VecDeque<Event>,
@@ -93,9 +107,18 @@ impl Engine {
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
+            handed_over: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
             mappings: Mappings::new(config.max_flows, config.shard, config.shards, config.seed),
+            clients: rates::ClientRates::new(config.seed),
+            proxy: syn_proxy::Proxy::new(config.seed),
             alone: None,
+            lanes: Lanes::new(
+                (config.shard, config.shards),
+                config.seed,
+                config.max_flows + MAX_PROBES,
+                config.max_flows.max(MIN_QUARANTINE),
+            ),
             held: Vec::new(),
             watched: false,
             events: VecDeque::new(),
@@ -111,15 +134,36 @@ impl Engine {
     pub fn handle_packet(&mut self, now: Instant, buf: &mut PacketBuf) -> Verdict {
         match View::parse(buf.packet()) {
             Ok(view) => self.handle_parsed(now, buf, &view),
-            Err(reason) => {
-                self.stats.count(Verdict::Drop(reason));
-                Verdict::Drop(reason)
-            }
+            Err(reason) => self.dropped(reason),
         }
     }
 
     /// As [`Engine::handle_packet`], for a packet whose `view` the caller has already.
     pub fn handle_parsed(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        let mut verdict = self.handle_once(now, buf, view);
+        // What goes out from one inside host to another comes in by the same shard.
+        for round in 0.. {
+            if verdict != Verdict::Elsewhere(self.config.shard) {
+                break;
+            }
+            verdict = match View::parse(buf.packet()) {
+                Ok(view) if round < MAX_ROUNDS => self.handle_once(now, buf, &view),
+                Ok(_) => self.dropped(DropReason::NotOurs),
+                Err(reason) => self.dropped(reason),
+            };
+        }
+        if !self.handed_over.is_empty() {
+            self.take_back(now);
+        }
+        verdict
+    }
+
+    fn dropped(&mut self, reason: DropReason) -> Verdict {
+        self.count_drop(reason);
+        Verdict::Drop(reason)
+    }
+
+    fn handle_once(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         buf.truncate(view.len);
         let decided = self.decide(now, buf, view);
         let verdict = match decided {
@@ -160,6 +204,12 @@ impl Engine {
             && let Some(verdict) = self.refuse_fragment(now, view)
         {
             return verdict;
+        }
+        if view.fragment.is_some()
+            && let Some(shard) = view.ports().and_then(|tuple| self.owner_elsewhere(&tuple))
+        {
+            // Its later fragments, which have no port, come to this shard as well.
+            return Verdict::Elsewhere(shard);
         }
         if let Some(verdict) = self.translate_prefix(now, buf, view) {
             return verdict;
@@ -211,8 +261,8 @@ impl Engine {
             let vip = if is_masqueraded(flow) { flow.reply().dst } else { flow.original().dst };
             return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
         }
-        if self.table.flow(id).owner.marks.has(Marks::HELPED) {
-            return self.forward_helped(now, buf, view, id, sender, change);
+        if self.table.flow(id).owner.marks.has(Marks::HELPED.with(Marks::SHIFTED)) {
+            return self.forward_altered(now, buf, view, id, sender, change);
         }
         self.carry(now, buf, view, id, sender, change)
     }
@@ -246,6 +296,7 @@ impl Engine {
         view: &View,
         tuple: &Tuple,
     ) -> Result<(FlowId, Sender), Verdict> {
+        // What comes from inside by way of the outside address has been seen here as it came.
         if !buf.is_turned && self.is_spoofed(tuple.src, tuple.dst) {
             return Err(Verdict::Drop(DropReason::SpoofedSource));
         }
@@ -270,12 +321,21 @@ impl Engine {
         if let Transport::Tcp(segment) = view.transport
             && (!segment.has(tcp::SYN) || segment.has(tcp::ACK))
         {
-            return Err(self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst));
+            return Err(match self.proof(now, buf, view, tuple, service) {
+                Some(offer) => self.open(now, buf, view, (service, offer)),
+                None => self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst),
+            });
         }
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, tuple.dst));
         }
+        if tuple.protocol == Protocol::TCP && self.wants_proof(now, service) {
+            return Err(self.answer_syn(now, buf, view, service));
+        }
         let alone = service.spec.one_packet && tuple.protocol == Protocol::UDP;
+        if !alone {
+            self.may_begin(now, tuple.src, Some(service)).map_err(Verdict::Drop)?;
+        }
         match service.pick(&request(now, tuple), !alone) {
             Ok(picked) if alone => Err(self.forward_alone(now, buf, view, (service, picked.server), tuple)),
             Ok(picked) => {
@@ -298,6 +358,7 @@ impl Engine {
                 break;
             }
         }
+        self.lanes.expire(now, self.snapshot.spec.quarantine, &mut { SWEEP });
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
         self.mappings.release(now, SWEEP);
@@ -311,7 +372,8 @@ impl Engine {
         let flows = self.table.next_deadline(&self.snapshot.spec.timeouts);
         let expected = self.helpers.expectations.next_deadline();
         let clients = self.snapshot.persisted().iter().filter_map(|clients| clients.next_deadline());
-        let others = clients.chain(expected).chain(self.next_raise());
+        let ports = self.lanes.next_deadline(self.snapshot.spec.quarantine);
+        let others = clients.chain(expected).chain(self.next_raise()).chain(ports);
         flows.into_iter().chain(self.fragments.next_deadline()).chain(others).min()
     }
 
@@ -319,6 +381,11 @@ impl Engine {
     /// a packet that a helper made longer, a RST for one end of a flow whose server is gone.
     pub fn poll_transmit(&mut self) -> Option<PacketBuf> {
         self.released.pop_front()
+    }
+
+    /// The next packet that another shard is to decide on, after the one just handled: a fragment whose first one came.
+    pub fn poll_handover(&mut self) -> Option<(u16, PacketBuf)> {
+        self.handed_over.pop_front()
     }
 
     /// The next event, while a [`Command::Watch`] is in force.
@@ -353,6 +420,11 @@ impl Engine {
                 self.evacuate(now, &servers, (policy, extent), cursor)
             }
         }
+    }
+
+    /// How this shard is told from its siblings.
+    pub fn sharding(&self) -> Sharding {
+        Sharding { seed: self.config.seed, shards: self.config.shards }
     }
 
     pub fn snapshot(&self) -> &Arc<Snapshot> {
@@ -415,6 +487,7 @@ impl Engine {
         self.snapshot.persisted().iter().for_each(|clients| clients.check_invariants());
         assert!(self.alone.is_none(), "a fragment's fate was not noted");
         assert!(self.held.len() <= self.snapshot.server_ids(), "more servers held down than there are");
+        self.check_lanes();
         self.helpers.expectations.check_invariants();
         self.mappings.check_invariants();
         self.check_mappings();
@@ -465,7 +538,7 @@ impl Engine {
             return;
         }
         let mark = |flow: &Flow| (flow.tcp_state, flow.replied, flow.assured);
-        let (before, after, was_active, is_active) =
+        let (before, after, was_active, is_active, is_noted) =
             self.table.refresh(now, id, &self.snapshot.spec.timeouts, |flow| {
                 let (before, was_active) = (mark(flow), flow.is_active());
                 flow.count(sender, view.len);
@@ -476,8 +549,12 @@ impl Engine {
                         flow.replied |= sender == Sender::Server;
                     }
                 }
-                (before, mark(flow), was_active, flow.is_active())
+                let after = mark(flow);
+                (before, after, was_active, flow.is_active(), pools::is_noted(flow, before != after))
             });
+        if is_noted {
+            self.note_standing(id);
+        }
         if was_active != is_active
             && let Some(server) = self.snapshot.server(ServerId(server))
         {
@@ -525,25 +602,34 @@ impl Engine {
 
     /// Takes a flow out of the table and off its server.
     fn end(&mut self, now: Instant, id: FlowId) {
+        let flow = self.take_out(now, id);
+        self.leave_port(now, &flow);
+    }
+
+    /// The same, but the flow's port of a pool, if it has one, stays taken.
+    fn take_out(&mut self, now: Instant, id: FlowId) -> Flow {
         self.tell(now, FlowChange::Destroy, id);
+        self.unlist(id);
         let flow = self.table.remove(id);
         if flow.owner.marks.has(Marks::HELPED) {
             self.helpers.forget(id);
         }
         if is_masqueraded(&flow) {
-            return self.end_masqueraded(now, &flow);
+            self.end_masqueraded(now, &flow);
+            return flow;
         }
         // A probe is no load.
         if flow.is_probe() {
-            return;
+            return flow;
         }
-        let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) else { return };
+        let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) else { return flow };
         server.end(flow.is_active());
         if flow.owner.marks.has(Marks::PERSISTENT)
             && let Some(service) = self.snapshot.service(ServiceId(flow.owner.service))
         {
             service.release(flow.original().src, server, flow.created);
         }
+        flow
     }
 
     fn delete(&mut self, now: Instant, filter: &FlowFilter, cursor: usize) -> Outcome {

@@ -223,6 +223,10 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     if packet.protocol == Protocol::TCP && !is_start(tcp_flags) {
         return dropped(DropReason::NoFlow, Some(&service.spec.name));
     }
+    let alone = service.spec.one_packet && packet.protocol == Protocol::UDP;
+    if !alone && let Err(reason) = engine.foresee_rates(now, packet.src, Some(service)) {
+        return dropped(reason, Some(&service.spec.name));
+    }
     let request = engine::request(now, packet);
     let scheduler_state = service.scheduler.state();
     let picked = match service.foresee(&request) {
@@ -230,7 +234,6 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         Err(reason) => return dropped(reason, Some(&service.spec.name)),
     };
     let server = picked.server;
-    let alone = service.spec.one_packet && packet.protocol == Protocol::UDP;
     if !alone && is_full {
         return dropped(DropReason::TableFull, Some(&service.spec.name));
     }
@@ -244,7 +247,14 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         method: server.method,
         available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
     };
-    let translated = forward::plan(service, server, packet).reversed();
+    let reply = match server.method {
+        Method::Fullnat if !alone => engine.foresee_grant(now, service, server, packet),
+        _ => Ok(forward::plan(service, server, packet)),
+    };
+    let translated = match reply {
+        Ok(reply) => reply.reversed(),
+        Err(reason) => return dropped(reason, Some(&service.spec.name)),
+    };
     Explained::Admitted { choice, translated, via: Via::to(server) }
 }
 

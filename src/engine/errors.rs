@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::shard::{Sharding, place_of};
 use super::{Engine, EngineConfig};
-use crate::flow::{Sender, track};
+use crate::flow::{Marks, Sender, track};
 use crate::forward::{self, icmp_error, tunnel_error};
 use crate::service::{Method, PoolUse, Server, ServerId};
 use crate::time::Instant;
@@ -42,6 +42,9 @@ impl Engine {
         }
         // It neither refreshes nor ends the flow (RFC 5382 REQ-10, RFC 4787 REQ-12).
         self.stats.icmp_errors += 1;
+        if self.table.flow(id).owner.marks.has(Marks::SHIFTED) {
+            self.requote(buf, view, id, sender);
+        }
         self.judge_error(now, id, sender, buf, view);
         let flow = self.table.flow(id);
         let forward = if flow.is_probe() && sender == Sender::Server { Verdict::Deliver } else { Verdict::Forward };

@@ -9,13 +9,13 @@ use siphasher::sip::SipHasher13;
 
 use super::admit::{PORT_ATTEMPTS, next_random};
 use super::{Engine, EngineConfig};
-use crate::command::FlowChange;
+use crate::command::ExpectationRecord;
 use crate::flow::{Flow, FlowId, InsertError, Marks, Sender, TcpState, track};
 use crate::forward::helper::expect::{Expectation, Expectations};
 use crate::forward::helper::sequence::distance;
 use crate::forward::helper::{self, Desk, Session};
 use crate::forward::plan_again;
-use crate::service::{FlowPolicy, Server, ServerId, ServiceId};
+use crate::service::{FlowPolicy, HelperKind, Method, Server, ServerId, ServiceId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{PacketBuf, Protocol, Transport, Tuple, View, segment, tcp};
@@ -51,42 +51,61 @@ impl Engine {
         self.helpers.expectations.iter()
     }
 
-    /// Gives a segment that the gateway makes in the name of `sender` the sequence number that the other end knows.
-    pub(super) fn renumber(&self, buf: &mut PacketBuf, view: &View, id: FlowId, sender: Sender) {
-        if let (Transport::Tcp(header), Some(session)) = (view.transport, self.helpers.sessions.get(&id)) {
-            segment::set_numbers(buf, view, session.place(sender, header.seq), header.ack);
+    /// A slice of them: at most `max` from `cursor` on (0 to start), and where to go on, `None` at the end. None is returned
+    /// twice.
+    pub fn expected_flows(&self, now: Instant, cursor: u64, max: usize) -> (Vec<ExpectationRecord>, Option<u64>) {
+        let mut records = Vec::new();
+        for (number, expectation) in self.helpers.expectations.from(cursor) {
+            if records.len() == max {
+                return (records, Some(number));
+            }
+            // What is over is forgotten when time is next let pass.
+            if expectation.deadline > now {
+                records.push(self.expectation_record(now, expectation));
+            }
+        }
+        (records, None)
+    }
+
+    fn expectation_record(&self, now: Instant, expectation: &Expectation) -> ExpectationRecord {
+        let Expectation { key, opener, owner, client, vip, deadline, .. } = *expectation;
+        let service = ServiceId(owner.service);
+        ExpectationRecord {
+            shard: self.config.shard,
+            protocol: key.protocol,
+            src: key.src,
+            dst: key.dst,
+            dport: key.dport,
+            opener,
+            by: self.announcer(expectation).map(Flow::original),
+            client,
+            vip,
+            service,
+            server: ServerId(owner.server),
+            method: Method::numbered(owner.method),
+            helper: self.helper_of(service, key.protocol),
+            remaining: deadline - now,
         }
     }
 
-    /// A packet of a helped flow: as any other, but for what its helper does to it first.
-    pub(super) fn forward_helped(
-        &mut self,
-        now: Instant,
-        buf: &mut PacketBuf,
-        view: &View,
-        id: FlowId,
-        sender: Sender,
-        change: FlowChange,
-    ) -> Verdict {
-        if let Transport::Tcp(segment) = &view.transport
-            && track::renews(self.table.flow(id), sender, segment)
-        {
-            self.helpers.forget(id);
+    /// What announces flows of this protocol in the name of a service or masquerade.
+    fn helper_of(&self, service: ServiceId, announced: Protocol) -> Option<HelperKind> {
+        match self.snapshot.pools.masquerade(service) {
+            Some(masquerade) => {
+                let kinds = masquerade.spec.helpers.iter().copied();
+                kinds.into_iter().find(|kind| kind.protocol() == announced)
+            }
+            None => self.snapshot.service(service)?.spec.helper,
         }
-        let len = buf.len();
-        let outcome = match self.help(now, buf, view, id, sender) {
-            Ok(outcome) => outcome,
-            Err(reason) => return Verdict::Drop(reason),
-        };
-        let verdict = self.carry(now, buf, &outcome.sent, id, sender, change);
-        if outcome.is_changed && verdict == Verdict::Forward {
-            self.split(buf, view, len);
-        }
-        verdict
+    }
+
+    /// What `sender`'s number `seq` is to the other end, as far as the flow's helper goes.
+    pub(super) fn place(&self, id: FlowId, sender: Sender, seq: u32) -> u32 {
+        self.helpers.sessions.get(&id).map_or(seq, |session| session.place(sender, seq))
     }
 
     /// What the helper of a flow does to a packet.
-    fn help(
+    pub(super) fn help(
         &mut self,
         now: Instant,
         buf: &mut PacketBuf,
@@ -94,6 +113,11 @@ impl Engine {
         id: FlowId,
         sender: Sender,
     ) -> Result<helper::Outcome, DropReason> {
+        if let Transport::Tcp(segment) = &view.transport
+            && track::renews(self.table.flow(id), sender, segment)
+        {
+            self.helpers.forget(id);
+        }
         let unread = Ok(helper::Outcome { sent: *view, is_changed: false });
         let flow = self.table.flow(id);
         let Helpers { sessions, expectations, max_sessions } = &mut self.helpers;
@@ -132,16 +156,6 @@ impl Engine {
             sessions.insert(id, session);
         }
         outcome
-    }
-
-    /// A packet that has become too long for the way it came goes on as two.
-    fn split(&mut self, buf: &mut PacketBuf, view: &View, len: usize) {
-        let fits =
-            if buf.vnet.is_gso() { crate::wire::MAX_PACKET } else { len.max(usize::from(self.snapshot.spec.mtu)) };
-        if let Some(rest) = segment::split_off(buf, view, fits) {
-            self.stats.count(Verdict::Forward);
-            self.released.push_back(rest);
-        }
     }
 
     /// A packet without a flow that a helper has announced: its flow begins, with the server that was announced. `None`: it
@@ -185,14 +199,19 @@ impl Engine {
             return None;
         }
         let (expectation, server) = self.announced(now, tuple)?;
+        let by = self.announcer(&expectation).map(Flow::original);
+        Some((expectation, server, by))
+    }
+
+    /// The flow that announced it, if that goes on.
+    fn announcer(&self, expectation: &Expectation) -> Option<&Flow> {
         // Its number may have become another flow's.
         let is_it = |flow: &&Flow| {
             flow.owner.marks.has(Marks::HELPED)
                 && flow.owner.server == expectation.owner.server
                 && flow.original().src == expectation.client
         };
-        let by = self.table.known(expectation.by).filter(is_it).map(Flow::original);
-        Some((expectation, server, by))
+        self.table.known(expectation.by).filter(is_it)
     }
 
     /// Whether announced flows to `server` may begin: it works as far as flows are concerned that it has, and if it is retired

@@ -98,7 +98,7 @@ impl Engine {
                 Action::Translate(rewrite) => Some(*rewrite),
                 _ => None,
             };
-            self.alone = Some(Fate::Forward { rewrite, id: None, server: server.0, sender });
+            self.alone = Some(Fate::Forward { rewrite, id: None, server: server.0, sender, on: None });
         }
         verdict
     }

@@ -6,6 +6,9 @@
 //!   packet may be its answer to a client: the client's shard is asked first, and hands over what it does not know.
 //! * Any other: an answer of a server, so its destination's.
 //!
+//! * A fragment to a pool, whose later ones have no port: that of its source. There the first one tells whose they all are, and
+//!   they are handed over.
+//!
 //! An ICMP error goes where a packet in answer to the one that it quotes would.
 
 use siphasher::sip::SipHasher13;
@@ -23,6 +26,11 @@ pub struct Sharding {
 
 /// The shard that a packet belongs to, as it is.
 pub fn place_of(snapshot: &Snapshot, buf: &PacketBuf, view: &View, sharding: Sharding) -> u16 {
+    if view.fragment.is_some() && snapshot.pools.of(view.dst).is_some() {
+        let is_vip = snapshot.is_vip(view.dst);
+        let home = if is_vip { client_between(snapshot, view.src, view.dst) } else { view.src };
+        return shard_of(home, sharding);
+    }
     if let Transport::Icmp(icmp::Kind::Error) = view.transport
         && let Some((inner, ports)) = quoted_in_error(snapshot, buf, view)
     {
@@ -33,12 +41,22 @@ pub fn place_of(snapshot: &Snapshot, buf: &PacketBuf, view: &View, sharding: Sha
 
 /// As [`place_of`], of a packet between these addresses to this port, or with this identifier of an ICMP query.
 pub fn place_between(snapshot: &Snapshot, (src, dst): (Addr, Addr), dport: Option<u16>, sharding: Sharding) -> u16 {
-    if let Some(pool) = snapshot.pools.of(dst)
-        && let Some(port) = dport.filter(|port| pool.ports.contains(*port))
-    {
+    if let Some(port) = dport.filter(|port| is_of_pool(snapshot, (src, dst), *port)) {
         return owner_of_port(port, sharding.shards);
     }
     shard_of(client_between(snapshot, src, dst), sharding)
+}
+
+/// Whether what comes from `src` for `port` of `dst` is for a flow of a pool as it is. At a VIP that is a pool's address as well
+/// some ports are those of services; and what an inside host sends is to be translated first.
+pub(super) fn is_of_pool(snapshot: &Snapshot, (src, dst): (Addr, Addr), port: u16) -> bool {
+    let is_in_use = snapshot.pools.of(dst).is_some_and(|pool| pool.has(port) || !snapshot.is_vip(dst));
+    is_in_use && !is_outbound(snapshot, src, dst)
+}
+
+/// Whether a packet is from an inside host to the outside, and can be no answer of a server.
+fn is_outbound(snapshot: &Snapshot, src: Addr, dst: Addr) -> bool {
+    !snapshot.is_server(src) && snapshot.pools.masquerade_for(src, dst).is_some()
 }
 
 /// The far endpoint of a packet from `src` to `dst`: whose flow it is.
@@ -46,8 +64,7 @@ pub fn place_between(snapshot: &Snapshot, (src, dst): (Addr, Addr), dport: Optio
 /// Where the client is itself a VIP or a server (a program on the gateway, a server that uses its own cluster), the addresses
 /// of a packet do not tell which end is which: all such flows share one answer.
 pub fn client_between(snapshot: &Snapshot, src: Addr, dst: Addr) -> Addr {
-    let is_outbound = || !snapshot.is_server(src) && snapshot.pools.masquerade_for(src, dst).is_some();
-    let client = if snapshot.is_vip(dst) || is_outbound() { src } else { dst };
+    let client = if snapshot.is_vip(dst) || is_outbound(snapshot, src, dst) { src } else { dst };
     if snapshot.is_vip(client) || snapshot.is_server(client) { Addr::UNSPECIFIED } else { client }
 }
 

@@ -36,7 +36,11 @@ pub enum Fate {
         id: Option<u16>,
         server: u32,
         sender: Sender,
+        /// The shard that is to decide on what comes of it.
+        on: Option<u16>,
     },
+    /// Another shard knows.
+    Elsewhere(u16),
     Pass,
     /// Send it back where it came from: it is part of an echo request.
     Echo,

@@ -3,8 +3,9 @@
 //!
 //! An error that comes from the inside leaves with the address there that stands for the inside as its source, whoever sent it:
 //! the address of a server, of an inside host or of a router there would tell the receiver nothing (RFC 5508 REQ-5; Linux,
-//! `ip_vs_nat_icmp`). An error from outside keeps its source (REQ-4). Inside is where servers are, and with a masquerade where
-//! clients are.
+//! `ip_vs_nat_icmp`). An error from outside keeps its source (REQ-4), unless the client's own address is translated: then it
+//! comes from that of the pool, the only one that the server has a way to (Linux, `nf_nat_icmp_reply_translation`). Inside is
+//! where servers are, and with a masquerade where clients are.
 //!
 //! Extensions that follow the quoted packet (RFC 4884) are no part of it and stay as they are.
 
@@ -29,7 +30,7 @@ impl About {
         match (from, self.method) {
             (Sender::Server, Method::Masquerade) => (original, None, original.src),
             (Sender::Server, _) => (original, Some(original.dst), original.src),
-            (Sender::Client, Method::Masquerade) => (reply, Some(reply.dst), reply.src),
+            (Sender::Client, Method::Masquerade | Method::Fullnat) => (reply, Some(reply.dst), reply.src),
             (Sender::Client, _) => (reply, None, reply.src),
         }
     }

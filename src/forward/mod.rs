@@ -3,16 +3,21 @@
 //!
 //! A method is one file, registered in [`crate::service::Method`] and here in [`plan`], [`action`] and [`act`].
 
+pub mod compose;
+pub mod cookie;
 mod direct;
 pub mod echo;
+pub mod fullnat;
 pub mod helper;
 pub mod icmp_error;
 pub mod masquerade;
 mod nat;
 pub mod ports;
+pub mod proxy_protocol;
 pub mod receive;
 pub mod refuse;
 pub mod reset;
+pub mod shift;
 mod tunnel;
 pub mod tunnel_error;
 

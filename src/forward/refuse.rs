@@ -3,9 +3,12 @@
 //! Never an answer to a RST, an ICMP error, a later fragment, or a source that is no single host (RFC 1122 section 3.2.2,
 //! RFC 4443 section 2.4); and no more a second than the rate limit lets through.
 
+use super::compose::Segment;
 use crate::time::Instant;
 use crate::wire::tcp::Header;
-use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, VnetHdr, checksum, icmp, ipv4, ipv6, tcp};
+use crate::wire::{
+    Addr, Options, PacketBuf, Protocol, Transport, Tuple, View, VnetHdr, checksum, icmp, ipv4, ipv6, tcp,
+};
 
 /// Bytes of the ICMP error at most, IP header included (RFC 1812 section 4.3.2.3).
 const MAX_V4: usize = 576;
@@ -75,29 +78,15 @@ fn reset(buf: &mut PacketBuf, view: &View, tcp: &tcp::Header, from: Addr) -> boo
     let Header { sport, dport, .. } = *tcp;
     let tuple = Tuple { src: from, dst: view.src, sport: dport, dport: sport, protocol: Protocol::TCP };
     // The answer is never longer than what it answers: both IP headers are minimal, the segment is too.
-    buf.truncate(0);
     match tcp.has(tcp::ACK) {
         true => put_reset(buf, &tuple, tcp.ack, None),
         false => put_reset(buf, &tuple, 0, Some(tcp.seq_end())),
     }
 }
 
-/// Puts a RST in front of what is in the buffer, which should be nothing. `false`: there is no room.
+/// Puts a RST where the packet in the buffer was. `false`: there is no room.
 pub(super) fn put_reset(buf: &mut PacketBuf, tuple: &Tuple, seq: u32, ack: Option<u32>) -> bool {
-    let mut segment = [0u8; tcp::MIN_LEN];
-    segment[..2].copy_from_slice(&tuple.sport.to_be_bytes());
-    segment[2..4].copy_from_slice(&tuple.dport.to_be_bytes());
-    segment[4..8].copy_from_slice(&seq.to_be_bytes());
-    segment[8..12].copy_from_slice(&ack.unwrap_or(0).to_be_bytes());
-    segment[12] = 5 << 4;
-    segment[13] = if ack.is_some() { tcp::RST | tcp::ACK } else { tcp::RST };
-    let pseudo = checksum::pseudo_header(tuple.src, tuple.dst, Protocol::TCP.0, segment.len());
-    let sum = checksum::finish(pseudo, &segment);
-    segment[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
-    buf.vnet = VnetHdr::default();
-    let Some(room) = buf.prepend(segment.len()) else { return false };
-    room.copy_from_slice(&segment);
-    prepend_ip(buf, tuple.src, tuple.dst, Protocol::TCP, 0)
+    Segment { tuple, seq, ack, flags: tcp::RST, window: 0, options: Options::default() }.replace(buf)
 }
 
 /// An ICMP or ICMPv6 error that quotes as much of the packet as fits.
@@ -123,7 +112,7 @@ fn error(buf: &mut PacketBuf, view: &View, (kind, code, word): (u8, u8, u32), fr
     prepend_ip(buf, from, view.src, protocol, TOS)
 }
 
-fn prepend_ip(buf: &mut PacketBuf, src: Addr, dst: Addr, protocol: Protocol, tos: u8) -> bool {
+pub(super) fn prepend_ip(buf: &mut PacketBuf, src: Addr, dst: Addr, protocol: Protocol, tos: u8) -> bool {
     let payload = buf.len();
     if src.is_v4() {
         let room = buf.prepend(ipv4::MIN_LEN).and_then(|room| room.first_chunk_mut());

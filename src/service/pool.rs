@@ -7,6 +7,7 @@
 //! any more; then it is *retired*: what comes for it still finds its flows, and none begins. The same holds for a
 //! [`Masquerade`] and its [`ServiceId`]. Shards count what they use in the state that both carry from snapshot to snapshot.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,9 +37,23 @@ pub struct Pool {
     pub address: Addr,
     pub ports: PortRange,
     pub usage: PoolUse,
+    /// Ranges that it had before, and that ports in use may be of.
+    former: Vec<PortRange>,
     /// No configuration names it any more.
     pub is_retired: bool,
     pub state: Arc<InUse>,
+}
+
+impl Pool {
+    /// Whether a reload may let go of it: it was retired by an earlier one, and nothing uses it any more.
+    pub fn is_idle(&self) -> bool {
+        self.is_retired && self.state.count() == 0
+    }
+
+    /// Whether what comes for `port` is for a flow or mapping, where the address is a VIP as well.
+    pub fn has(&self, port: u16) -> bool {
+        self.ports.contains(port) || self.former.iter().any(|range| range.contains(port))
+    }
 }
 
 /// How many flows or mappings use something, over all shards.
@@ -96,7 +111,8 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// Those of `spec`, and those of `previous` that are in use.
+    /// Those of `spec`, and those of `previous` that are in use, or may still come to be: a shard gives ports away by
+    /// `previous` up to the moment it swaps.
     pub fn build(spec: &SnapshotSpec, previous: Option<&Pools>) -> Pools {
         let mut pools = Pools { forwards: spec.forwards.clone(), ..Pools::default() };
         if let Some(previous) = previous {
@@ -120,6 +136,12 @@ impl Pools {
                 pools.admit(forward.address, forward.ports, PoolUse::Forward, previous);
             }
         }
+        for pool in pools.all.iter_mut().flatten().filter_map(Arc::get_mut) {
+            // What a service listens at is the service's.
+            let address = pool.address;
+            let is_service = |range| spec.services.iter().any(|of| of.vip == address && of.ports.overlaps(range));
+            pool.former.retain(|range| !is_service(*range));
+        }
         pools
     }
 
@@ -139,6 +161,18 @@ impl Pools {
     /// All addresses, retired ones included.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.all.iter().flatten()
+    }
+
+    /// All masquerades, retired ones included.
+    pub fn masquerades(&self) -> impl Iterator<Item = &Arc<Masquerade>> {
+        self.masquerades.iter().flatten()
+    }
+
+    /// Whether something is only kept for flows that have ended.
+    pub fn has_idle(&self) -> bool {
+        let is_live = |masquerade: &Arc<Masquerade>| self.live.iter().any(|live| live.id == masquerade.id);
+        self.iter().any(|pool| pool.is_idle())
+            || self.masquerades().any(|masquerade| !is_live(masquerade) && masquerade.state.count() == 0)
     }
 
     /// The masquerade of this number, retired ones included; `None` also for a service's.
@@ -214,16 +248,17 @@ impl Pools {
     }
 
     fn keep(&mut self, previous: &Pools) {
-        let used = |pool: &Arc<Pool>| pool.state.count() > 0;
         for pool in &previous.all {
-            let kept = pool.as_ref().filter(|pool| used(pool)).map(|pool| {
+            let kept = pool.as_ref().filter(|pool| !pool.is_idle()).map(|pool| {
                 let Pool { id, address, ports, usage, .. } = **pool;
-                Arc::new(Pool { id, address, ports, usage, is_retired: true, state: pool.state.clone() })
+                let (former, state) = (pool.former.clone(), pool.state.clone());
+                Arc::new(Pool { id, address, ports, usage, former, is_retired: true, state })
             });
             self.all.push(kept);
         }
         self.by_address = self.iter().map(|pool| (pool.address, pool.id)).collect();
-        let used = |masquerade: &&Arc<Masquerade>| masquerade.state.count() > 0;
+        let is_live = |old: &Masquerade| previous.live.iter().any(|live| live.id == old.id);
+        let used = |old: &&Arc<Masquerade>| is_live(old) || old.state.count() > 0;
         self.masquerades = previous.masquerades.iter().map(|old| old.as_ref().filter(used).cloned()).collect();
     }
 
@@ -243,7 +278,12 @@ impl Pools {
         }
         let state = self.all[at].as_ref().map(|pool| pool.state.clone());
         let state = state.or_else(|| old.map(|old| old.state.clone())).unwrap_or_default();
-        self.all[at] = Some(Arc::new(Pool { id, address, ports, usage, is_retired: false, state }));
+        let former = old.filter(|old| old.state.count() > 0).map(|old| {
+            let ranges = old.former.iter().copied().chain([old.ports]);
+            ranges.filter(|range| *range != ports).collect::<BTreeSet<_>>().into_iter().collect()
+        });
+        let former = former.unwrap_or_default();
+        self.all[at] = Some(Arc::new(Pool { id, address, ports, usage, former, is_retired: false, state }));
         self.by_address.insert(address, id);
         id
     }

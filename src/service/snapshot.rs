@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::SchedulerKind;
+use super::rate::Bucket;
 use super::scheduler::{Changes, Mark};
 use super::{
     Map, Method, Persisted, Pools, PortRange, Server, ServerId, ServerLoad, ServerPath, ServerSpec, ServerState,
@@ -35,6 +36,8 @@ pub struct Snapshot {
     /// By the address of a server whose packets are each scheduled by themselves: as whose its answers go out.
     answers: Map<Addr, Vec<Answers>>,
     pub pools: Pools,
+    /// Of `new_flows_per_second` in all; every snapshot has the same one.
+    pub(crate) new_flows: Arc<Bucket>,
     /// The persistence of live services, each table once.
     persisted: Vec<Arc<Persisted>>,
     taken: Taken,
@@ -124,6 +127,7 @@ impl Snapshot {
         if let Some(previous) = previous {
             snapshot.services.clone_from(&previous.services);
             snapshot.servers.clone_from(&previous.servers);
+            snapshot.new_flows = previous.new_flows.clone();
         }
         Ok(snapshot)
     }
@@ -161,7 +165,7 @@ impl Snapshot {
         self
     }
 
-    /// This snapshot without the retired servers and services that no flow uses any more; `None` while there are none.
+    /// This snapshot without the retired servers, services and pools that no flow uses any more; `None` while there are none.
     /// Flows are forwarded as before, so the generation is the same.
     pub fn tidied(&self) -> Option<Snapshot> {
         let (mut live_services, mut used_services) =
@@ -183,7 +187,7 @@ impl Snapshot {
             !live_services[index] && !used_services[index]
         };
         let empty_service = self.services.iter().flatten().any(empty);
-        if !idle_server && !empty_service {
+        if !idle_server && !empty_service && !self.pools.has_idle() {
             return None;
         }
         let tidied = Snapshot::build(self.spec.clone(), Some(self)).ok()?;
@@ -222,7 +226,7 @@ impl Snapshot {
         self.server_addresses.contains_key(&addr)
     }
 
-    /// Whether what no service takes at this VIP is left to the host, since the address is the host's own.
+    /// Whether what nobody takes at this address is left to the host, since it is the host's own.
     pub fn is_local(&self, vip: Addr) -> bool {
         self.spec.local_vips.contains(&vip)
     }
@@ -349,7 +353,8 @@ impl Snapshot {
         for server in servers.iter().filter(|_| persisted.is_some()) {
             homes.entry(server.address).or_default().push(server.clone());
         }
-        let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state, persisted, homes });
+        let is_two_way = !servers.iter().chain(&sorry).any(|server| server.method.is_one_way());
+        let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state, persisted, is_two_way, homes });
         self.services[id.0 as usize] = Some(service.clone());
         service
     }

@@ -9,6 +9,7 @@ mod conntrack;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
+mod fullnat;
 mod gateway;
 mod hop;
 mod icmp;
@@ -22,9 +23,13 @@ mod one_way;
 mod overlaps;
 mod passive;
 mod probe;
+mod proxy_protocol;
 mod queries;
+mod rates;
 mod refusal;
 mod reload;
+mod rfc_timers;
+mod rfc_tunnel;
 mod spoofed;
 mod tcp_states;
 mod tftp;
@@ -47,8 +52,18 @@ fn nat() {
 }
 
 #[test]
+fn fullnat() {
+    run(fullnat::rows);
+}
+
+#[test]
 fn ftp() {
     run(ftp::rows);
+}
+
+#[test]
+fn proxy_protocol() {
+    run(proxy_protocol::rows);
 }
 
 #[test]
@@ -107,6 +122,11 @@ fn thresholds() {
 }
 
 #[test]
+fn rates() {
+    run(rates::rows);
+}
+
+#[test]
 fn packets_by_themselves() {
     run(one_packet::rows);
 }
@@ -122,6 +142,7 @@ fn every_reason_to_drop_has_a_row() {
     for net in [Net::V4, Net::V6] {
         let all = [
             nat::rows,
+            fullnat::rows,
             ftp::rows,
             hop::rows,
             one_way::rows,
@@ -129,11 +150,12 @@ fn every_reason_to_drop_has_a_row() {
             refusal::rows,
             malformed::rows,
             cluster::rows,
+            masquerade::rows,
+            rates::rows,
             npt::rows,
             overlaps::rows,
             queries::rows,
             spoofed::rows,
-            masquerade::rows,
         ];
         for rows in all {
             for row in rows(&net) {

@@ -117,6 +117,11 @@ impl Expectations {
         self.all.values()
     }
 
+    /// Those from the number `cursor` on, each with its number, the oldest first. Numbers are never used again.
+    pub fn from(&self, cursor: u64) -> impl Iterator<Item = (u64, &Expectation)> {
+        self.all.range(cursor..).map(|(serial, expectation)| (*serial, expectation))
+    }
+
     /// What is known of a packet with this tuple.
     pub fn find(&self, now: Instant, tuple: &Tuple) -> Option<&Expectation> {
         let found = self.all.get(self.by_key.get(&Key::of(tuple))?)?;
