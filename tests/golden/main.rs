@@ -9,6 +9,7 @@ mod conntrack;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
+mod ftp_fullnat;
 mod fullnat;
 mod gateway;
 mod hop;
@@ -31,6 +32,7 @@ mod reload;
 mod rfc_timers;
 mod rfc_tunnel;
 mod spoofed;
+mod syn_proxy;
 mod tcp_states;
 mod tftp;
 
@@ -122,6 +124,11 @@ fn thresholds() {
 }
 
 #[test]
+fn syn_proxy() {
+    run(syn_proxy::rows);
+}
+
+#[test]
 fn rates() {
     run(rates::rows);
 }
@@ -156,6 +163,7 @@ fn every_reason_to_drop_has_a_row() {
             overlaps::rows,
             queries::rows,
             spoofed::rows,
+            syn_proxy::rows,
         ];
         for rows in all {
             for row in rows(&net) {

@@ -155,7 +155,7 @@ fn sums(gateway: &Gateway, snapshot: &Snapshot) -> BTreeMap<PoolId, Use> {
         return sums;
     }
     for engine in gateway.shards() {
-        for PoolRecord { pool, in_use, quarantined, size, .. } in super::stub::pools(&engine.lock()) {
+        for PoolRecord { pool, in_use, quarantined, size, .. } in engine.lock().pools() {
             let sum = sums.entry(pool).or_default();
             *sum = (sum.0 + in_use, sum.1 + quarantined, sum.2 + size);
         }
