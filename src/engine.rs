@@ -179,10 +179,7 @@ impl Engine {
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
             self.note_first_fragment(now, buf, view, decided);
         }
-        match verdict {
-            Verdict::Elsewhere(shard) if shard == self.config.shard => self.come_in_again(now, buf),
-            verdict => verdict,
-        }
+        verdict
     }
 
     /// What is no flow's and no service's.
@@ -379,7 +376,8 @@ impl Engine {
         let expected = self.helpers.expectations.next_deadline();
         let clients = self.snapshot.persisted().iter().filter_map(|clients| clients.next_deadline());
         let ports = self.lanes.next_deadline(self.snapshot.spec.quarantine);
-        let others = clients.chain(expected).chain(self.next_raise()).chain(ports).chain(self.unsolicited.next_deadline());
+        let others =
+            clients.chain(expected).chain(self.next_raise()).chain(ports).chain(self.unsolicited.next_deadline());
         flows.into_iter().chain(self.fragments.next_deadline()).chain(others).min()
     }
 

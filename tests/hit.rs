@@ -9,7 +9,7 @@ use gatun::verdict::Verdict;
 use gatun::wire::Addr;
 use support::counting;
 use support::packet::{ACK, PSH};
-use support::traffic::{Client, established};
+use support::traffic::{Client, Inside, PER_HOST, established, masquerade};
 
 #[global_allocator]
 static ALLOCATOR: counting::Counting = counting::Counting;
@@ -79,6 +79,34 @@ fn a_flow_takes_at_most_256_bytes_all_in() {
     assert!(bytes <= FLOWS * 256, "{} bytes a flow", bytes / FLOWS);
     // It was all set aside at the start: flows take no more.
     assert_eq!(engine.occupancy(), (0, FLOWS));
+}
+
+/// A million mappings of 20,000 inside hosts. What they take is set aside once, but for hosts: so one of each host's is enough to
+/// see, and the bench `data_path` makes all of them.
+#[test]
+fn a_masqueraded_flow_takes_at_most_256_bytes_with_its_mapping() {
+    const FLOWS: u32 = 1_000_000;
+    for v4 in [true, false] {
+        let snapshot = masquerade(FLOWS);
+        let before = counting::bytes();
+        let mut engine = support::world::engine(snapshot, FLOWS as usize);
+        let inside = Inside::new(v4, 64);
+        let mut buf = inside.buf();
+        let mut send = |n: u32| {
+            inside.write(&mut buf, n);
+            assert_eq!(engine.handle_packet(Instant::ZERO, &mut buf), Verdict::Forward);
+        };
+        (0..FLOWS / PER_HOST).for_each(|host| send(host * PER_HOST));
+        let bytes = counting::bytes() - before;
+        assert!(bytes > i64::from(FLOWS) * 224, "nothing was counted: {bytes} bytes");
+        assert!(bytes <= i64::from(FLOWS) * 256, "{} bytes a flow", bytes as f64 / f64::from(FLOWS));
+        // Another mapping of a host takes no more, and a packet of it allocates nothing.
+        (0..1000).for_each(|host| send(host * PER_HOST + 1));
+        assert_eq!(counting::bytes() - before, bytes);
+        let allocations = counting::allocations();
+        (0..1000).for_each(|host| send(host * PER_HOST + 1));
+        assert_eq!(counting::allocations(), allocations);
+    }
 }
 
 #[test]
