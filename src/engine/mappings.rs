@@ -65,8 +65,10 @@ impl Engine {
         let usage: HashMap<Addr, [u64; 3]> = self.mappings.usage().into_iter().collect();
         let pools = self.snapshot.pools.iter().filter(|pool| pool.usage != PoolUse::Fullnat);
         let record = |pool: &std::sync::Arc<crate::service::Pool>| {
+            let mut record = PoolRecord::unused(self.config.shard, pool.id);
             let [in_use, quarantined, size] = usage.get(&pool.address).copied().unwrap_or_default();
-            PoolRecord { shard: self.config.shard, pool: pool.id, in_use, quarantined, size }
+            record.add((in_use, quarantined, size));
+            record
         };
         pools.map(record).collect()
     }
