@@ -80,12 +80,12 @@ impl Engine {
         self.turn(buf, place)
     }
 
-    /// Whether an echo message of this tuple is of a session through a masquerade, or begins one (RFC 5508 REQ-1). Answers that
+    /// Whether a query or an answer of this tuple is of a session through a masquerade, or begins one (RFC 5508 REQ-1). Answers that
     /// inside hosts give are none: nobody could ask them.
     pub(super) fn is_query(&self, kind: icmp::Kind, tuple: &Tuple) -> bool {
         match kind {
-            icmp::Kind::EchoRequest { .. } => self.leaves_by_pool(tuple.src, tuple.dst),
-            icmp::Kind::EchoReply { .. } => {
+            icmp::Kind::EchoRequest { .. } | icmp::Kind::Query { .. } => self.leaves_by_pool(tuple.src, tuple.dst),
+            icmp::Kind::EchoReply { .. } | icmp::Kind::Answer { .. } => {
                 self.snapshot.pools.of(tuple.dst).is_some_and(|pool| pool.usage != PoolUse::Fullnat)
             }
             _ => false,
