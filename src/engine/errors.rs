@@ -40,6 +40,9 @@ impl Engine {
         if view.ttl <= 1 && self.snapshot.spec.is_hop {
             return Verdict::Drop(DropReason::TtlExceeded);
         }
+        if !buf.is_turned && self.is_turned_back(id, sender) {
+            return Verdict::Drop(DropReason::SpoofedSource);
+        }
         // It neither refreshes nor ends the flow (RFC 5382 REQ-10, RFC 4787 REQ-12).
         self.stats.icmp_errors += 1;
         if self.table.flow(id).owner.marks.has(Marks::SHIFTED) {

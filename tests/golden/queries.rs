@@ -472,6 +472,34 @@ fn fragments_turn_back_as_well() {
     }
 }
 
+/// What goes between two addresses of pools is the gateway's own, or forged.
+#[test]
+fn nobody_outside_takes_part_in_a_hairpin() {
+    for net in Net::BOTH {
+        let mut spec = spec(net);
+        let more = if net.is_v4() { "203.0.113.101" } else { "2001:db8:f::101" };
+        spec.masquerades[0].pool.addresses.push(world::addr(more));
+        let mut engine = engine(spec);
+        let mut outside = |host| {
+            let out = send(&mut engine, Instant::ZERO, &udp(net.inside(host, 40000), net.client(53))).expect("out");
+            let told = oracle::decode(&out).expect("a packet");
+            SocketAddr::new(told.src, told.ports.expect("UDP").0)
+        };
+        let a_out = outside(1);
+        let (b, b_out) = (2..50).map(|host| (host, outside(host))).find(|(_, b)| b.ip() != a_out.ip()).expect("two");
+        let (a, b) = (net.inside(1, 40000), net.inside(b, 40000));
+        let arrived = send(&mut engine, Instant::ZERO, &udp(a, b_out).payload("hello")).expect("it turns back");
+        assert_eq!(arrived, udp(a_out, b).payload("hello").bytes());
+        let spoofed = Err(Verdict::Drop(DropReason::SpoofedSource));
+        assert_eq!(send(&mut engine, Instant::ZERO, &udp(b_out, a_out).payload("hello")), spoofed, "a flow of both");
+        assert_eq!(send(&mut engine, Instant::ZERO, &udp((b_out.ip(), 7), a_out)), spoofed, "of neither");
+        let error = icmp_error(b_out, a_out, IcmpError::PortUnreachable, &udp(a_out, b_out).bytes());
+        assert_eq!(send(&mut engine, Instant::ZERO, &error), spoofed, "an error");
+        let answer = send(&mut engine, Instant::ZERO, &udp(b, a_out).payload("hi")).expect("it turns back");
+        assert_eq!(answer, udp(b_out, a).payload("hi").bytes());
+    }
+}
+
 /// RFC 3022 section 4: two inside hosts with one identification, and as many shards as there are.
 #[test]
 fn identifications_do_not_collide_outside() {
