@@ -355,6 +355,7 @@ impl Engine {
         self.lanes.expire(now, self.snapshot.spec.quarantine, &mut { SWEEP });
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
+        self.leave_expected(now);
         self.mappings.release(now, SWEEP);
         self.raise_held(now);
         let mut budget = SWEEP;
@@ -400,6 +401,7 @@ impl Engine {
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
                 self.helpers.expectations.trim(self.snapshot.spec.limits.expectations);
+                self.leave_expected(now);
                 Outcome::Done
             }
             Command::Watch(on) => {

@@ -10,6 +10,7 @@ mod fragments;
 mod ftp;
 mod ftp_bounds;
 mod ftp_fullnat;
+mod ftp_masquerade;
 mod fullnat;
 mod gateway;
 mod hop;
