@@ -113,3 +113,38 @@ fn pools_and_masquerades() {
     let (code, _, stderr) = fixture.run(&["nat", "list", "--inside", "10.20.0.11:port"]);
     assert!(code == Some(1) && stderr.contains("\"10.20.0.11:port\" is no address, prefix"), "{stderr}");
 }
+
+fn syn(src: ([u8; 4], u16), dst: ([u8; 4], u16)) -> Vec<u8> {
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4(src.0, dst.0, 64).tcp(src.1, dst.1, 1, 65_535).syn().write(&mut packet, &[]).unwrap();
+    packet
+}
+
+#[test]
+fn fullnat_from_the_list_of_flows_to_the_pool() {
+    let fixture = fixture_of(CONFIG);
+    // Of many clients some fall to each shard.
+    for client in 2..18 {
+        fixture.handle(&syn(([198, 51, 100, client], 40_000), ([203, 0, 113, 10], 80)));
+    }
+    let flows = fixture.ok(&["conntrack", "list", "--method", "fullnat", "-o", "wide"]);
+    assert_eq!(flows.lines().count(), 16, "{flows}");
+    assert!(flows.lines().all(|line| line.contains(" src=10.20.0.12 dst=10.20.0.100 sport=8080 dport=")), "{flows}");
+    assert!(flows.contains(" service=shop server=10.20.0.12:8080 method=fullnat "), "{flows}");
+    let taken = |fixture: &Fixture| {
+        let told: Value = serde_json::from_str(&fixture.ok(&["nat", "pools", "--json"])).unwrap();
+        let pools = told["pools"].as_array().unwrap();
+        let of_shop = pools.iter().find(|pool| pool["users"][0] == "shop").unwrap();
+        ["in_use", "quarantined", "size"].map(|key| of_shop[key].as_u64().unwrap())
+    };
+    assert_eq!(taken(&fixture), [16, 0, 64_512]);
+    let services = fixture.ok(&["service", "list"]);
+    let shop = services.lines().find(|line| line.starts_with("shop ")).unwrap();
+    assert!(shop.contains(" fullnat ") && shop.ends_with("pool 10.20.0.100"), "{services}");
+    let status = fixture.ok(&["status"]);
+    let head = "\nnat      masquerades 2, mappings 0; addresses 3, the fullest 10.20.0.100: 0.0 % taken\n";
+    assert!(status.contains(head), "{status}");
+    assert!(status.contains("\n  10.20.0.100    fullnat shop        16           0  64512    0.0 %\n"), "{status}");
+    fixture.ok(&["conntrack", "delete", "--method", "fullnat", "--src", "198.51.100.7"]);
+    assert_eq!(taken(&fixture), [15, 1, 64_512], "its port rests");
+}

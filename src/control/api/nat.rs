@@ -128,14 +128,9 @@ pub struct Pool {
     pub quarantined: u64,
     /// Ports that could be given away at most, counted in the same way over what the address has been used for so far.
     pub size: u64,
-}
-
-impl Pool {
-    /// How much of it is not to be had, in percent; 0 of one without size.
-    pub fn percent(&self) -> f64 {
-        let taken = self.in_use + self.quarantined;
-        if self.size == 0 { 0.0 } else { 100.0 * taken as f64 / self.size as f64 }
-    }
+    /// How much is taken of what is taken most, in thousandths: of a shard's part of the ports towards one server (`fullnat`)
+    /// or of one protocol (`masquerade`). At 1000 new flows are refused there, whatever is left elsewhere.
+    pub fullest: u16,
 }
 
 /// Ports of an outside address that lead to an inside host.
