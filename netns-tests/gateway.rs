@@ -59,6 +59,13 @@ impl Setup {
         self
     }
 
+    /// On topology `masquerade`, where the uplink is the bridge `wan`.
+    #[allow(dead_code, reason = "for the scenarios of masquerades")]
+    pub fn wan(mut self) -> Setup {
+        self.place = "uplink = [\"wan\"]".to_string();
+        self
+    }
+
     pub fn gateway(mut self, line: &str) -> Setup {
         writeln!(self.gateway, "{line}").expect("a String takes everything");
         self

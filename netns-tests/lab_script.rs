@@ -6,6 +6,7 @@ use anyhow::ensure;
 
 use crate::cleanup::{ensure_same, snapshot_of};
 use crate::lab::{Lab, scenario};
+use crate::servers::{address, other_addresses};
 
 /// A server that was set up for other methods and then for `nat` is as `up` leaves it.
 fn serves_and_undoes(needs: &[&str], server: &str, setup: &[&str]) {
@@ -72,6 +73,18 @@ fn up_makes_the_topology_that_it_is_asked_for() {
             "not made anew"
         );
         lab.script(&["up"])?;
-        reaches("10.30.0.14")
+        reaches("10.30.0.14")?;
+        lab.script(&["up", "masquerade"])?;
+        ensure!(!is_there(lab, "client") && !is_there(lab, "rs1"), "masquerade has no client and no servers");
+        for side in [["in1", "in2"], ["out1", "out2"]] {
+            for address in address(side[1]).into_iter().chain(other_addresses(side[1])) {
+                lab.sh(side[0], &format!("ping -c 1 -W 2 {address}"))?;
+            }
+        }
+        // Whatever gw forwards: without a translation there is no way back.
+        lab.sh("gw", "sysctl -qw net.ipv4.ip_forward=1")?;
+        lab.sh("in1", "ping -c 1 -W 2 198.51.100.1")?;
+        ensure!(lab.sh("in1", "ping -c 1 -W 1 198.51.100.2").is_err(), "out1 knows a way inside");
+        Ok(())
     });
 }

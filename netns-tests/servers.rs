@@ -9,14 +9,27 @@ use anyhow::{Context, Result};
 use crate::lab::{Lab, PATIENCE};
 use crate::process::eventually;
 
-/// A server's addresses, by its name.
+/// A node's addresses, by its name: those of servers, and of the hosts inside and outside of topology `masquerade`.
 pub fn address(server: &str) -> [&'static str; 2] {
     match server {
         "rs1" => ["10.20.0.11", "fd20::11"],
         "rs2" => ["10.20.0.12", "fd20::12"],
         "rs3" => ["10.20.0.13", "fd20::13"],
         "rs4" => ["10.30.0.14", "fd30::14"],
-        other => panic!("no server {other}"),
+        "in1" => ["10.40.0.2", "fd40::2"],
+        "in2" => ["10.40.0.3", "fd40::3"],
+        "out1" => ["198.51.100.2", "2001:db8:1::2"],
+        "out2" => ["198.51.100.4", "2001:db8:1::4"],
+        other => panic!("no address of {other}"),
+    }
+}
+
+/// The second addresses of `out1` and `out2`; nobody else has any.
+pub fn other_addresses(node: &str) -> Vec<&'static str> {
+    match node {
+        "out1" => vec!["198.51.100.3", "2001:db8:1::3"],
+        "out2" => vec!["198.51.100.5", "2001:db8:1::5"],
+        _ => Vec::new(),
     }
 }
 

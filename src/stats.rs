@@ -26,6 +26,8 @@ pub struct Stats {
     pub flows_deleted: u64,
     /// Flows ended because a SYN started a new connection over the same ports.
     pub flows_reused: u64,
+    /// Finished or unanswered flows that gave up their port of a pool for a new one.
+    pub ports_reclaimed: u64,
     /// Flows ended because their server was gone.
     pub flows_evacuated: u64,
     /// RSTs sent to both ends of such flows.
@@ -60,6 +62,7 @@ impl Default for Stats {
             flows_evicted: 0,
             flows_deleted: 0,
             flows_reused: 0,
+            ports_reclaimed: 0,
             flows_evacuated: 0,
             resets: 0,
             rst_ignored: 0,
@@ -107,7 +110,7 @@ impl Stats {
     }
 
     /// The counters besides drops, by name.
-    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 20] {
+    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 21] {
         [
             ("forwarded", &mut self.forwarded),
             ("passed", &mut self.passed),
@@ -120,6 +123,7 @@ impl Stats {
             ("flows_evicted", &mut self.flows_evicted),
             ("flows_deleted", &mut self.flows_deleted),
             ("flows_reused", &mut self.flows_reused),
+            ("ports_reclaimed", &mut self.ports_reclaimed),
             ("flows_evacuated", &mut self.flows_evacuated),
             ("resets", &mut self.resets),
             ("rst_ignored", &mut self.rst_ignored),

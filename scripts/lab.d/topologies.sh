@@ -3,12 +3,13 @@
 
 # Every node that some topology has.
 # shellcheck disable=SC2034
-NODES=(client gw rs1 rs2 rs3 router rs4)
+NODES=(client gw rs1 rs2 rs3 router rs4 in1 in2 out1 out2)
 
 nodes_of() {
     case $1 in
         routed) echo client gw rs1 rs2 rs3 router rs4 ;;
         bridged) echo client gw rs1 rs2 rs3 router ;;
+        masquerade) echo gw in1 in2 out1 out2 ;;
         bare) echo client gw rs1 ;;
     esac
 }
@@ -66,14 +67,14 @@ veth() {
     echo "link add $name gso_max_size 65536 type veth peer name $peer_name gso_max_size 65536 netns $PREFIX$peer"
 }
 
-# The bridge "lan" inside gw, with one port for each of NODE:ITS_INTERFACE.
+# bridge NAME MAC NODE:ITS_INTERFACE…: a bridge inside gw, with a port for each of these.
 bridge() {
-    local end node
-    echo "link add lan address 02:00:0a:14:00:01 gso_max_size 65536 type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
-    for end in "$@"; do
+    local name=$1 end node
+    echo "link add $name address $2 gso_max_size 65536 type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
+    for end in "${@:3}"; do
         node=${end%:*}
-        veth gw "lan-$node" "$node" "${end#*:}"
-        echo "link set lan-$node master lan up"
+        veth gw "$name-$node" "$node" "${end#*:}"
+        echo "link set $name-$node master $name up"
     done
 }
 
@@ -103,7 +104,7 @@ make_routed() {
     configure gw <<EOF
 link set lo up
 $(veth gw eth0 client eth0)
-$(bridge rs{1,2,3}:eth0 router:eth0)
+$(bridge lan 02:00:0a:14:00:01 rs{1,2,3}:eth0 router:eth0)
 $(address eth0 198.51.100.1/24 2001:db8:1::1/64)
 $(address lan 10.20.0.1/24 fd20::1/64)
 EOF
@@ -146,7 +147,7 @@ EOF
 make_bridged() {
     configure gw <<EOF
 link set lo up
-$(bridge rs{1,2,3}:eth0 router:eth1)
+$(bridge lan 02:00:0a:14:00:01 rs{1,2,3}:eth0 router:eth1)
 $(for node in rs1 rs2 rs3 router; do printf 'link set lan-%s addrgenmode none\n' "$node"; done)
 link set lan addrgenmode none
 link set lan up
@@ -166,6 +167,34 @@ route add default via 198.51.100.1
 route add default via 2001:db8:1::1
 EOF
     segment_servers 10.20.0.2 fd20::2
+}
+
+# Two hosts inside that go out through gw, two outside with two addresses each. What is outside knows no way to
+# the addresses inside, so that a packet that leaves untranslated has no answer.
+make_masquerade() {
+    local n
+    configure gw <<EOF
+link set lo up
+$(bridge wan 02:00:c6:33:64:01 out{1,2}:eth0)
+$(bridge lan 02:00:0a:28:00:01 in{1,2}:eth0)
+$(address wan 198.51.100.1/24 2001:db8:1::1/64)
+$(address lan 10.40.0.1/24 fd40::1/64)
+EOF
+    for n in 1 2; do
+        configure "in$n" <<EOF
+link set lo up
+$(address eth0 "10.40.0.$((n + 1))/24" "fd40::$((n + 1))/64")
+route add default via 10.40.0.1
+route add default via fd40::1
+EOF
+        configure "out$n" <<EOF
+link set lo up
+$(address eth0 "198.51.100.$((2 * n))/24" "198.51.100.$((2 * n + 1))/24" "2001:db8:1::$((2 * n))/64" "2001:db8:1::$((2 * n + 1))/64")
+route add 203.0.113.0/24 via 198.51.100.1
+route add 2001:db8:f::/64 via 2001:db8:1::1
+route add 2001:db8:40::/64 via 2001:db8:1::1
+EOF
+    done
 }
 
 make_bare() { :; }

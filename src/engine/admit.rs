@@ -4,7 +4,7 @@ use super::Engine;
 use super::lost::Meeting;
 use crate::flow::{FlowId, InsertError, Marks, Owner, Sender, track};
 use crate::forward;
-use crate::service::{Picked, Request, Server, ServerId, Service};
+use crate::service::{Method, Picked, Request, Server, ServerId, Service};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Protocol, Transport, Tuple, View, tcp};
@@ -19,9 +19,11 @@ impl Engine {
     pub(super) fn meet(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View) -> Meeting {
         if let Transport::Tcp(segment) = &view.transport
             && segment.has(tcp::SYN)
-            && self.is_start(now, id, sender, segment)
         {
-            return Meeting::Anew;
+            if self.is_start(now, id, sender, segment) {
+                return Meeting::Anew;
+            }
+            self.renew_masqueraded(now, id, sender, segment);
         }
         let server = ServerId(self.table.flow(id).owner.server);
         if self.snapshot.server(server).is_some_and(|server| !server.state.is_up()) {
@@ -105,6 +107,9 @@ impl Engine {
             one_way: server.method.is_one_way(),
             marks,
         };
+        if server.method == Method::Fullnat {
+            return self.insert_fullnat(now, service, server, original, owner);
+        }
         let planned = forward::plan(service, server, original);
         let mut reply = planned;
         for attempt in 0..=PORT_ATTEMPTS {

@@ -18,7 +18,7 @@ use super::Engine;
 use crate::command::{Outcome, ProbeFault};
 use crate::flow::{FlowId, InsertError, Marks, Owner, Sender, track};
 use crate::forward::{self, Context, Obstacle};
-use crate::service::{ServerId, Snapshot};
+use crate::service::{Method, ServerId, Snapshot};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{PacketBuf, Transport, Tuple, View};
@@ -116,6 +116,14 @@ impl Engine {
             one_way: server.method.is_one_way(),
             marks: Marks::PROBE,
         };
+        if server.method == Method::Fullnat {
+            return match self.insert_fullnat(now, service, server, original, owner) {
+                Ok(_) => Outcome::Done,
+                Err(DropReason::PoolExhausted) => Outcome::NotProbed(ProbeFault::NoPort),
+                Err(DropReason::PortCollision) => Outcome::NotProbed(ProbeFault::Taken),
+                Err(_) => Outcome::NotProbed(ProbeFault::Full),
+            };
+        }
         let reply = forward::plan(service, server, original);
         match self.table.insert(now, *original, reply, owner, &snapshot.spec.timeouts) {
             Ok(id) => {

@@ -31,6 +31,13 @@ use crate::wire::{Addr, Protocol, Rewrite, Tuple};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId(u32);
 
+impl FlowId {
+    /// Below the number of flows that the table has room for.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// One tracked connection or exchange. Three cache lines: addresses; what every packet reads and writes; the rest.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
@@ -199,6 +206,15 @@ impl Flow {
         self.protocol == Protocol::TCP && self.tcp_state == TcpState::Established
     }
 
+    /// Whether anybody would miss it.
+    pub fn standing(&self) -> Standing {
+        match self.class() {
+            Class::HalfOpen(_) => Standing::HalfOpen,
+            Class::Finished(_) => Standing::Finished,
+            Class::Unproven(_) | Class::Open => Standing::Lasting,
+        }
+    }
+
     fn class(&self) -> Class {
         match self.protocol {
             // No stranger's flood may decide what is known of a server.
@@ -223,6 +239,16 @@ impl Flow {
             _ => Class::HalfOpen(UNREPLIED),
         }
     }
+}
+
+/// How dispensable a flow is, as its owner sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing came of it yet.
+    HalfOpen,
+    /// It is over, or was one question with one answer.
+    Finished,
+    Lasting,
 }
 
 /// How dispensable a flow is. The number is that of the queue: one for each TCP state, and three more.
@@ -431,6 +457,19 @@ impl FlowTable {
         flow.seen = now;
         let result = change(flow);
         if before.0 != Class::Open || flow.class() != Class::Open || before.1 != flow.tcp_state {
+            self.unlink(id.0);
+            self.link(now, id.0, timeouts);
+        }
+        result
+    }
+
+    /// As [`FlowTable::refresh`], for a packet that keeps the flow alive only if it makes it another kind of flow.
+    pub fn note<T>(&mut self, now: Instant, id: FlowId, timeouts: &Timeouts, change: impl FnOnce(&mut Flow) -> T) -> T {
+        let flow = &mut self.flows[id.0 as usize];
+        let before = (flow.class(), flow.tcp_state);
+        let result = change(flow);
+        if before != (flow.class(), flow.tcp_state) {
+            flow.seen = now;
             self.unlink(id.0);
             self.link(now, id.0, timeouts);
         }

@@ -17,6 +17,7 @@
 //!   depends on whether its destination is a VIP, and that answer must not change under a live flow.
 
 mod faults;
+mod npt;
 mod path;
 pub mod persistence;
 mod pick;
@@ -37,6 +38,7 @@ use std::time::Duration;
 use siphasher::sip::SipHasher13;
 
 pub use faults::{Fault, SnapshotError};
+pub use npt::{Npt, Unmapped};
 pub use path::ServerPath;
 pub use persistence::Persisted;
 pub use pick::{Picked, Way};

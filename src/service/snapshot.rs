@@ -165,7 +165,7 @@ impl Snapshot {
         self
     }
 
-    /// This snapshot without the retired servers and services that no flow uses any more; `None` while there are none.
+    /// This snapshot without the retired servers, services and pools that no flow uses any more; `None` while there are none.
     /// Flows are forwarded as before, so the generation is the same.
     pub fn tidied(&self) -> Option<Snapshot> {
         let (mut live_services, mut used_services) =
@@ -187,7 +187,7 @@ impl Snapshot {
             !live_services[index] && !used_services[index]
         };
         let empty_service = self.services.iter().flatten().any(empty);
-        if !idle_server && !empty_service {
+        if !idle_server && !empty_service && !self.pools.has_idle() {
             return None;
         }
         let tidied = Snapshot::build(self.spec.clone(), Some(self)).ok()?;
@@ -226,7 +226,7 @@ impl Snapshot {
         self.server_addresses.contains_key(&addr)
     }
 
-    /// Whether what no service takes at this VIP is left to the host, since the address is the host's own.
+    /// Whether what nobody takes at this address is left to the host, since it is the host's own.
     pub fn is_local(&self, vip: Addr) -> bool {
         self.spec.local_vips.contains(&vip)
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::scheduler::Flags;
-use super::{ForwardSpec, MasqueradeSpec, PoolSpec, ProxyProtocol, SchedulerKind, SynProxy};
+use super::{ForwardSpec, Map, MasqueradeSpec, PoolSpec, ProxyProtocol, SchedulerKind, SynProxy};
 use crate::timeouts::Timeouts;
 use crate::wire::{Addr, Encapsulation, Protocol};
 
@@ -194,6 +194,14 @@ impl HelperKind {
             HelperKind::Tftp => "tftp",
         }
     }
+
+    /// The protocol of what it reads, and of the flows that it announces.
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            HelperKind::Ftp => Protocol::TCP,
+            HelperKind::Tftp => Protocol::UDP,
+        }
+    }
 }
 
 /// A real server as configured.
@@ -361,7 +369,7 @@ pub struct SnapshotSpec {
     pub forwards: Vec<ForwardSpec>,
     /// How long a port of a pool is not given away again for the same server after its flow has ended.
     pub quarantine: Duration,
-    /// VIPs that are addresses of the gateway's host: what no service takes there is the host's own.
+    /// VIPs and addresses of pools that are addresses of the gateway's host: what nobody takes there is the host's own.
     pub local_vips: Vec<Addr>,
     pub timeouts: Timeouts,
     pub limits: Limits,
@@ -378,6 +386,20 @@ pub struct SnapshotSpec {
     pub probe_sources: Vec<ProbeSource>,
     /// Seed of the hashing schedulers; equal on gateways that must choose alike.
     pub seed: u64,
+}
+
+impl SnapshotSpec {
+    /// What others send to and the gateway takes, in the order of the configuration: VIPs, addresses of pools, forwarded ones.
+    pub fn public_addresses(&self) -> Vec<Addr> {
+        let mut known = Map::default();
+        let services = self.services.iter().map(|service| service.vip);
+        let fullnat = self.services.iter().filter(|service| service.all_methods().contains(&Method::Fullnat));
+        let pools = fullnat.flat_map(|service| &service.pool.addresses);
+        let masquerades = self.masquerades.iter().flat_map(|masquerade| &masquerade.pool.addresses);
+        let forwards = self.forwards.iter().map(|forward| forward.address);
+        let all = services.chain(pools.chain(masquerades).copied()).chain(forwards);
+        all.filter(|address| known.insert(*address, ()).is_none()).collect()
+    }
 }
 
 /// The address that the gateway asks as when it probes `server` as a client of `vip` would; of the VIP's family.

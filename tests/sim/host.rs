@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
+use gatun::service::ProxyProtocol;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
@@ -31,6 +32,8 @@ pub struct Host {
     pub served: usize,
     /// Connections may break; then they are tried again.
     pub persists: bool,
+    /// Connections begin with a header of the PROXY protocol.
+    pub is_told: Option<ProxyProtocol>,
 }
 
 /// What runs on a host.
@@ -38,7 +41,7 @@ enum Program {
     /// Takes a connection, reads the request, answers with its sum and more, closes. Just one: smoltcp gives a
     /// SYN that comes twice to the first socket that listens, even when a later one has the connection; so used ones must
     /// stand before all that listen.
-    Web { socket: SocketHandle, got: Vec<u8>, answer: Option<(Vec<u8>, usize)> },
+    Web { socket: SocketHandle, got: Vec<u8>, is_told: bool, answer: Option<(Vec<u8>, usize)> },
     /// Sends each datagram back, backwards.
     Echo { socket: SocketHandle },
     /// Connects, sends `request`, and reads until it has the answer.
@@ -78,13 +81,18 @@ impl Host {
             }
         });
         let sockets = SocketSet::new(Vec::new());
-        Host { addresses, interface, sockets, queue, programs: Vec::new(), served: 0, persists: false }
+        Host { addresses, interface, sockets, queue, programs: Vec::new(), served: 0, persists: false, is_told: None }
+    }
+
+    /// Connections of which a server has read the header.
+    pub fn told(&self) -> usize {
+        self.programs.iter().filter(|program| matches!(program, Program::Web { is_told: true, .. })).count()
     }
 
     pub fn serve(&mut self, connections: usize) {
         for _ in 0..connections {
             let socket = self.sockets.add(tcp_socket());
-            self.programs.push(Program::Web { socket, got: Vec::new(), answer: None });
+            self.programs.push(Program::Web { socket, got: Vec::new(), is_told: false, answer: None });
         }
         let socket = self.sockets.add(udp_socket(ECHO));
         self.programs.push(Program::Echo { socket });
@@ -133,7 +141,7 @@ impl Host {
             let mut busy = false;
             for program in &mut self.programs {
                 busy |= program.retry(now, &mut self.sockets, self.persists);
-                busy |= program.run(now, &mut self.interface, &mut self.sockets, &mut self.served);
+                busy |= program.run(now, &mut self.interface, &mut self.sockets, (&mut self.served, self.is_told));
             }
             if !busy {
                 break;
@@ -185,17 +193,30 @@ impl Program {
         now: i64,
         interface: &mut Interface,
         sockets: &mut SocketSet<'static>,
-        served: &mut usize,
+        (served, version): (&mut usize, Option<ProxyProtocol>),
     ) -> bool {
         match self {
-            Program::Web { socket, got, answer } => {
+            Program::Web { socket, got, is_told, answer } => {
                 let socket = sockets.get_mut::<tcp::Socket<'_>>(*socket);
                 if !socket.is_open() && answer.is_none() {
                     got.clear();
+                    *is_told = false;
                     socket.listen(WEB).expect("a closed socket can listen");
                     return true;
                 }
                 let mut busy = take(socket, got);
+                if let Some(version) = version
+                    && !*is_told
+                {
+                    let (Some(local), Some(remote)) = (socket.local_endpoint(), socket.remote_endpoint()) else {
+                        return busy;
+                    };
+                    match take_header(version, got) {
+                        Some(client) => assert_eq!((client, local.port), (remote.addr.into(), WEB), "who is it"),
+                        None => return busy,
+                    }
+                    *is_told = true;
+                }
                 if answer.is_none() && is_whole(got) {
                     *answer = Some((answer_to(got), 0));
                     *served += 1;
@@ -291,6 +312,37 @@ fn take(socket: &mut tcp::Socket<'_>, into: &mut Vec<u8>) -> bool {
         }
     }
     into.len() > before
+}
+
+/// Takes the header off the front of what has come, once it is whole, and tells the client that it names. Panics on anything
+/// else.
+fn take_header(version: ProxyProtocol, got: &mut Vec<u8>) -> Option<IpAddr> {
+    let (len, client, to_port) = match version {
+        ProxyProtocol::V1 => {
+            let len = got.windows(2).position(|end| end == b"\r\n")? + 2;
+            let line = std::str::from_utf8(&got[..len]).expect("text").trim_end();
+            let words: Vec<&str> = line.split(' ').collect();
+            let [name, family, from, _, _, to_port] = words[..] else { panic!("no header: {line:?}") };
+            let from: IpAddr = from.parse().expect("an address");
+            assert_eq!((name, family), ("PROXY", if from.is_ipv4() { "TCP4" } else { "TCP6" }));
+            (len, from, to_port.parse().expect("a port"))
+        }
+        ProxyProtocol::V2 => {
+            let fixed: &[u8; 16] = got.first_chunk()?;
+            assert_eq!(fixed[..13], *b"\r\n\r\n\0\r\nQUIT\n\x21", "no header");
+            let len = 16 + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
+            let is_v4 = fixed[13] == 0x11;
+            let rest = got.get(16..len)?;
+            let client = match is_v4 {
+                true => IpAddr::from(*rest.first_chunk::<4>().expect("an address")),
+                false => IpAddr::from(*rest.first_chunk::<16>().expect("an address")),
+            };
+            (len, client, u16::from_be_bytes([rest[rest.len() - 2], rest[rest.len() - 1]]))
+        }
+    };
+    assert_eq!(to_port, 80, "the port that the client knows");
+    got.drain(..len);
+    Some(client)
 }
 
 /// A request begins with the length of what follows.

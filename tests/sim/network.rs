@@ -10,7 +10,8 @@ use fastrand::Rng;
 use gatun::command::{Command, Extent, Only, Outcome};
 use gatun::engine::{Engine, EngineConfig};
 use gatun::service::{
-    Passive, PortRange, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec, SynProxy,
+    Passive, PortRange, Protocols, ProxyProtocol, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot,
+    SnapshotSpec, SynProxy,
 };
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
@@ -36,6 +37,7 @@ pub struct Network {
     under_way: BinaryHeap<Reverse<Transit>>,
     reloads: Vec<i64>,
     scheduler: SchedulerKind,
+    proxy_protocol: Option<ProxyProtocol>,
     syn_proxy: SynProxy,
     death: Option<Death>,
     /// TCP connections that clients make, if none breaks.
@@ -92,6 +94,7 @@ impl Network {
             under_way: BinaryHeap::new(),
             reloads: (0..4).map(|_| rng.i64(100_000..8_000_000)).collect(),
             scheduler,
+            proxy_protocol: None,
             syn_proxy: SynProxy::Auto,
             death: None,
             connections: 0,
@@ -111,10 +114,19 @@ impl Network {
         network.death = Some(Death { server, at, noticed, is_noticed: false });
         // A reload could leave the dead one alone.
         network.reloads.clear();
-        let spec = spec((network.scheduler, network.syn_proxy), &[1; SERVERS], passive);
-        let next = Snapshot::build(spec, Some(network.engine.snapshot())).expect("valid");
-        network.engine.apply(Instant::ZERO, Command::Swap(Arc::new(next)));
+        network.swap(spec((network.scheduler, network.syn_proxy), &[1; SERVERS], passive));
         network.hosts.iter_mut().for_each(|host| host.persists = true);
+        network
+    }
+
+    /// With servers that are told their clients, and refuse who does not say so.
+    pub fn with_proxy_protocol(seed: u64, version: ProxyProtocol) -> Network {
+        let mut network = Network::new(seed);
+        network.proxy_protocol = Some(version);
+        network.hosts[CLIENTS..].iter_mut().for_each(|host| host.is_told = Some(version));
+        let mut spec = spec((network.scheduler, network.syn_proxy), &[1; SERVERS], None);
+        network.tell(&mut spec);
+        network.swap(spec);
         network
     }
 
@@ -164,6 +176,11 @@ impl Network {
 
     pub fn served(&self) -> [usize; SERVERS] {
         std::array::from_fn(|n| self.hosts[CLIENTS + n].served)
+    }
+
+    /// Connections that began with a header.
+    pub fn told(&self) -> usize {
+        self.hosts[CLIENTS..].iter().map(Host::told).sum()
     }
 
     /// Jumps to what comes next, and lets it happen.
@@ -292,15 +309,26 @@ impl Network {
         let mut weights: [u32; SERVERS] = std::array::from_fn(|_| self.rng.u32(..4));
         weights[self.rng.usize(..SERVERS)] = 1;
         let mut spec = spec((self.scheduler, self.syn_proxy), &weights, None);
+        self.tell(&mut spec);
         if self.rng.bool() {
             for service in &mut spec.services {
                 service.servers.retain(|server| server.weight > 0);
             }
         }
-        let next = Snapshot::build(spec, Some(self.engine.snapshot())).expect("valid");
         let flows = self.engine.occupancy();
-        self.engine.apply(self.engine_now(), Command::Swap(Arc::new(next)));
+        self.swap(spec);
         assert_eq!(self.engine.occupancy(), flows);
+    }
+
+    fn swap(&mut self, spec: SnapshotSpec) {
+        let next = Snapshot::build(spec, Some(self.engine.snapshot())).expect("valid");
+        self.engine.apply(self.engine_now(), Command::Swap(Arc::new(next)));
+    }
+
+    fn tell(&self, spec: &mut SnapshotSpec) {
+        for service in spec.services.iter_mut().filter(|service| service.protocols == Protocols::Tcp) {
+            service.proxy_protocol = self.proxy_protocol;
+        }
     }
 
     fn start_clients(&mut self) {

@@ -3,15 +3,16 @@
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 
 use super::check::wants;
-use super::{Config, GatewayConfig, Listen, RealServerConfig, ServerConfig, ServiceConfig};
+use super::{Config, GatewayConfig, Listen, RealServerConfig, ServerConfig, ServiceConfig, compile, local_pools};
 use crate::service::{Method, PortRange};
+use crate::wire::Addr;
 
 /// Bytes of memory that a flow may take.
 const BYTES_PER_FLOW: u64 = 256;
@@ -63,6 +64,7 @@ impl Host {
         }
         if gateway.routes && gateway.tap.is_none() {
             warnings.extend(self.forwarding_fixed(config));
+            warnings.extend(local_pools::warnings(&compile::translate(config), is_own, &self.proc));
         }
         warnings.extend(self.device_taken("[gateway]", &gateway.device));
         warnings.extend(gateway.uplinks.iter().filter_map(|uplink| self.uplink_missing(uplink)));
@@ -74,8 +76,8 @@ impl Host {
         }
         warnings.extend(wants::warnings(config));
         warnings.extend(config.services.iter().filter_map(helpless));
-        if config.services.is_empty() {
-            warnings.push("the file has no [[service]]; nothing will be forwarded".to_owned());
+        if config.services.is_empty() && config.masquerades.is_empty() && config.forwards.is_empty() {
+            warnings.push("the file has no [[service]] and no [[masquerade]]; nothing will be forwarded".to_owned());
         }
         warnings
     }
@@ -113,10 +115,12 @@ impl Host {
 
     /// Forwarding that is off and cannot be switched on, as in containers with a read-only /proc/sys.
     fn forwarding_fixed(&self, config: &Config) -> Vec<String> {
-        let vips = || config.services.iter().map(|service| service.listen.value.vip);
+        let inside = config.masquerades.iter().flat_map(|masquerade| &masquerade.from);
+        let inside: Vec<Addr> = inside.map(|network| network.value.address).collect();
+        let all: Vec<Addr> = compile::translate(config).public_addresses().into_iter().chain(inside).collect();
         let families = [
-            (vips().any(|vip| vip.is_v4()), "net/ipv4/conf/all/forwarding"),
-            (vips().any(|vip| !vip.is_v4()), "net/ipv6/conf/all/forwarding"),
+            (all.iter().any(|addr| addr.is_v4()), "net/ipv4/conf/all/forwarding"),
+            (all.iter().any(|addr| !addr.is_v4()), "net/ipv6/conf/all/forwarding"),
         ];
         let sysctl = |name: &str| {
             let path = self.proc.join("sys").join(name);
@@ -158,6 +162,11 @@ impl Host {
             format!("[conntrack] max_flows {flows} may take {needed} MiB; the host has {total} MiB")
         })
     }
+}
+
+/// Who may listen at an address has it.
+fn is_own(address: Addr) -> bool {
+    UdpSocket::bind((address.ip(), 0)).is_ok()
 }
 
 /// `writable`: how opening it for writing went.
@@ -326,6 +335,6 @@ server = [{ address = "10.20.0.11" }]
     fn a_file_without_services_is_worth_a_word() {
         let (_root, host) = host();
         let found = warnings(&host, "[gateway]\nmetrics = \"off\"\n");
-        assert_eq!(found, ["the file has no [[service]]; nothing will be forwarded"]);
+        assert_eq!(found, ["the file has no [[service]] and no [[masquerade]]; nothing will be forwarded"]);
     }
 }

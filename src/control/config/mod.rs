@@ -14,6 +14,7 @@ mod duration;
 pub mod edit;
 pub mod host;
 mod keys;
+pub(in crate::control) mod local_pools;
 mod names;
 mod nat;
 mod problem;

@@ -7,14 +7,14 @@ use ipnet::IpNet;
 
 use crate::control::config::GatewayConfig;
 use crate::io::host::{HostPlan, Listener, Ports, ProbePath, ReturnPath, VipPlan};
-use crate::service::{HelperKind, Method, PortRange, Server, Service, Snapshot};
+use crate::service::{HelperKind, Method, Network, Pool, PoolUse, PortRange, Protocols, Server, Service, Snapshot};
 use crate::wire::{Addr, Protocol};
 
 /// Packets that the kernel may queue towards the workers. Its own default of 500 is too few for a burst of small packets
 /// from more than one link.
 const TXQUEUELEN: u32 = 4096;
 
-/// VIPs and servers that are only kept for their old flows are part of the plan: their packets must still come.
+/// What is only kept for its old flows (VIPs, servers, pools) is part of the plan: its packets must still come.
 ///
 /// In mode "tap" nothing of the host's IP stack is involved: it has the device to carry and no more.
 pub fn host_plan(gateway: &GatewayConfig, snapshot: &Snapshot) -> HostPlan {
@@ -31,6 +31,7 @@ pub fn host_plan(gateway: &GatewayConfig, snapshot: &Snapshot) -> HostPlan {
     HostPlan {
         uplinks: gateway.uplinks.clone(),
         vips: vips(snapshot),
+        prefixes: prefixes(snapshot),
         returns: returns(snapshot),
         one_way: one_way(snapshot),
         probes: probes(snapshot),
@@ -40,7 +41,8 @@ pub fn host_plan(gateway: &GatewayConfig, snapshot: &Snapshot) -> HostPlan {
 
 /// In mode "tap": whom the gateway answers for, and whom it must know. What is only kept for old flows is among them.
 pub fn segment_plan(snapshot: &Snapshot) -> (Vec<Addr>, Vec<Addr>) {
-    let mut vips: Vec<Addr> = snapshot.vips().map(|(addr, _)| addr).collect();
+    let pools = snapshot.pools.iter().map(|pool| pool.address);
+    let mut vips: Vec<Addr> = snapshot.vips().map(|(addr, _)| addr).chain(pools).collect();
     let mut servers: Vec<Addr> = known_servers(snapshot).map(|server| server.address).collect();
     for addrs in [&mut vips, &mut servers] {
         addrs.sort_unstable();
@@ -58,17 +60,59 @@ fn vips(snapshot: &Snapshot) -> Vec<VipPlan> {
             listeners.extend(announced(service).map(|range| Listener { protocol: protocol.0, ports: ports(range) }));
         }
     }
+    for pool in snapshot.pools.iter() {
+        vips.entry(pool.address.ip()).or_default().extend(pooled(snapshot, pool));
+    }
+    let mut peers = peers(snapshot);
     let plan = |(address, mut listeners): (IpAddr, Vec<Listener>)| {
         listeners.sort_unstable();
         listeners.dedup();
-        VipPlan { address, listeners }
+        VipPlan { address, listeners, peers: peers.remove(&address).unwrap_or_default().into_iter().collect() }
     };
     vips.into_iter().map(plan).collect()
 }
 
+/// What comes to the ports that a pool gives away, and to those that are forwarded from its address.
+fn pooled(snapshot: &Snapshot, pool: &Pool) -> Vec<Listener> {
+    let forwards = snapshot.pools.forwards.iter().filter(|forward| forward.address == pool.address);
+    let mut listeners: Vec<Listener> =
+        forwards.flat_map(|forward| listeners(forward.protocols, forward.ports)).collect();
+    // Of an address that no configuration names any more, what was forwarded is known by its range alone.
+    if pool.usage != PoolUse::Forward || pool.is_retired {
+        listeners.extend(self::listeners(Protocols::TcpAndUdp, pool.ports));
+    }
+    listeners
+}
+
+fn listeners(protocols: Protocols, range: PortRange) -> impl Iterator<Item = Listener> {
+    protocols.list().iter().map(move |protocol| Listener { protocol: protocol.0, ports: ports(range) })
+}
+
+/// Which servers answer to each address of a pool. To one that is only kept for its flows any of them may.
+fn peers(snapshot: &Snapshot) -> BTreeMap<IpAddr, BTreeSet<IpNet>> {
+    let mut peers: BTreeMap<IpAddr, BTreeSet<IpNet>> = BTreeMap::new();
+    let retired = snapshot.pools.iter().filter(|pool| pool.is_retired && pool.usage == PoolUse::Fullnat);
+    let retired: Vec<Addr> = retired.map(|pool| pool.address).collect();
+    for server in known_servers(snapshot).filter(|server| server.method == Method::Fullnat) {
+        let Some(service) = snapshot.service(server.service) else { continue };
+        let pool = service.spec.pool.addresses.iter().chain(&retired);
+        for address in pool.filter(|address| address.is_v4() == server.address.is_v4()) {
+            peers.entry(address.ip()).or_default().insert(IpNet::from(server.address.ip()));
+        }
+    }
+    peers
+}
+
+/// The outside prefixes of masquerades without state.
+fn prefixes(snapshot: &Snapshot) -> Vec<IpNet> {
+    let prefixes = snapshot.pools.masquerades().filter_map(|masquerade| net(masquerade.spec.prefix?));
+    prefixes.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// What comes back from servers, and what goes out from inside networks.
 fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
     let mut paths: BTreeSet<ReturnPath> = BTreeSet::new();
-    // Replies of the others do not come back through the gateway.
+    // Replies of the others do not come back through the gateway, or come to an address of a pool.
     for server in known_servers(snapshot).filter(|server| server.method == Method::Nat) {
         let Some(service) = snapshot.service(server.service) else { continue };
         for protocol in service.spec.protocols.list() {
@@ -81,7 +125,29 @@ fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
             paths.insert(path);
         }
     }
+    // What stays among the inside networks comes as well: the engine passes it, and the main table has the rest of its way.
+    let inside = snapshot.pools.masquerades().flat_map(|masquerade| &masquerade.spec.from);
+    paths.extend(inside.filter_map(|network| Some(ReturnPath { from: net(*network)?, protocol: None, ports: None })));
+    paths.extend(forwarded(snapshot));
     paths.into_iter().collect()
+}
+
+/// What comes back from hosts that ports are forwarded to, and that no masquerade has inside.
+fn forwarded(snapshot: &Snapshot) -> impl Iterator<Item = ReturnPath> {
+    let outside = snapshot.pools.forwards.iter().filter(|forward| !snapshot.pools.is_inside(forward.to));
+    outside.flat_map(|forward| {
+        let from = forward.to_port.unwrap_or(forward.ports.first);
+        let range = PortRange { first: from, last: from.saturating_add(forward.ports.last - forward.ports.first) };
+        listeners(forward.protocols, range).map(|Listener { protocol, ports }| ReturnPath {
+            from: IpNet::from(forward.to.ip()),
+            protocol: Some(protocol),
+            ports,
+        })
+    })
+}
+
+fn net(network: Network) -> Option<IpNet> {
+    IpNet::new(network.address.ip(), network.len).ok()
 }
 
 fn one_way(snapshot: &Snapshot) -> Vec<IpNet> {

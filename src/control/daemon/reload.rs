@@ -9,7 +9,7 @@ use anyhow::{Context, Error, Result};
 
 use super::host_plan::segment_plan;
 use super::probe_source::{Place, probe_sources, warn_of_ports};
-use super::start::{automatic_mtu, warn_without_raw_sockets};
+use super::start::{automatic_mtu, local_pools_in_trouble, warn_without_raw_sockets};
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
@@ -90,8 +90,7 @@ async fn look_around(mut compiled: Compiled) -> Result<Compiled> {
     }
     let own = addresses_of_links().await.context("the addresses of this host")?;
     let is_own = |vip: &Addr| own.iter().any(|(_, address)| *address == vip.ip());
-    compiled.snapshot.local_vips =
-        compiled.snapshot.services.iter().map(|service| service.vip).filter(is_own).collect();
+    compiled.snapshot.local_vips = compiled.snapshot.public_addresses().into_iter().filter(is_own).collect();
     compiled.snapshot.tunnel_sources = tunnel_sources(&compiled.snapshot);
     compiled.snapshot.probe_sources = probe_sources(&compiled, &Place::Host(&own));
     Ok(compiled)
@@ -191,6 +190,10 @@ impl Daemon {
             warn_without_raw_sockets(&snapshot);
             if old.spec.probe_sources.is_empty() {
                 warn_of_ports(&snapshot);
+            }
+            let before = local_pools_in_trouble(&old);
+            for warning in local_pools_in_trouble(&snapshot).iter().filter(|warning| !before.contains(warning)) {
+                tracing::warn!("{warning}");
             }
         }
         self.tell_segment(&snapshot);
@@ -342,11 +345,13 @@ fn successor(spec: &SnapshotSpec, old: &Snapshot) -> Result<Snapshot, SnapshotEr
     Snapshot::build(with_kept_vips(spec, old), Some(old))
 }
 
-/// A VIP that is removed stays one while its flows live, and the host's own if it was that.
+/// A VIP or pool that is removed stays one while its flows live, and the host's own if it was that.
 fn with_kept_vips(spec: &SnapshotSpec, old: &Snapshot) -> SnapshotSpec {
     let mut spec = spec.clone();
-    let kept: Vec<Addr> = old.spec.local_vips.iter().copied().filter(|vip| old.is_vip(*vip)).collect();
-    spec.local_vips.extend(kept.into_iter().filter(|vip| !spec.services.iter().any(|service| service.vip == *vip)));
+    let public = spec.public_addresses();
+    let is_known = |addr: &Addr| old.is_vip(*addr) || old.pools.of(*addr).is_some();
+    let kept = old.spec.local_vips.iter().copied().filter(|addr| is_known(addr) && !public.contains(addr));
+    spec.local_vips.extend(kept);
     spec
 }
 

@@ -19,7 +19,7 @@ use super::probe_source::warn_of_ports;
 use super::reload::{Loaded, load};
 use super::thread::on_its_own_thread;
 use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates, watch_drains};
-use crate::control::config::{Compiled, GatewayConfig, Origin};
+use crate::control::config::{Compiled, GatewayConfig, Origin, local_pools};
 use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
 use crate::control::health::{self, Health, Prepared};
@@ -34,7 +34,6 @@ use crate::io::tun::{self, TunQueue, TunSettings};
 use crate::io::worker::{self, Workers};
 use crate::io::{Gateway, link_mtu, neighbours, open_files, path_mtu, privilege};
 use crate::service::{Method, Snapshot};
-
 /// The device, routes, rules and the sysctls of the network; neighbour announcements.
 const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
 
@@ -223,6 +222,7 @@ async fn start_tun(
     let has_frames = queues.iter().all(TunQueue::has_frames);
     warn_without_raw_sockets(snapshot);
     warn_of_ports(snapshot);
+    local_pools_in_trouble(snapshot).iter().for_each(|warning| tracing::warn!("{warning}"));
     let sender = queues.first().map(TunQueue::sender).transpose()?;
     if let Some(queue) = queues.first() {
         gateway.set_outlet(Box::new(queue.sender()?.with_frames(packet_socket(&places))));
@@ -258,6 +258,11 @@ pub(super) fn warn_without_raw_sockets(snapshot: &Snapshot) {
     }
 }
 
+/// Pools whose ports this host gives to its own connections.
+pub(super) fn local_pools_in_trouble(snapshot: &Snapshot) -> Vec<String> {
+    local_pools::warnings(&snapshot.spec, |address| snapshot.is_local(address), Path::new("/proc"))
+}
+
 fn has_server(snapshot: &Snapshot, method: Method) -> bool {
     snapshot.all_servers().any(|server| server.method == method)
 }
@@ -284,8 +289,11 @@ pub(super) fn automatic_mtu(compiled: &Compiled) -> u16 {
         [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()];
     let default_routes = anywhere.into_iter().filter(|_| compiled.gateway.uplinks.is_empty());
     let servers = compiled.snapshot.services.iter().flat_map(|service| service.servers.iter().chain(&service.sorry));
+    let inside = compiled.snapshot.masquerades.iter().flat_map(|masquerade| &masquerade.from);
+    let inside = inside.map(|network| network.address).chain(compiled.snapshot.forwards.iter().map(|to| to.to));
     // The kernel is asked once for each address.
-    let destinations: HashSet<IpAddr> = servers.map(|server| server.address.ip()).chain(default_routes).collect();
+    let destinations: HashSet<IpAddr> =
+        servers.map(|server| server.address).chain(inside).map(|addr| addr.ip()).chain(default_routes).collect();
     let destinations =
         if destinations.len() > ASKED_ONE_BY_ONE { one_of_each_network(destinations) } else { destinations };
     let ways = destinations.into_iter().filter_map(|ip| path_mtu(ip).ok());

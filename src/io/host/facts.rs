@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
+use ipnet::IpNet;
 use netlink_packet_route::route::RouteType;
 
 use super::HostError;
@@ -91,8 +92,16 @@ pub async fn gather(net: &Net, plan: &HostPlan, slot: Option<u8>, done: &[Change
 
     uplinks(net, plan, &mut facts).await?;
     vips(net, plan, &mut facts).await?;
-    for server in plan.returns.iter().map(|path| &path.from).chain(&plan.one_way) {
-        facts.ways.insert(*server, way(net, server.addr()).await?);
+    prefixes(net, plan).await?;
+    let peers = plan.vips.iter().flat_map(|vip| &vip.peers);
+    let nets: BTreeSet<IpNet> =
+        plan.returns.iter().map(|path| &path.from).chain(&plan.one_way).chain(peers).copied().collect();
+    for peer in nets {
+        let way = match peer.prefix_len() == peer.max_prefix_len() {
+            true => way(net, peer.addr()).await?,
+            false => way_to_network(net, peer, &plan.device).await?,
+        };
+        facts.ways.insert(peer, way);
     }
     strict(plan, done, &mut facts);
     advertisements(net, plan, done, &mut facts).await?;
@@ -188,13 +197,49 @@ async fn vips(net: &Net, plan: &HostPlan, facts: &mut Facts) -> Result<(), HostE
     Ok(())
 }
 
+/// IPv6 takes a second route to the same prefix, and goes by the one with the lower metric: that of the interface.
+async fn prefixes(net: &Net, plan: &HostPlan) -> Result<(), HostError> {
+    for prefix in &plan.prefixes {
+        let routes = net
+            .main_routes(Family::of(prefix.addr()))
+            .await
+            .map_err(|error| HostError::netlink("read the routes of the main table", error))?;
+        let taken = routes.into_iter().find(|(destination, device)| destination == prefix && *device != plan.device);
+        if let Some((_, device)) = taken {
+            return Err(HostError::PrefixTaken { prefix: *prefix, device });
+        }
+    }
+    Ok(())
+}
+
 async fn way(net: &Net, address: IpAddr) -> Result<Way, HostError> {
     let found = net.lookup(address).await.map_err(|error| HostError::netlink(format!("look up {address}"), error))?;
     Ok(found.map_or_else(Way::default, |found| Way {
         local: found.kind == RouteType::Local,
+        resolves: found.device.as_deref().and_then(|name| net.link(name)).is_some_and(|link| link.resolves),
         device: found.device,
+        others: Vec::new(),
         source: found.source,
     }))
+}
+
+/// Where the routes to its parts lead; without any, where the network as a whole is.
+async fn way_to_network(net: &Net, network: IpNet, own: &str) -> Result<Way, HostError> {
+    let routes = net
+        .main_routes(Family::of(network.addr()))
+        .await
+        .map_err(|error| HostError::netlink("read the routes of the main table", error))?;
+    let parts = routes.into_iter().filter(|(destination, _)| network.contains(destination)).map(|(_, device)| device);
+    let mut devices: Vec<String> = parts.filter(|device| device != own).collect();
+    devices.sort_unstable();
+    devices.dedup();
+    if devices.is_empty() {
+        // An address of the network may be the host's own, which says nothing of the rest.
+        return Ok(Way { local: false, source: None, ..way(net, network.network()).await? });
+    }
+    let device = devices.remove(0);
+    let resolves = net.link(&device).is_some_and(|link| link.resolves);
+    Ok(Way { device: Some(device), resolves, others: devices, ..Way::default() })
 }
 
 /// Which of the links to servers that answer under the VIP take only what they would also send back.

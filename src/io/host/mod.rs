@@ -18,6 +18,7 @@
 //! What somebody else changed in the meantime is left alone.
 
 pub mod announce;
+mod attract;
 mod by_hand;
 pub mod change;
 mod facts;
@@ -40,6 +41,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use thiserror::Error;
 use tracing::{debug, info, warn};
 
@@ -89,6 +91,10 @@ pub enum HostError {
     DeviceChanged { old: String, new: String },
     #[error("{vip} is already routed to {}: remove that route or take the address out of the configuration", .device.as_deref().unwrap_or("somewhere else"))]
     RouteTaken { vip: IpAddr, device: Option<String> },
+    #[error(
+        "{prefix} is a network of {device} already: a masquerade needs an outside prefix of its own, to which routers outside have a route by this host"
+    )]
+    PrefixTaken { prefix: IpNet, device: String },
     #[error("{0} is a broadcast, multicast or anycast address here: it cannot be a VIP")]
     NotUnicast(IpAddr),
     #[error(
@@ -396,15 +402,18 @@ impl Host {
 
     async fn announce(&mut self, net: &Net, plan: &HostPlan, facts: &Facts, before: &[Change]) {
         let mut list = Vec::new();
-        for vip in plan::routed_vips(plan, facts) {
-            for uplink in facts.uplinks(Family::of(vip)).iter().filter(|uplink| uplink.resolves) {
-                let known = Change::Proxy { address: vip, device: uplink.name.clone() };
-                let Some(link) = net.link(&uplink.name).filter(|_| !before.contains(&known)) else { continue };
-                let source = match vip {
-                    IpAddr::V4(_) => None,
-                    IpAddr::V6(_) => facts::link_local(net, &uplink.name).await,
+        for family in Family::BOTH {
+            for answered in attract::answered(plan, facts, family) {
+                let Some(link) = net.link(answered.link) else { continue };
+                let source = match family {
+                    Family::V4 => None,
+                    Family::V6 => facts::link_local(net, answered.link).await,
                 };
-                list.extend(Announcement::new(vip, link, source));
+                let is_new = |address: &IpAddr| {
+                    !before.contains(&Change::Proxy { address: *address, device: answered.link.to_owned() })
+                };
+                let new = answered.addresses.iter().filter(|address| is_new(address));
+                list.extend(new.filter_map(|address| Announcement::new(*address, link, source)));
             }
         }
         match announce::announce(list) {
@@ -447,9 +456,12 @@ fn warn_of_trouble(plan: &HostPlan, facts: &Facts, net: &Net) {
             );
         }
     }
+    for prefix in &plan.prefixes {
+        debug!(%prefix, "no neighbour is told of a whole prefix: routers outside need a route to it by this host");
+    }
     for (server, way) in &facts.ways {
         if way.device.is_none() {
-            warn!(%server, "no route to this server");
+            warn!(%server, "no route to this server or network");
         }
     }
     let mtu = plan.mtu.or(net.link(&plan.device).map(|link| link.mtu)).unwrap_or(1500);

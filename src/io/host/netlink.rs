@@ -214,30 +214,48 @@ impl Net {
 
     /// The interfaces of the default routes of the main table, and whether a router advertised them.
     pub async fn default_links(&self, family: Family) -> Result<Vec<(String, bool)>, Error> {
-        let mut filter = RouteMessage::default();
-        filter.header.address_family = address_family(family);
-        filter.attributes.push(RouteAttribute::Table(TABLE_MAIN));
         let mut found: Vec<(String, bool)> = Vec::new();
-        for route in self.dump_routes(filter).await? {
-            let usable = route.header.destination_prefix_length == 0
-                && route.header.kind == RouteType::Unicast
-                && table_of(&route) == TABLE_MAIN;
-            if !usable {
+        for route in self.unicast_routes(family).await? {
+            if route.header.destination_prefix_length != 0 {
                 continue;
             }
             let advertised = route.header.protocol == RouteProtocol::Ra;
-            let hops = route.attributes.iter().flat_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => vec![*index],
-                RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
-                _ => Vec::new(),
-            });
-            for name in hops.filter_map(|index| self.name(index)) {
+            for name in self.devices_of(&route) {
                 if !found.contains(&(name.clone(), advertised)) {
                     found.push((name, advertised));
                 }
             }
         }
         Ok(found)
+    }
+
+    /// The main table: what leads where, once for each interface.
+    pub async fn main_routes(&self, family: Family) -> Result<Vec<(IpNet, String)>, Error> {
+        let routes = self.unicast_routes(family).await?;
+        let named = |route: &RouteMessage| {
+            let destination = destination(family, route);
+            self.devices_of(route).into_iter().map(move |name| (destination, name)).collect::<Vec<_>>()
+        };
+        Ok(routes.iter().flat_map(named).collect())
+    }
+
+    /// The main table's, to single hosts and networks.
+    async fn unicast_routes(&self, family: Family) -> Result<Vec<RouteMessage>, Error> {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = address_family(family);
+        filter.attributes.push(RouteAttribute::Table(TABLE_MAIN));
+        let mut routes = self.dump_routes(filter).await?;
+        routes.retain(|route| route.header.kind == RouteType::Unicast && table_of(route) == TABLE_MAIN);
+        Ok(routes)
+    }
+
+    fn devices_of(&self, route: &RouteMessage) -> Vec<String> {
+        let hops = route.attributes.iter().flat_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => vec![*index],
+            RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+            _ => Vec::new(),
+        });
+        hops.filter_map(|index| self.name(index)).collect()
     }
 
     async fn dump_routes(&self, filter: RouteMessage) -> Result<Vec<RouteMessage>, Error> {

@@ -37,7 +37,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::change::{Action, Change, Family, LinkProperty, PROTOCOL, Ports, Rule, TABLE_LOCAL, TABLE_MAIN};
+use super::attract;
+use super::change::{Action, Change, Family, LinkProperty, PROTOCOL, Ports, Rule, TABLE_LOCAL};
 use super::returns::Returns;
 use crate::io::probe::PORTS as PROBE_PORTS;
 
@@ -56,7 +57,10 @@ pub struct HostPlan {
     /// The bridge that the device is to be a port of.
     pub bridge: Option<String>,
     pub vips: Vec<VipPlan>,
-    /// Packets that must reach the gateway on their way back from a server.
+    /// Prefixes whose packets the gateway takes, and that their neighbours have to route here: no host answers for a whole
+    /// prefix by NDP.
+    pub prefixes: Vec<IpNet>,
+    /// Packets that must reach the gateway on their way back from a server, or on their way out from an inside network.
     pub returns: Vec<ReturnPath>,
     /// Servers whose replies go another way. Errors about those come back to the VIP, by the server's link as likely as not.
     pub one_way: Vec<IpNet>,
@@ -71,6 +75,8 @@ pub struct VipPlan {
     /// What the gateway serves there. It matters only when the address is one of the host's own: whatever is
     /// not listed stays the host's. An address that is routed goes to the device as a whole.
     pub listeners: Vec<Listener>,
+    /// Who answers to it: servers, as whose client the gateway comes from there.
+    pub peers: Vec<IpNet>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,11 +139,15 @@ pub struct Uplink {
     pub resolves: bool,
 }
 
-/// How the host reaches a server.
+/// How the host reaches a server, or an inside network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Way {
     /// The interface; `None` when the server is unreachable now.
     pub device: Option<String>,
+    /// The link resolves addresses by ARP or NDP.
+    pub resolves: bool,
+    /// Further interfaces, where parts of a network are behind others.
+    pub others: Vec<String>,
     /// The server's address is one of the host's own.
     pub local: bool,
     /// The address that the host itself talks to it from.
@@ -243,7 +253,7 @@ pub fn changes(plan: &HostPlan, facts: &Facts) -> Vec<Change> {
         device_sysctls(plan, facts, family, &mut list);
         forwarding(plan, facts, family, &mut list);
         rules(plan, facts, family, &mut list);
-        vip_routes(plan, facts, family, &mut list);
+        attract::changes(plan, facts, family, &mut list);
     }
     list
 }
@@ -257,14 +267,9 @@ pub fn needs_slot(plan: &HostPlan, facts: &Facts) -> bool {
 
 pub fn uses(plan: &HostPlan, family: Family) -> bool {
     plan.vips.iter().any(|vip| Family::of(vip.address) == family)
+        || plan.prefixes.iter().any(|prefix| Family::of(prefix.addr()) == family)
         || plan.returns.iter().any(|r| Family::of(r.from.addr()) == family)
         || plan.probes.iter().any(|probe| Family::of(probe.own) == family)
-}
-
-/// VIPs that are routed to the device, so that the host has to answer for them on the uplinks.
-pub fn routed_vips<'a>(plan: &'a HostPlan, facts: &'a Facts) -> impl Iterator<Item = IpAddr> + 'a {
-    let unique: BTreeSet<IpAddr> = plan.vips.iter().map(|vip| vip.address).collect();
-    unique.into_iter().filter(|vip| !facts.local_vips.contains_key(vip))
 }
 
 fn device(plan: &HostPlan) -> Vec<Change> {
@@ -311,6 +316,10 @@ fn forwarding(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Cha
     let one_way = plan.one_way.iter().filter_map(|net| facts.ways.get(net)).filter(|way| !way.local);
     inbound.extend(one_way.filter_map(|way| way.device.as_deref()).filter(|name| *name != plan.device));
     inbound.extend(facts.uplinks(family).iter().map(|uplink| uplink.name.as_str()));
+    let answered = attract::answered(plan, facts, family);
+    inbound.extend(answered.iter().map(|answered| answered.link));
+    // Also where nobody asks for it: on a link without neighbours, or where the address is the host's own.
+    inbound.extend(peer_links(plan, facts, family));
     inbound.insert(&plan.device);
 
     if family == Family::V4 {
@@ -322,13 +331,7 @@ fn forwarding(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Cha
         return;
     }
     // NDP is answered for others only on an interface that is a router's (ndisc_recv_ns).
-    let proxies = routed_vips(plan, facts).any(|vip| vip.is_ipv6());
-    let routers: Vec<&str> = facts
-        .uplinks(family)
-        .iter()
-        .filter(|uplink| proxies && uplink.resolves)
-        .map(|uplink| uplink.name.as_str())
-        .collect();
+    let routers: Vec<&str> = answered.iter().map(|answered| answered.link).collect();
     // An interface that becomes a router's ignores advertisements unless told otherwise (2), and at that moment
     // the kernel throws away the advertised default routes of *all* interfaces not so told
     // (rt6_purge_dflt_routers). So this comes first.
@@ -350,14 +353,27 @@ fn forwarding(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Cha
     list.extend(routers.iter().map(|name| sysctl(family, "conf", name, "forwarding", "1")));
 }
 
-/// The interfaces behind which the servers are.
+/// The interfaces behind which the servers are, and the inside networks.
 fn server_links<'a>(plan: &'a HostPlan, facts: &'a Facts, family: Family) -> impl Iterator<Item = &'a str> + 'a {
-    plan.returns
-        .iter()
-        .filter(move |r| Family::of(r.from.addr()) == family)
-        .filter_map(|r| facts.ways.get(&r.from))
+    links_to(plan, facts, plan.returns.iter().map(|path| &path.from), family)
+}
+
+/// The interfaces behind which those are that answer to pools.
+fn peer_links<'a>(plan: &'a HostPlan, facts: &'a Facts, family: Family) -> impl Iterator<Item = &'a str> + 'a {
+    links_to(plan, facts, plan.vips.iter().flat_map(|vip| &vip.peers), family)
+}
+
+fn links_to<'a>(
+    plan: &'a HostPlan,
+    facts: &'a Facts,
+    nets: impl Iterator<Item = &'a IpNet> + 'a,
+    family: Family,
+) -> impl Iterator<Item = &'a str> + 'a {
+    nets.filter(move |net| Family::of(net.addr()) == family)
+        .filter_map(|net| facts.ways.get(net))
         .filter(|way| !way.local)
-        .filter_map(|way| way.device.as_deref())
+        .flat_map(|way| way.device.iter().chain(&way.others))
+        .map(String::as_str)
         .filter(|name| *name != plan.device)
 }
 
@@ -581,34 +597,6 @@ fn host_source(vips: &[&VipPlan], facts: &Facts) -> Option<IpAddr> {
         .map(|vip| vip.address)
         .filter(|vip| facts.ways.values().all(|way| way.local || way.source != Some(*vip)))
         .min()
-}
-
-fn vip_routes(plan: &HostPlan, facts: &Facts, family: Family, list: &mut Vec<Change>) {
-    let vips: Vec<IpAddr> = routed_vips(plan, facts).filter(|vip| Family::of(*vip) == family).collect();
-    if vips.is_empty() {
-        return;
-    }
-    for vip in &vips {
-        list.push(Change::Route {
-            table: TABLE_MAIN,
-            destination: IpNet::from(*vip),
-            device: plan.device.clone(),
-            source: None,
-        });
-    }
-    let uplinks: Vec<&Uplink> = facts.uplinks(family).iter().filter(|uplink| uplink.resolves).collect();
-    if family == Family::V6 && !uplinks.is_empty() {
-        // `all` as well: without it unicast solicitations are forwarded like any packet (ip6_forward).
-        list.push(sysctl(family, "conf", "all", "proxy_ndp", "1"));
-    }
-    for uplink in uplinks {
-        if family == Family::V6 {
-            list.push(sysctl(family, "conf", &uplink.name, "proxy_ndp", "1"));
-        }
-        // Answers for others wait up to 0.8 s otherwise.
-        list.push(sysctl(family, "neigh", &uplink.name, "proxy_delay", "0"));
-        list.extend(vips.iter().map(|vip| Change::Proxy { address: *vip, device: uplink.name.clone() }));
-    }
 }
 
 pub(super) fn sysctl(family: Family, group: &str, name: &str, key: &str, value: &str) -> Change {

@@ -1,4 +1,5 @@
 mod namespace;
 mod plan;
+mod pools;
 mod support;
 mod traffic;

@@ -12,7 +12,7 @@ use crate::io::host::change::Change;
 use crate::io::host::make::{perform, prepare, revert};
 use crate::io::host::netlink::Net;
 use crate::io::host::state::Entry;
-use crate::io::host::{Host, HostError, Ports};
+use crate::io::host::{Host, HostError, HostPlan, Ports};
 
 #[test]
 fn apply_and_undo_leave_the_host_as_it_was() {
@@ -345,21 +345,20 @@ fn default_routes_are_the_uplinks_unless_named() {
 
 #[test]
 fn printed_commands_do_what_apply_does() {
-    printed_commands("printed_commands_do_what_apply_does", ROUTED);
+    printed_commands("printed_commands_do_what_apply_does", plan("gatun0", &ROUTED));
 }
 
 #[test]
 fn printed_commands_do_what_apply_does_for_local_vips() {
-    printed_commands("printed_commands_do_what_apply_does_for_local_vips", LOCAL);
+    printed_commands("printed_commands_do_what_apply_does_for_local_vips", plan("gatun0", &LOCAL));
 }
 
-fn printed_commands(name: &str, vips: [&'static str; 2]) {
+pub fn printed_commands(name: &str, plan: HostPlan) {
     in_namespace(name, async move |directory| {
         host_with_two_links();
         let bare = settled().await;
         let device = tun("gatun0");
         sh("echo 1 > /proc/sys/net/ipv6/conf/gatun0/addr_gen_mode; ip link set gatun0 up");
-        let plan = plan("gatun0", &vips);
         let before = settled().await;
         let printed = Host::print_commands(&plan).await.unwrap();
         let mut host = Host::claim("gatun0", directory).await.unwrap();

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::io::host::attract;
 use crate::io::host::change::{Action, Change, Family, LinkProperty, Ports, Rule, TABLE_MAIN};
 use crate::io::host::plan::{
     Facts, HostPlan, Listener, ProbePath, ReturnPath, Uplink, VipPlan, Way, Zone, changes, table,
@@ -21,7 +22,11 @@ fn server(text: &str, protocol: u8, port: u16) -> ReturnPath {
 }
 
 fn vip(text: &str, protocol: u8, port: u16) -> VipPlan {
-    VipPlan { address: ip(text), listeners: vec![Listener { protocol, ports: Some(Ports::one(port)) }] }
+    VipPlan {
+        address: ip(text),
+        listeners: vec![Listener { protocol, ports: Some(Ports::one(port)) }],
+        peers: Vec::new(),
+    }
 }
 
 fn plan() -> HostPlan {
@@ -32,6 +37,7 @@ fn plan() -> HostPlan {
         txqueuelen: 4096,
         uplinks: vec!["eth0".into()],
         vips: vec![vip("203.0.113.10", TCP, 80), vip("2001:db8:f::10", TCP, 80)],
+        prefixes: Vec::new(),
         returns: vec![
             server("10.20.0.11", TCP, 8080),
             server("10.20.0.12", TCP, 8080),
@@ -47,13 +53,17 @@ fn facts(plan: &HostPlan) -> Facts {
     let uplink = Uplink { name: "eth0".into(), resolves: true };
     let way = |net: &IpNet| Way {
         device: Some("lan".into()),
+        resolves: true,
+        others: Vec::new(),
         local: false,
         source: Some(if net.addr().is_ipv4() { ip("10.20.0.1") } else { ip("fd20::1") }),
     };
+    let peers = plan.vips.iter().flat_map(|vip| &vip.peers);
+    let nets = plan.returns.iter().map(|r| &r.from).chain(&plan.one_way).chain(peers);
     Facts {
         uplinks4: vec![uplink.clone()],
         uplinks6: vec![uplink],
-        ways: plan.returns.iter().map(|r| &r.from).chain(&plan.one_way).map(|net| (*net, way(net))).collect(),
+        ways: nets.map(|net| (*net, way(net))).collect(),
         local_first4: true,
         local_first6: true,
         force_forwarding: true,
@@ -120,6 +130,99 @@ fn routed_vip_is_routed_announced_and_its_replies_come_back() {
     assert_eq!(list, expected);
 }
 
+/// A pool of the servers' own segment, and one beyond it.
+#[test]
+fn pools_are_answered_for_on_the_links_to_who_answers_to_them() {
+    let mut plan = plan();
+    plan.returns.clear();
+    let pool = |address: &str, servers: &[&str]| VipPlan {
+        address: ip(address),
+        listeners: Vec::new(),
+        peers: servers.iter().map(|server| IpNet::from(ip(server))).collect(),
+    };
+    plan.vips.extend([pool("10.20.0.200", &["10.20.0.11", "10.20.0.12"]), pool("fd20::200", &["fd20::11"])]);
+    let facts = facts(&plan);
+    let list = commands(&changes(&plan, &facts));
+    for wanted in [
+        "sysctl -w net.ipv4.conf.lan.forwarding=1",
+        "ip route add 10.20.0.200/32 dev gatun0",
+        "sysctl -w net.ipv4.neigh.lan.proxy_delay=0",
+        "ip neigh add proxy 10.20.0.200 dev eth0",
+        "ip neigh add proxy 10.20.0.200 dev lan",
+        "sysctl -w net.ipv6.conf.lan.force_forwarding=1",
+        "sysctl -w net.ipv6.conf.lan.forwarding=1",
+        "sysctl -w net.ipv6.conf.lan.proxy_ndp=1",
+        "ip -6 route add fd20::200/128 dev gatun0",
+        "ip -6 neigh add proxy fd20::200 dev lan",
+    ] {
+        assert!(list.iter().any(|line| line == wanted), "no {wanted} in {list:#?}");
+    }
+    assert!(!list.iter().any(|line| line.contains("rule")), "answers find their way by the address alone: {list:#?}");
+    assert!(!list.iter().any(|line| line.ends_with("203.0.113.10 dev lan")), "servers need no VIP: {list:#?}");
+    let lan = attract::answered(&plan, &facts, Family::V4).into_iter().find(|answered| answered.link == "lan");
+    assert_eq!(lan.map(|lan| lan.addresses), Some([ip("10.20.0.200")].into()), "what is told at the start");
+}
+
+#[test]
+fn what_inside_networks_send_elsewhere_goes_to_the_device() {
+    let mut plan = plan();
+    plan.vips = vec![VipPlan { address: ip("203.0.113.100"), listeners: Vec::new(), peers: Vec::new() }];
+    plan.prefixes = vec!["2001:db8:40::/64".parse().unwrap()];
+    let inside = ["10.40.0.0/24", "10.41.0.0/16", "fd40::/64"].map(|net| net.parse::<IpNet>().unwrap());
+    plan.returns = inside.iter().map(|net| ReturnPath { from: *net, protocol: None, ports: None }).collect();
+    let mut facts = facts(&plan);
+    if let Some(way) = facts.ways.get_mut(&inside[1]) {
+        way.others = vec!["lan2".to_owned()];
+    }
+    let list = commands(&changes(&plan, &facts));
+    for wanted in [
+        "sysctl -w net.ipv4.conf.lan.forwarding=1",
+        "sysctl -w net.ipv4.conf.lan2.forwarding=1",
+        "ip rule add pref 295 iif lo goto 303",
+        "ip rule add pref 296 iif lan2 ipproto icmp lookup 26368",
+        "ip rule add pref 299 from 10.40.0.0/24 lookup 26368",
+        "ip rule add pref 299 from 10.41.0.0/16 lookup 26368",
+        "ip route add 203.0.113.100/32 dev gatun0",
+        "ip neigh add proxy 203.0.113.100 dev eth0",
+        "sysctl -w net.ipv6.conf.lan.force_forwarding=1",
+        "ip -6 rule add pref 299 from fd40::/64 lookup 26368",
+        "ip -6 route add 2001:db8:40::/64 dev gatun0",
+    ] {
+        assert!(list.iter().any(|line| line == wanted), "no {wanted} in {list:#?}");
+    }
+    assert!(!list.iter().any(|line| line.contains("neigh add proxy 2001")), "nobody answers for a prefix: {list:#?}");
+    let at = |text: &str| list.iter().position(|line| line.contains(text)).unwrap();
+    assert!(at("pref 288 iif gatun0 goto 303") < at("pref 299 from"), "else what comes back would loop");
+}
+
+/// The most common use: behind the uplink's own address.
+#[test]
+fn local_pool_gives_up_only_its_ports() {
+    let mut plan = plan();
+    let pool = Ports { first: 1024, last: 32767 };
+    plan.vips = vec![VipPlan {
+        address: ip("198.51.100.1"),
+        listeners: [TCP, UDP].map(|protocol| Listener { protocol, ports: Some(pool) }).to_vec(),
+        peers: Vec::new(),
+    }];
+    plan.returns = vec![ReturnPath { from: "10.40.0.0/24".parse().unwrap(), protocol: None, ports: None }];
+    let mut facts = facts(&plan);
+    facts.local_vips.insert(ip("198.51.100.1"), Some("eth0".into()));
+    let list = commands(&changes(&plan, &facts));
+    for wanted in [
+        "ip rule add pref 20 to 198.51.100.1/32 ipproto tcp dport 1024-32767 lookup 26368",
+        "ip rule add pref 20 to 198.51.100.1/32 ipproto udp dport 1024-32767 lookup 26368",
+        "ip rule add pref 21 to 198.51.100.1/32 ipproto icmp lookup 26368",
+        "ip rule add pref 24 to 198.51.100.1/32 ipproto tcp dport 1-65534 goto 31",
+        "ip rule add pref 25 to 198.51.100.1/32 ipproto tcp lookup 26368",
+        "ip rule add pref 272 lookup local",
+        "ip rule add pref 299 from 10.40.0.0/24 lookup 26368",
+    ] {
+        assert!(list.iter().any(|line| line == wanted), "no {wanted} in {list:#?}");
+    }
+    assert!(!list.iter().any(|line| line.contains("neigh")), "{list:#?}");
+}
+
 /// A router next to the servers says that their replies are too big: to the VIP, which is beyond this host for the kernel.
 #[test]
 fn errors_about_replies_that_go_another_way_are_forwarded() {
@@ -143,6 +246,7 @@ fn local_vip_gives_up_only_its_services() {
             Listener { protocol: TCP, ports: Some(Ports { first: 8000, last: 8099 }) },
             Listener { protocol: UDP, ports: None },
         ],
+        peers: Vec::new(),
     }];
     plan.returns.retain(|r| r.from.addr().is_ipv4());
     let mut facts = facts(&plan);
@@ -210,7 +314,8 @@ fn rules_of_one_preference_match_on_the_same_attributes() {
     // Else a deletion could hit another rule than it means.
     let mut plan = plan();
     plan.vips.push(vip("198.51.100.1", UDP, 53));
-    plan.vips.push(VipPlan { address: ip("198.51.100.2"), listeners: vec![Listener { protocol: TCP, ports: None }] });
+    let listeners = vec![Listener { protocol: TCP, ports: None }];
+    plan.vips.push(VipPlan { address: ip("198.51.100.2"), listeners, peers: Vec::new() });
     plan.returns.push(ReturnPath { from: "10.30.0.0/24".parse().unwrap(), protocol: None, ports: None });
     plan.returns.push(ReturnPath { from: "10.20.0.15/32".parse().unwrap(), protocol: Some(UDP), ports: None });
     plan.returns.push(server("198.51.100.1", TCP, 81));

@@ -173,8 +173,10 @@ pub fn plan(device: &str, vips: &[&str]) -> HostPlan {
             .map(|vip| VipPlan {
                 address: ip(vip),
                 listeners: vec![Listener { protocol: TCP, ports: Some(Ports::one(80)) }],
+                peers: Vec::new(),
             })
             .collect(),
+        prefixes: Vec::new(),
         returns: ["10.20.0.11", "fd20::11"]
             .map(|server| ReturnPath {
                 from: IpNet::from(ip(server)),

@@ -111,6 +111,7 @@ fn udp_plan(vips: &[&str]) -> HostPlan {
         .map(|vip| VipPlan {
             address: ip(vip),
             listeners: vec![Listener { protocol: UDP, ports: Some(Ports::one(53)) }],
+            peers: Vec::new(),
         })
         .collect();
     plan.returns = ["10.20.0.11", "fd20::11"]
@@ -249,6 +250,80 @@ fn client_finds_the_vip_and_the_server_answers_through_the_device() {
             }
             net.server.inside(send_udp(&format!("{server}:9"), client, 100));
             net.expect_none("another program of the server", |seen| seen.detail == Some((9, 4000))).await;
+        }
+        host.undo().await;
+    });
+}
+
+/// A pool of the servers' own segment, and one beyond it: without a rule, and without the server's default route for the first.
+#[test]
+fn servers_find_the_pool_that_they_answer_to() {
+    in_namespace("servers_find_the_pool_that_they_answer_to", async |directory| {
+        let mut net = network();
+        let mut plan = udp_plan(&ROUTED);
+        plan.returns.clear();
+        for (pool, server) in [("10.20.0.200", "10.20.0.11"), ("fd20::200", "fd20::11"), ("192.0.2.9", "10.20.0.11")] {
+            let peers = vec![IpNet::from(ip(server))];
+            plan.vips.push(VipPlan { address: ip(pool), listeners: Vec::new(), peers });
+        }
+        let mut host = Host::claim("gatun0", directory).await.unwrap();
+        host.apply(&plan).await.unwrap();
+        for (pool, server) in
+            [("192.0.2.9", "10.20.0.11"), ("10.20.0.200", "10.20.0.11"), ("[fd20::200]", "[fd20::11]")]
+        {
+            if pool == "10.20.0.200" {
+                net.server.sh("ip route del default; ip -6 route del default");
+            }
+            let to: SocketAddr = format!("{pool}:2000").parse().unwrap();
+            // The engine's packet has the pool's address as its source.
+            net.send(&format!("{pool}:2000"), &format!("{server}:5353"), 64, 100);
+            net.expect("the server's port unreachable", |seen| {
+                seen.to == to.ip() && [ICMP, ICMPV6].contains(&seen.protocol)
+            })
+            .await;
+            net.server.inside(send_udp(&format!("{server}:5353"), &to.to_string(), 100));
+            net.expect("the answer", |seen| seen.to == to.ip() && seen.detail == Some((5353, 2000))).await;
+        }
+        host.undo().await;
+    });
+}
+
+/// The server stands for a host inside.
+#[test]
+fn what_an_inside_host_sends_elsewhere_comes_to_the_device() {
+    in_namespace("what_an_inside_host_sends_elsewhere_comes_to_the_device", async |directory| {
+        let mut net = network();
+        // The strict filter, which looks for the way back of what comes in.
+        sh("for i in all lan up0; do echo 1 > /proc/sys/net/ipv4/conf/$i/rp_filter; done");
+        let mut plan = udp_plan(&LOCAL);
+        let pool = Listener { protocol: UDP, ports: Some(Ports { first: 1024, last: 32767 }) };
+        plan.vips.iter_mut().for_each(|vip| vip.listeners = vec![pool]);
+        plan.returns = ["10.20.0.0/24", "fd20::/64"]
+            .map(|net| ReturnPath { from: net.parse().unwrap(), protocol: None, ports: None })
+            .into();
+        let mut host = Host::claim("gatun0", directory).await.unwrap();
+        host.apply(&plan).await.unwrap();
+        for (inside, outside, pool) in
+            [("10.20.0.11", "198.51.100.2", "198.51.100.1"), ("[fd20::11]", "[2001:db8:1::2]", "[2001:db8:1::1]")]
+        {
+            net.server.inside(send_udp(&format!("{inside}:5000"), &format!("{outside}:53"), 100));
+            net.expect("what goes out", |seen| seen.detail == Some((5000, 53))).await;
+            net.server.inside(send_udp(&format!("{inside}:5000"), &format!("{outside}:53"), 3000));
+            net.expect("a fragment", |seen| seen.fragment).await;
+            // Out by the pool, and back: the outside host has nothing at that port.
+            net.send(&format!("{pool}:2000"), &format!("{outside}:9"), 64, 100);
+            let to = pool.trim_matches(['[', ']']);
+            net.expect("the error from outside", |seen| {
+                seen.to == ip(to)
+                    && [(ICMP, Some((3, 3))), (ICMPV6, Some((1, 4)))].contains(&(seen.protocol, seen.detail))
+            })
+            .await;
+            net.client.inside(send_udp(&format!("{outside}:9"), &format!("{pool}:2000"), 100));
+            net.expect("the answer", |seen| seen.to == ip(to) && seen.detail == Some((9, 2000))).await;
+            // What the host itself has at that address stays its own.
+            net.client.inside(send_udp(&format!("{outside}:9"), &format!("{pool}:40000"), 100));
+            net.server.inside(send_udp(&format!("{inside}:5000"), &format!("{pool}:40000"), 100));
+            net.expect_none("what is the host's", |seen| seen.detail.is_some_and(|(_, to)| to == 40000)).await;
         }
         host.undo().await;
     });
