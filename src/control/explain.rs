@@ -101,7 +101,8 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.scheduler = Some(choice.scheduler.to_owned());
             told.scheduler_state = Some(choice.scheduler_state).filter(|state| !state.is_empty());
             told.server = Some(choice.server);
-            told.chosen_by = Some(choice.way.words().to_owned());
+            let proof = if choice.needs_proof { ", once the client has answered a SYN cookie" } else { "" };
+            told.chosen_by = Some(format!("{}{proof}", choice.way.words()));
             told.keeps_flow = Some(choice.keeps_flow);
             told.servers_available = Some(choice.available.0);
             told.servers = Some(choice.available.1);
