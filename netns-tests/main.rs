@@ -16,6 +16,8 @@ mod one_way;
 mod process;
 mod report;
 mod servers;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 mod bulk;
 mod cleanup;
@@ -44,9 +46,11 @@ mod passive;
 mod ping;
 mod pmtu;
 mod ports;
+mod proxy_protocol;
 mod real_server;
 mod refused_reload;
 mod reload;
+mod rfc;
 mod same_ports;
 mod segment_vip;
 mod server_stopped;

@@ -29,6 +29,15 @@ pub enum Way {
 }
 
 impl Way {
+    /// How much a bulk transfer moves: enough for every size of segment, and no more where a test build of the real
+    /// server has to look at each byte, or where the same was moved by another way.
+    pub fn megabytes(self) -> u32 {
+        match self {
+            Way::Direct | Way::Kernel(_) => 100,
+            Way::KernelCrossed(_) | Way::RealServer(_) => 25,
+        }
+    }
+
     pub fn servers(self) -> &'static [&'static str] {
         match self {
             Way::Direct => &["rs1", "rs2", "rs3"],
@@ -167,13 +176,13 @@ fn listed(lab: &Lab, gateway: &Gateway, way: Way) -> Result<()> {
     Ok(())
 }
 
-/// 100 MB each way, byte for byte.
+/// Each way, byte for byte.
 pub fn bulk(way: Way) {
     scenario(&way.needs(&["nginx", "curl"]), |lab| {
         let server = way.servers().last().context("a server")?;
         way.serve(lab, server)?;
         nginx(lab, server, &[80])?;
-        random_file(lab, "original", 100)?;
+        random_file(lab, "original", way.megabytes())?;
         let sum = sha256(lab, "original")?;
         let _gateway = Setup::new(way.services(80, "tcp", &[server])).uncaptured().start(lab)?;
         for vip in VIPS {

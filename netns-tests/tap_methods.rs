@@ -46,7 +46,7 @@ fn bulk(way: Way) {
     scenario_on("bridged", &way.needs(&["nginx", "curl"]), |lab| {
         way.serve(lab, "rs1")?;
         nginx(lab, "rs1", &[80])?;
-        random_file(lab, "original", 100)?;
+        random_file(lab, "original", way.megabytes() / 2)?;
         let sum = sha256(lab, "original")?;
         let _gateway = Setup::new(way.services(80, "tcp", &["rs1"])).tap().uncaptured().start(lab)?;
         for vip in VIPS {

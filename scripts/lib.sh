@@ -75,6 +75,7 @@ package_of() {
         scapy) echo python3-scapy ;;
         in.tftpd) echo tftpd-hpa ;;
         tftp) echo tftp-hpa ;;
+        turnserver) echo coturn ;;
         *) echo "$1" ;;
     esac
 }

@@ -12,13 +12,21 @@
 
 mod admit;
 mod errors;
+mod expected;
 mod fragments;
 mod helper;
 mod lost;
+mod mappings;
+mod masquerade;
+mod npt;
 mod one_packet;
 mod passive;
+mod pools;
 mod probe;
+mod rates;
 mod shard;
+mod shift;
+mod syn_proxy;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -26,7 +34,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
-use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, Marks, Sender, track};
+use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, MAX_PROBES, Marks, Sender, track};
+use crate::forward::fullnat::Lanes;
+use crate::forward::masquerade::{Mappings, UnsolicitedSyns};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo};
 use crate::service::{Method, ServerId, ServiceId, Snapshot};
@@ -38,11 +48,17 @@ use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, tcp};
 pub(crate) use admit::request;
 pub(crate) use lost::Fate;
 use lost::Meeting;
+pub use mappings::ForeseenMapping;
+use masquerade::is_masqueraded;
 use passive::Held;
-pub use shard::{Sharding, client_between, place_between, place_of, shard_of};
+pub use shard::{Sharding, client_between, place_between, place_of, place_of_port, shard_of};
 
+/// Times that one shard takes up a packet again that goes out from one inside host to another.
+const MAX_ROUNDS: usize = 3;
 /// Flows that one call of [`Engine::handle_timeout`] looks at, at most.
 const SWEEP: usize = 4096;
+/// Ports that may be in quarantine at a time, however few flows there may be.
+const MIN_QUARANTINE: usize = 1 << 16;
 /// Events kept for a watcher that does not take them.
 const MAX_EVENTS: usize = 65_536;
 
@@ -70,9 +86,16 @@ pub struct Engine {
     refusals: RateLimit,
     random: u64,
     released: VecDeque<PacketBuf>,
+    /// Packets that another shard is to decide on.
+    handed_over: VecDeque<(u16, PacketBuf)>,
     helpers: helper::Helpers,
+    mappings: Mappings,
+    unsolicited: UnsolicitedSyns,
+    clients: rates::ClientRates,
+    proxy: syn_proxy::Proxy,
     /// What became of the first fragment just handled, where it is no flow's.
     alone: Option<FragmentFate>,
+    lanes: Lanes,
     held: Vec<Held>,
     watched: bool,
     events: VecDeque<Event>,
@@ -83,13 +106,24 @@ impl Engine {
     pub fn new(config: EngineConfig, snapshot: Arc<Snapshot>) -> Engine {
         let engine = Engine {
             table: FlowTable::new(config.max_flows, config.seed),
-            fragments: Fragments::new(config.seed),
+            fragments: Fragments::new(config.seed, (config.shard, config.shards)),
             traffic: vec![Traffic::default(); snapshot.server_ids()],
             refusals: RateLimit::new(snapshot.spec.limits.replies_per_second),
             random: config.seed[0] ^ config.seed[1].rotate_left(32) ^ u64::from(config.shard),
             released: VecDeque::new(),
+            handed_over: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
+            mappings: Mappings::new(config.max_flows, config.shard, config.shards, config.seed),
+            unsolicited: UnsolicitedSyns::default(),
+            clients: rates::ClientRates::new(config.seed),
+            proxy: syn_proxy::Proxy::new(config.seed),
             alone: None,
+            lanes: Lanes::new(
+                (config.shard, config.shards),
+                config.seed,
+                config.max_flows + MAX_PROBES,
+                config.max_flows.max(MIN_QUARANTINE),
+            ),
             held: Vec::new(),
             watched: false,
             events: VecDeque::new(),
@@ -105,26 +139,60 @@ impl Engine {
     pub fn handle_packet(&mut self, now: Instant, buf: &mut PacketBuf) -> Verdict {
         match View::parse(buf.packet()) {
             Ok(view) => self.handle_parsed(now, buf, &view),
-            Err(reason) => {
-                self.stats.count(Verdict::Drop(reason));
-                Verdict::Drop(reason)
-            }
+            Err(reason) => self.dropped(reason),
         }
     }
 
     /// As [`Engine::handle_packet`], for a packet whose `view` the caller has already.
     pub fn handle_parsed(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        let mut verdict = self.handle_once(now, buf, view);
+        // What goes out from one inside host to another comes in by the same shard.
+        for round in 0.. {
+            if verdict != Verdict::Elsewhere(self.config.shard) {
+                break;
+            }
+            verdict = match View::parse(buf.packet()) {
+                Ok(view) if round < MAX_ROUNDS => self.handle_once(now, buf, &view),
+                Ok(_) => self.dropped(DropReason::NotOurs),
+                Err(reason) => self.dropped(reason),
+            };
+        }
+        if !self.handed_over.is_empty() {
+            self.take_back(now);
+        }
+        verdict
+    }
+
+    fn dropped(&mut self, reason: DropReason) -> Verdict {
+        self.count_drop(reason);
+        Verdict::Drop(reason)
+    }
+
+    fn handle_once(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         buf.truncate(view.len);
-        let verdict = match self.decide(now, buf, view) {
-            // There is no host behind us that would know better.
-            Verdict::Pass if self.snapshot.spec.is_hop => Verdict::Drop(DropReason::NotOurs),
+        let decided = self.decide(now, buf, view);
+        let verdict = match decided {
+            Verdict::Pass => self.pass(now, buf, view),
             verdict => verdict,
         };
         self.stats.count(verdict);
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
-            self.note_first_fragment(now, buf, view, verdict);
+            self.note_first_fragment(now, buf, view, decided);
         }
-        verdict
+        match verdict {
+            Verdict::Elsewhere(shard) if shard == self.config.shard => self.come_in_again(now, buf),
+            verdict => verdict,
+        }
+    }
+
+    /// What is no flow's and no service's.
+    fn pass(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
+        match self.translate_prefix_at_last(now, buf, view) {
+            Some(verdict) => verdict,
+            // There is no host behind us that would know better.
+            None if self.snapshot.spec.is_hop => Verdict::Drop(DropReason::NotOurs),
+            None => Verdict::Pass,
+        }
     }
 
     fn decide(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
@@ -132,31 +200,57 @@ impl Engine {
         // own address of servers that it cannot reach; everybody else's packet to itself is forged.
         let is_error = matches!(view.transport, Transport::Icmp(icmp::Kind::Error));
         let to_itself = view.src == view.dst
+            && !buf.is_turned
             && !(self.snapshot.is_local(view.dst) || is_error && self.snapshot.is_tunnel_source(view.dst));
-        if view.src.is_martian_source() || view.dst.is_multicast_or_broadcast() || to_itself {
+        if view.src.is_martian_source() || view.dst.is_martian_destination() || to_itself {
             return Verdict::Drop(DropReason::Martian);
+        }
+        if view.fragment.is_some()
+            && let Some(verdict) = self.refuse_fragment(now, view)
+        {
+            return verdict;
+        }
+        if view.fragment.is_some()
+            && let Some(shard) = view.ports().and_then(|tuple| self.owner_elsewhere(&tuple))
+        {
+            // Its later fragments, which have no port, come to this shard as well.
+            return Verdict::Elsewhere(shard);
+        }
+        if let Some(verdict) = self.translate_prefix(now, buf, view) {
+            return verdict;
         }
         match (view.transport, view.ports()) {
             (Transport::Tcp(_) | Transport::Udp(_), Some(tuple)) => self.forward(now, buf, view, &tuple),
             (Transport::Later, _) => self.follow_first_fragment(now, buf, view),
             (Transport::Icmp(icmp::Kind::Error), _) => self.translate_error(now, buf, view),
-            _ if !self.is_ours(view.dst) => Verdict::Pass,
-            (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) => {
+            (Transport::Icmp(icmp::Kind::EchoRequest { .. }), _) if self.is_ours(view.dst) => {
+                if self.is_spoofed(view.src, view.dst) {
+                    return Verdict::Drop(DropReason::SpoofedSource);
+                }
                 echo::answer(buf, view);
                 Verdict::Reply
             }
+            (Transport::Icmp(kind), Some(tuple)) if self.is_query(kind, &tuple) => self.forward(now, buf, view, &tuple),
+            _ if !self.is_ours(view.dst) && !self.leaves_by_pool(view.src, view.dst) => Verdict::Pass,
             (Transport::Icmp(_), _) => Verdict::Drop(DropReason::UnsupportedIcmp),
             _ => Verdict::Drop(DropReason::UnsupportedProtocol),
         }
     }
 
-    /// A TCP or UDP packet: the flow's translation is replayed; without a flow, one is admitted first.
+    /// A TCP or UDP packet, or an ICMP query or answer to one: the flow's translation is replayed; without a flow, one is admitted first.
     fn forward(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Verdict {
         let found = self.table.lookup(tuple);
         if let Some((id, sender)) = found
             && self.table.flow(id).is_probe()
         {
             return self.answer_probe(now, buf, view, id, sender);
+        }
+        // Between two addresses of pools there is nothing but what the gateway itself has turned back.
+        if let Some((id, Sender::Server)) = found
+            && self.table.flow(id).owner.marks.has(Marks::HAIRPIN)
+            && !buf.is_turned
+        {
+            return Verdict::Drop(DropReason::SpoofedSource);
         }
         let known = found.map(|(id, sender)| (id, sender, self.meet(now, id, sender, view)));
         let (id, sender, change) = match known {
@@ -168,11 +262,12 @@ impl Engine {
             },
         };
         if view.ttl <= 1 {
-            let vip = self.table.flow(id).original().dst;
+            let flow = self.table.flow(id);
+            let vip = if is_masqueraded(flow) { flow.reply().dst } else { flow.original().dst };
             return self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, vip);
         }
-        if self.table.flow(id).owner.marks.has(Marks::HELPED) {
-            return self.forward_helped(now, buf, view, id, sender, change);
+        if self.table.flow(id).owner.marks.has(Marks::HELPED.with(Marks::SHIFTED)) {
+            return self.forward_altered(now, buf, view, id, sender, change);
         }
         self.carry(now, buf, view, id, sender, change)
     }
@@ -191,10 +286,14 @@ impl Engine {
         self.track(now, id, sender, view, change);
         let flow = self.table.flow(id);
         let (action, server) = (forward::action(flow, sender), ServerId(flow.owner.server));
-        self.act(now, buf, view, &action, server)
+        let turns_to = self.turns_to(flow, sender);
+        match (self.act(now, buf, view, &action, server), turns_to) {
+            (Verdict::Forward, Some(shard)) => self.turn(buf, shard),
+            (verdict, _) => verdict,
+        }
     }
 
-    /// A packet without a flow: a helper expects it, or it is for a service.
+    /// A packet without a flow: a helper expects it, a masquerade takes it out or in, or it is for a service.
     fn begin(
         &mut self,
         now: Instant,
@@ -202,7 +301,14 @@ impl Engine {
         view: &View,
         tuple: &Tuple,
     ) -> Result<(FlowId, Sender), Verdict> {
-        match self.expected(now, view, tuple) {
+        // What comes from inside by way of the outside address has been seen here as it came.
+        if !buf.is_turned && self.is_spoofed(tuple.src, tuple.dst) {
+            return Err(Verdict::Drop(DropReason::SpoofedSource));
+        }
+        if let Some(begun) = self.expected(now, view, tuple) {
+            return begun;
+        }
+        match self.masqueraded(now, buf, view, tuple) {
             Some(begun) => begun,
             None => self.admit(now, buf, view, tuple).map(|id| (id, Sender::Client)),
         }
@@ -220,12 +326,21 @@ impl Engine {
         if let Transport::Tcp(segment) = view.transport
             && (!segment.has(tcp::SYN) || segment.has(tcp::ACK))
         {
-            return Err(self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst));
+            return Err(match self.proof(now, buf, view, tuple, service) {
+                Some(offer) => self.open(now, buf, view, (service, offer)),
+                None => self.refuse(now, buf, view, DropReason::NoFlow, Refusal::Closed, tuple.dst),
+            });
         }
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, tuple.dst));
         }
+        if tuple.protocol == Protocol::TCP && self.wants_proof(now, service) {
+            return Err(self.answer_syn(now, buf, view, service));
+        }
         let alone = service.spec.one_packet && tuple.protocol == Protocol::UDP;
+        if !alone {
+            self.may_begin(now, tuple.src, Some(service)).map_err(Verdict::Drop)?;
+        }
         match service.pick(&request(now, tuple), !alone) {
             Ok(picked) if alone => Err(self.forward_alone(now, buf, view, (service, picked.server), tuple)),
             Ok(picked) => {
@@ -248,8 +363,11 @@ impl Engine {
                 break;
             }
         }
+        self.lanes.expire(now, self.snapshot.spec.quarantine, SWEEP);
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
+        self.mappings.release(now, SWEEP);
+        self.answer_unsolicited(now);
         self.raise_held(now);
         let mut budget = SWEEP;
         self.snapshot.persisted().iter().for_each(|clients| clients.expire(now, &mut budget));
@@ -260,14 +378,22 @@ impl Engine {
         let flows = self.table.next_deadline(&self.snapshot.spec.timeouts);
         let expected = self.helpers.expectations.next_deadline();
         let clients = self.snapshot.persisted().iter().filter_map(|clients| clients.next_deadline());
-        let others = clients.chain(expected).chain(self.next_raise());
+        let ports = self.lanes.next_deadline(self.snapshot.spec.quarantine);
+        let others =
+            clients.chain(expected).chain(self.next_raise()).chain(ports).chain(self.unsolicited.next_deadline());
         flows.into_iter().chain(self.fragments.next_deadline()).chain(others).min()
     }
 
     /// The next packet to send besides the one just handled: a fragment that was held until its first one came, the rest of
-    /// a packet that a helper made longer, a RST for one end of a flow whose server is gone.
+    /// a packet that a helper made longer, a RST for one end of a flow whose server is gone, an answer
+    /// to a SYN that had to wait.
     pub fn poll_transmit(&mut self) -> Option<PacketBuf> {
         self.released.pop_front()
+    }
+
+    /// The next packet that another shard is to decide on, after the one just handled: a fragment whose first one came.
+    pub fn poll_handover(&mut self) -> Option<(u16, PacketBuf)> {
+        self.handed_over.pop_front()
     }
 
     /// The next event, while a [`Command::Watch`] is in force.
@@ -283,10 +409,12 @@ impl Engine {
                 self.forget_reused_ids(&snapshot);
                 self.snapshot = snapshot;
                 self.settle();
+                self.mappings.settle(&self.snapshot.pools);
                 let bounds = self.fragment_bounds();
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
                 self.helpers.expectations.trim(self.snapshot.spec.limits.expectations);
+                self.stats.syns_unanswered += self.unsolicited.trim(self.snapshot.spec.limits.unsolicited_syns);
                 Outcome::Done
             }
             Command::Watch(on) => {
@@ -301,6 +429,11 @@ impl Engine {
                 self.evacuate(now, &servers, (policy, extent), cursor)
             }
         }
+    }
+
+    /// How this shard is told from its siblings.
+    pub fn sharding(&self) -> Sharding {
+        Sharding { seed: self.config.seed, shards: self.config.shards }
     }
 
     pub fn snapshot(&self) -> &Arc<Snapshot> {
@@ -363,8 +496,13 @@ impl Engine {
         self.snapshot.persisted().iter().for_each(|clients| clients.check_invariants());
         assert!(self.alone.is_none(), "a fragment's fate was not noted");
         assert!(self.held.len() <= self.snapshot.server_ids(), "more servers held down than there are");
+        self.check_lanes();
         self.helpers.expectations.check_invariants();
+        self.mappings.check_invariants();
+        self.check_mappings();
+        assert!(self.unsolicited.len() <= self.snapshot.spec.limits.unsolicited_syns);
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
+        self.fragments.check_invariants();
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
         assert!(self.fragments.held_bytes() <= self.snapshot.spec.limits.held_fragment_bytes);
     }
@@ -377,6 +515,16 @@ impl Engine {
         self.snapshot.all_servers().for_each(|server| server.note_load());
     }
 
+    /// Whether nobody but the gateway itself sends as `src`. A server that holds a VIP answers under it (`direct`, `tunnel`),
+    /// and may do so by way of the gateway; but it asks the gateway nothing.
+    pub(crate) fn is_spoofed(&self, src: Addr, dst: Addr) -> bool {
+        let snapshot = &self.snapshot;
+        let is_own = || {
+            snapshot.pools.of(src).is_some() || snapshot.is_vip(src) && (snapshot.is_vip(dst) || snapshot.is_ours(dst))
+        };
+        is_own() && !snapshot.is_local(src)
+    }
+
     fn is_ours(&self, addr: Addr) -> bool {
         self.snapshot.is_ours(addr)
     }
@@ -384,6 +532,9 @@ impl Engine {
     /// Notes what a packet means for its flow.
     fn track(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View, change: FlowChange) {
         let flow = self.table.flow(id);
+        if is_masqueraded(flow) {
+            return self.track_masqueraded(now, id, sender, view, change);
+        }
         let (server, was_unanswered) = (flow.owner.server, flow.is_unanswered());
         let believed = match &view.transport {
             Transport::Tcp(segment) if segment.has(tcp::RST) => track::rst_is_plausible(flow, sender, segment),
@@ -397,7 +548,7 @@ impl Engine {
             return;
         }
         let mark = |flow: &Flow| (flow.tcp_state, flow.replied, flow.assured);
-        let (before, after, was_active, is_active) =
+        let (before, after, was_active, is_active, is_noted) =
             self.table.refresh(now, id, &self.snapshot.spec.timeouts, |flow| {
                 let (before, was_active) = (mark(flow), flow.is_active());
                 flow.count(sender, view.len);
@@ -408,8 +559,12 @@ impl Engine {
                         flow.replied |= sender == Sender::Server;
                     }
                 }
-                (before, mark(flow), was_active, flow.is_active())
+                let after = mark(flow);
+                (before, after, was_active, flow.is_active(), pools::is_noted(flow, before != after))
             });
+        if is_noted {
+            self.note_standing(id);
+        }
         if was_active != is_active
             && let Some(server) = self.snapshot.server(ServerId(server))
         {
@@ -457,22 +612,34 @@ impl Engine {
 
     /// Takes a flow out of the table and off its server.
     fn end(&mut self, now: Instant, id: FlowId) {
+        let flow = self.take_out(now, id);
+        self.leave_port(now, &flow);
+    }
+
+    /// The same, but the flow's port of a pool, if it has one, stays taken.
+    fn take_out(&mut self, now: Instant, id: FlowId) -> Flow {
         self.tell(now, FlowChange::Destroy, id);
+        self.unlist(id);
         let flow = self.table.remove(id);
         if flow.owner.marks.has(Marks::HELPED) {
             self.helpers.forget(id);
         }
+        if is_masqueraded(&flow) {
+            self.end_masqueraded(now, &flow);
+            return flow;
+        }
         // A probe is no load.
         if flow.is_probe() {
-            return;
+            return flow;
         }
-        let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) else { return };
+        let Some(server) = self.snapshot.server(ServerId(flow.owner.server)) else { return flow };
         server.end(flow.is_active());
         if flow.owner.marks.has(Marks::PERSISTENT)
             && let Some(service) = self.snapshot.service(ServiceId(flow.owner.service))
         {
             service.release(flow.original().src, server, flow.created);
         }
+        flow
     }
 
     fn delete(&mut self, now: Instant, filter: &FlowFilter, cursor: usize) -> Outcome {

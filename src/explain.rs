@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use crate::command::FlowRecord;
-use crate::engine::{self, Engine, Fate};
+use crate::engine::{self, Engine, Fate, ForeseenMapping};
 use crate::flow::Sender;
 use crate::forward;
+use crate::forward::masquerade::Foreseen;
 use crate::service::{Method, Server, Way};
 use crate::time::Instant;
 use crate::verdict::DropReason;
@@ -28,9 +29,14 @@ pub enum Explained {
     Admitted { choice: Choice, translated: Tuple, via: Option<Via> },
     /// The packet starts a flow that a helper has announced.
     Expected { announcement: Announcement, from_client: bool, translated: Tuple },
+    /// The packet starts a flow of a masquerade, or comes to a mapping from outside. In `translated` a port that is chosen at
+    /// random is 0.
+    Masqueraded { by: Box<ForeseenMapping>, translated: Tuple },
     /// The packet belongs to no flow, but comes from a server whose packets are scheduled one by one: it is translated to
     /// this tuple.
     Answer { service: String, server: String, translated: Tuple },
+    /// The prefixes of its addresses give way to others (NPTv6), and nothing is kept of it.
+    Prefix { translated: Tuple },
     /// An echo request to a VIP: the gateway answers.
     Echo,
     /// Neither for a VIP nor part of a flow: the host routes it on as it is.
@@ -82,6 +88,7 @@ impl fmt::Display for Via {
 pub enum Answer {
     Reset,
     PortUnreachable,
+    Prohibited,
 }
 
 impl Answer {
@@ -89,6 +96,7 @@ impl Answer {
         match self {
             Answer::Reset => "a TCP RST",
             Answer::PortUnreachable => "an ICMP port unreachable",
+            Answer::Prohibited => "an ICMP message that it is prohibited",
         }
     }
 }
@@ -105,6 +113,8 @@ pub struct Choice {
     pub way: Way,
     /// Whether the packet starts a flow, or is forwarded by itself.
     pub keeps_flow: bool,
+    /// Whether the client is sent a SYN cookie first, and the server chosen once that has come back.
+    pub needs_proof: bool,
     pub method: Method,
     /// Servers that could have been chosen, and how many there are.
     pub available: (usize, usize),
@@ -146,8 +156,18 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         answer: answer(reason, packet.protocol, tcp_flags),
     };
     let to_itself = packet.src == packet.dst && !snapshot.is_local(packet.dst);
-    if packet.src.is_martian_source() || packet.dst.is_multicast_or_broadcast() || to_itself {
+    if packet.src.is_martian_source() || packet.dst.is_martian_destination() || to_itself {
         return dropped(DropReason::Martian, None);
+    }
+    let prefix = || {
+        let mapped = engine.foresee_prefix(packet)?;
+        Some(mapped.map_or_else(|reason| dropped(reason, None), |translated| Explained::Prefix { translated }))
+    };
+    // What a server of an inside network sends may be of a flow.
+    if !snapshot.is_server(packet.src)
+        && let Some(explained) = prefix()
+    {
+        return explained;
     }
     // The flow that a new connection starts over is as good as gone.
     let found = engine.find(now, packet).filter(|_| !engine.foresee_start(now, packet, tcp_flags));
@@ -177,13 +197,27 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         if is_full {
             return dropped(DropReason::TableFull, Some(service));
         }
-        let (original, reply) = expectation.tuples(packet);
+        let (original, reply) = engine.foresee_tuples(&expectation, packet);
         let from_client = expectation.opener == Sender::Client;
         let (service, server) = (service.to_owned(), server.name.clone());
         let method = Method::numbered(expectation.owner.method);
         let announcement = Announcement { service, server, method, by };
         let translated = if from_client { reply } else { original }.reversed();
         return Explained::Expected { announcement, from_client, translated };
+    }
+    if engine.is_spoofed(packet.src, packet.dst) {
+        return dropped(DropReason::SpoofedSource, None);
+    }
+    let is_served = snapshot.service_for(packet.dst, packet.protocol, packet.dport).is_some();
+    match engine.foresee_masqueraded(packet, tcp_flags).filter(|_| !is_served) {
+        // Strangers are told nothing.
+        Some(Err((reason, service))) if snapshot.pools.masquerade_for(packet.src, packet.dst).is_none() => {
+            return Explained::Dropped { reason, service, answer: None };
+        }
+        Some(Err((reason, name))) => return dropped(reason, name.as_deref()),
+        Some(Ok(by)) if is_full => return dropped(DropReason::TableFull, by.masquerade.as_deref()),
+        Some(Ok(by)) => return Explained::Masqueraded { translated: masqueraded(packet, &by), by: Box::new(by) },
+        None => {}
     }
     let ours = snapshot.is_ours(packet.dst);
     let Some(service) = snapshot.service_for(packet.dst, packet.protocol, packet.dport) else {
@@ -197,6 +231,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
                     translated: Tuple { src, sport, ..*packet },
                 }
             }
+            _ if let Some(explained) = prefix() => explained,
             _ if !ours && snapshot.spec.is_hop => dropped(DropReason::NotOurs, None),
             _ if !ours => Explained::Passed,
             protocol if protocol.is_icmp() => Explained::Echo,
@@ -207,6 +242,10 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     if packet.protocol == Protocol::TCP && !is_start(tcp_flags) {
         return dropped(DropReason::NoFlow, Some(&service.spec.name));
     }
+    let alone = service.spec.one_packet && packet.protocol == Protocol::UDP;
+    if !alone && let Err(reason) = engine.foresee_rates(now, packet.src, Some(service)) {
+        return dropped(reason, Some(&service.spec.name));
+    }
     let request = engine::request(now, packet);
     let scheduler_state = service.scheduler.state();
     let picked = match service.foresee(&request) {
@@ -214,7 +253,6 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         Err(reason) => return dropped(reason, Some(&service.spec.name)),
     };
     let server = picked.server;
-    let alone = service.spec.one_packet && packet.protocol == Protocol::UDP;
     if !alone && is_full {
         return dropped(DropReason::TableFull, Some(&service.spec.name));
     }
@@ -225,11 +263,27 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         server: server.name.clone(),
         way: picked.way,
         keeps_flow: !alone,
+        needs_proof: packet.protocol == Protocol::TCP && engine.foresee_proof(service),
         method: server.method,
         available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
     };
-    let translated = forward::plan(service, server, packet).reversed();
+    let reply = match server.method {
+        Method::Fullnat if !alone => engine.foresee_grant(now, service, server, packet),
+        _ => Ok(forward::plan(service, server, packet)),
+    };
+    let translated = match reply {
+        Ok(reply) => reply.reversed(),
+        Err(reason) => return dropped(reason, Some(&service.spec.name)),
+    };
     Explained::Admitted { choice, translated, via: Via::to(server) }
+}
+
+fn masqueraded(packet: &Tuple, by: &ForeseenMapping) -> Tuple {
+    let Foreseen { inside, address, port, .. } = by.mapping;
+    match by.is_from_inside {
+        true => Tuple { src: address, sport: port.unwrap_or(0), ..*packet },
+        false => Tuple { dst: inside.0, dport: inside.1, ..*packet },
+    }
 }
 
 fn is_start(tcp_flags: u8) -> bool {
@@ -246,6 +300,7 @@ fn answer(reason: DropReason, protocol: Protocol, tcp_flags: u8) -> Option<Answe
         (DropReason::NoService | DropReason::NoServer | DropReason::ServersFull, Protocol::UDP) => {
             Some(Answer::PortUnreachable)
         }
+        (DropReason::PoolExhausted | DropReason::SourceLimit, _) => Some(Answer::Prohibited),
         _ => None,
     }
 }

@@ -26,6 +26,8 @@ pub struct Stats {
     pub flows_deleted: u64,
     /// Flows ended because a SYN started a new connection over the same ports.
     pub flows_reused: u64,
+    /// Finished or unanswered flows that gave up their port of a pool for a new one.
+    pub ports_reclaimed: u64,
     /// Flows ended because their server was gone.
     pub flows_evacuated: u64,
     /// RSTs sent to both ends of such flows.
@@ -35,8 +37,14 @@ pub struct Stats {
     /// ICMP errors translated, both ways.
     pub icmp_errors: u64,
     pub fragments_held: u64,
+    /// SYNs answered by a cookie.
+    pub cookies_sent: u64,
+    /// Cookies that clients acknowledged, so that a server was asked.
+    pub cookies_proven: u64,
     /// Segments with payload that a helper did not read, because there were too many connections to read.
     pub helper_skipped: u64,
+    /// SYNs that no inside host waited for and that were never answered, since too many waited for that.
+    pub syns_unanswered: u64,
     /// Events lost because nobody took them in time.
     pub events_lost: u64,
 }
@@ -56,12 +64,16 @@ impl Default for Stats {
             flows_evicted: 0,
             flows_deleted: 0,
             flows_reused: 0,
+            ports_reclaimed: 0,
             flows_evacuated: 0,
             resets: 0,
             rst_ignored: 0,
             icmp_errors: 0,
             fragments_held: 0,
+            cookies_sent: 0,
+            cookies_proven: 0,
             helper_skipped: 0,
+            syns_unanswered: 0,
             events_lost: 0,
         }
     }
@@ -101,7 +113,7 @@ impl Stats {
     }
 
     /// The counters besides drops, by name.
-    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 18] {
+    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 22] {
         [
             ("forwarded", &mut self.forwarded),
             ("passed", &mut self.passed),
@@ -114,12 +126,16 @@ impl Stats {
             ("flows_evicted", &mut self.flows_evicted),
             ("flows_deleted", &mut self.flows_deleted),
             ("flows_reused", &mut self.flows_reused),
+            ("ports_reclaimed", &mut self.ports_reclaimed),
             ("flows_evacuated", &mut self.flows_evacuated),
             ("resets", &mut self.resets),
             ("rst_ignored", &mut self.rst_ignored),
             ("icmp_errors", &mut self.icmp_errors),
             ("fragments_held", &mut self.fragments_held),
+            ("cookies_sent", &mut self.cookies_sent),
+            ("cookies_proven", &mut self.cookies_proven),
             ("helper_skipped", &mut self.helper_skipped),
+            ("syns_unanswered", &mut self.syns_unanswered),
             ("events_lost", &mut self.events_lost),
         ]
     }

@@ -7,7 +7,7 @@ pub enum Verdict {
     Forward,
     /// Not part of any service or flow: send it on as it came; the host's routing knows better.
     Pass,
-    /// The buffer now holds an answer to the sender (an echo reply): send it.
+    /// The buffer now holds an answer to the sender (an echo reply, a SYN cookie): send it.
     Reply,
     /// The packet was refused for this reason, and the buffer now holds the RST or ICMP error for its sender: send it.
     Refuse(DropReason),
@@ -70,7 +70,8 @@ drop_reasons! {
     TooManyExtensionHeaders = "too_many_extension_headers",
     /// The checksum of an ICMP message, or of the IP header it quotes, is wrong (RFC 5508 REQ-3).
     BadIcmpChecksum = "bad_icmp_checksum",
-    /// The source cannot be one (multicast, loopback, unspecified), the destination is no single host, or both are the same.
+    /// The source cannot be one (multicast, loopback, unspecified), the destination is no single host or the loopback, or both
+    /// are the same.
     Martian = "martian",
     /// The VIP is ours, but no service listens on this port.
     NoService = "no_service",
@@ -156,17 +157,59 @@ drop_reasons! {
     ProbeLost = "probe_lost",
     /// A packet of a probe whose flow has ended.
     ProbeEnded = "probe_ended",
-    /// A segment of a connection that a helper reads came before the one in front of it; its sender sends it again.
+    /// A segment of a connection that a helper reads came before the one in front of it, or one for a server that has not
+    /// answered yet and is to be told whose connection it is; its sender sends it again.
     TooEarly = "too_early",
-    /// A segment that a helper has to read or rewrite cannot be: its checksum is wrong, it is a fragment, or it would become too
-    /// long.
+    /// A segment that has to be read or rewritten, by a helper or to put something in front of it, cannot be: its checksum is
+    /// wrong, it is a fragment, or it would become too long.
     Unreadable = "unreadable",
     /// Every server that could take the new flow has as many as it may have (max_connections).
     ServersFull = "servers_full",
     /// The flow's server is down: both ends of the connection were sent a RST.
     ServerDown = "server_down",
+    /// No address of the pool has a free port: none towards the server, or the inside host's one has none left.
+    PoolExhausted = "pool_exhausted",
+    /// The inside host has as many mappings as it may have (max_mappings).
+    SourceLimit = "source_limit",
+    /// The address is a pool's, but nobody inside has the port, or nobody who talks to anybody.
+    NoMapping = "no_mapping",
+    /// The inside host has not sent to whom the packet comes from, and the masquerade's filtering asks for that.
+    Filtered = "filtered",
+    /// Somebody outside begins more flows with an inside host than that answers.
+    Unanswered = "unanswered",
+    /// The client has begun as many flows as one may within a second (new_flows_per_client).
+    ClientRate = "client_rate",
+    /// The service has got as many new flows as it may within a second (new_flows_per_second of the service).
+    ServiceRate = "service_rate",
+    /// All clients together have begun as many flows as they may within a second (new_flows_per_second of [limits]).
+    TotalRate = "total_rate",
+    /// The gateway has answered the client in its server's name, and the server has not answered yet; the client sends it again.
+    NotOpen = "not_open",
+    /// A fragment covers bytes of its packet that another one has, or ends it elsewhere (RFC 5722, RFC 1858), or one of the
+    /// same packet did.
+    OverlappingFragment = "overlapping_fragment",
+    /// The packet comes in more fragments than are followed.
+    TooManyFragments = "too_many_fragments",
+    /// The source is a VIP or an address of a pool: nobody but the gateway sends as that.
+    SpoofedSource = "spoofed_source",
+    /// The address has no counterpart in the other prefix (RFC 6296 sections 3.2 and 3.7).
+    NoPrefixMapping = "no_prefix_mapping",
 }
 
 impl DropReason {
     pub const COUNT: usize = DropReason::ALL.len();
+
+    /// Whether something of the gateway's own ran out: a table, ports, servers with room. An operator can give it more.
+    pub const fn is_shortage(self) -> bool {
+        matches!(
+            self,
+            DropReason::TableFull
+                | DropReason::PortCollision
+                | DropReason::FragmentTableFull
+                | DropReason::LinkFull
+                | DropReason::NeighbourQueueFull
+                | DropReason::NeighbourEvicted
+                | DropReason::ServersFull
+        )
+    }
 }

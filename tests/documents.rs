@@ -99,3 +99,102 @@ fn the_operations_page_names_every_scheduler_it_shows_rightly() {
     let words: Vec<&str> = SchedulerKind::ALL.iter().map(|kind| kind.word()).collect();
     assert!(OPERATIONS.contains(&format!("({})", words.join(", "))));
 }
+
+const RFC: &str = include_str!("../docs/RFC.md");
+
+/// The rows of the RFC page's tables, each with its section's heading.
+fn requirements() -> Vec<(&'static str, Vec<&'static str>)> {
+    let mut section = "";
+    let mut rows = Vec::new();
+    for line in RFC.lines() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            section = heading;
+        } else if let Some(row) = line.strip_prefix('|').and_then(|row| row.strip_suffix('|')) {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            if cells[0] != "requirement" && !cells[0].starts_with("---") {
+                rows.push((section, cells));
+            }
+        }
+    }
+    rows
+}
+
+#[test]
+fn every_requirement_has_a_status_and_says_why() {
+    let rows = requirements();
+    assert!(rows.len() > 80, "{}", rows.len());
+    for (section, cells) in rows {
+        let [number, level, what, status, tests] = cells[..] else { panic!("{section}: not five cells: {cells:?}") };
+        assert!(cells.iter().all(|cell| !cell.is_empty()), "{section} {number}: an empty cell");
+        assert!(what.split(' ').count() >= 3, "{section} {number}: {what}");
+        let met = status.starts_with("met");
+        match level {
+            "MUST" => assert!(met || status.starts_with("does not apply because"), "{section} {number}: {status}"),
+            "SHOULD" => {
+                let refused = ["refused because", "does not apply because"].iter().any(|why| status.starts_with(why));
+                assert!(met || refused, "{section} {number}: {status}");
+            }
+            "MAY" => assert!(met || status.starts_with("not taken up: "), "{section} {number}: {status}"),
+            other => panic!("{section} {number}: level {other}"),
+        }
+        assert!(!met || tests != "none", "{section} {number}: met, and no test");
+    }
+}
+
+/// The numbers of the four documents that say how a NAT behaves, from the first to the last.
+#[test]
+fn no_requirement_is_left_out() {
+    let rows = requirements();
+    for (section, prefix, numbers) in [
+        ("RFC 4787", "REQ-", 1..=14),
+        ("RFC 5382", "REQ-", 1..=10),
+        ("RFC 5508", "REQ-", 1..=11),
+        ("RFC 7857", "§", 2..=12),
+    ] {
+        for number in numbers {
+            let is = |cell: &str| {
+                let rest = cell.strip_prefix(&format!("{prefix}{number}"));
+                rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+            };
+            let there = rows.iter().any(|(heading, cells)| heading.starts_with(section) && is(cells[0]));
+            assert!(there, "{section} {prefix}{number}");
+        }
+    }
+}
+
+/// `file::function`, or `file` and a row of its table in quotes; and no test of netns-tests/rfc that stands for nothing.
+#[test]
+fn the_tests_that_the_rfc_page_names_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    for (section, cells) in requirements() {
+        let tests = cells[4];
+        if tests == "none" {
+            continue;
+        }
+        let mut rest = tests;
+        while let Some((reference, after)) = rest.strip_prefix('`').and_then(|rest| rest.split_once('`')) {
+            rest = after;
+            match reference.split_once("::") {
+                Some((file, function)) => {
+                    assert!(read(file).contains(&format!("fn {function}(")), "{section}: {reference}");
+                }
+                None => {
+                    let quoted = rest.strip_prefix(" \"").and_then(|rest| rest.split_once('"'));
+                    let (row, after) = quoted.unwrap_or_else(|| panic!("{section}: {reference} without a row"));
+                    assert!(read(reference).contains(row), "{section}: {reference} has no row \"{row}\"");
+                    rest = after;
+                }
+            }
+            rest = rest.strip_prefix(", ").unwrap_or(rest);
+        }
+        assert!(rest.is_empty(), "{section}: {tests}");
+    }
+    for entry in std::fs::read_dir(root.join("netns-tests/rfc")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for test in text.split("#[test]\nfn ").skip(1).filter_map(|rest| rest.split('(').next()) {
+            assert!(RFC.contains(&format!("{}::{test}`", path.file_name().unwrap().display())), "{test} has no row");
+        }
+    }
+}

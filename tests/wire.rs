@@ -79,7 +79,6 @@ proptest! {
 
     #[test]
     fn a_rewrite_keeps_partial_checksums_right((build, to) in packet_and_target()) {
-        prop_assume!(!matches!(build.transport, Layer::Icmp(..)));
         let mut buf = build.partial();
         let vnet = buf.vnet;
         apply(buf.packet_mut(), &build, to, &vnet);
@@ -107,12 +106,15 @@ proptest! {
 
     #[test]
     fn translating_and_back_is_identity((build, to) in packet_and_target(), partial in any::<bool>()) {
-        let has_ports = !matches!(build.transport, Layer::Icmp(..));
-        let mut buf = if partial && has_ports { build.partial() } else { build.buf() };
+        let mut buf = if partial { build.partial() } else { build.buf() };
         let original = buf.packet().to_vec();
         let vnet = buf.vnet;
         apply(buf.packet_mut(), &build, to, &vnet);
-        apply(buf.packet_mut(), &translated(&build, to), (build.src, build.dst), &vnet);
+        let mut back = (build.src, build.dst);
+        if let Layer::Icmp(_, _, [high, low, ..]) = build.transport {
+            back.0.set_port(u16::from_be_bytes([high, low]));
+        }
+        apply(buf.packet_mut(), &translated(&build, to), back, &vnet);
         // An unsummed UDP field may come back as the other zero.
         let (at, partial_udp) = (usize::from(vnet.csum_start + vnet.csum_offset), partial && vnet.csum_offset == 6);
         let mut back = buf.packet().to_vec();
@@ -209,10 +211,14 @@ proptest! {
         let len = bytes.len().min(decoded.l4 + beyond);
         let (view, tuple) = View::parse_quoted(&bytes[..len]).expect("its headers are whole");
         prop_assert_eq!((view.l4, view.len), (decoded.l4, decoded.len));
-        let expected = decoded.ports.filter(|_| beyond >= 4);
-        if !matches!(build.transport, Layer::Icmp(..)) {
-            prop_assert_eq!(tuple.map(|t| (t.sport, t.dport)), expected);
-        }
+        let expected = match build.transport {
+            Layer::Icmp(_, _, [high, low, ..]) => {
+                let id = u16::from_be_bytes([high, low]);
+                Some((id, id)).filter(|_| beyond >= 6)
+            }
+            _ => decoded.ports.filter(|_| beyond >= 4),
+        };
+        prop_assert_eq!(tuple.map(|t| (t.sport, t.dport)), expected);
     }
 
     #[test]
@@ -283,7 +289,12 @@ fn rewrite(build: &Build, (src, dst): (SocketAddr, SocketAddr)) -> Rewrite {
         Layer::Icmp(..) => 58,
         Layer::Other(protocol) => protocol,
     };
-    Rewrite::between(&arbitrary::tuple(build.src, build.dst, protocol), &arbitrary::tuple(src, dst, protocol))
+    let mut from = arbitrary::tuple(build.src, build.dst, protocol);
+    if let Layer::Icmp(_, _, [high, low, ..]) = build.transport {
+        from.sport = u16::from_be_bytes([high, low]);
+        from.dport = from.sport;
+    }
+    Rewrite::between(&from, &arbitrary::tuple(src, dst, protocol))
 }
 
 fn apply(packet: &mut [u8], build: &Build, to: (SocketAddr, SocketAddr), vnet: &VnetHdr) {
@@ -293,7 +304,15 @@ fn apply(packet: &mut [u8], build: &Build, to: (SocketAddr, SocketAddr), vnet: &
 
 /// The packet that a rewrite is to yield, built anew.
 fn translated(build: &Build, (src, dst): (SocketAddr, SocketAddr)) -> Build {
-    Build { src, dst, ..build.clone() }
+    let transport = match build.transport {
+        // Of an echo message the source's port is the identifier.
+        Layer::Icmp(kind, code, [_, _, high, low]) => {
+            let [first, second] = src.port().to_be_bytes();
+            Layer::Icmp(kind, code, [first, second, high, low])
+        }
+        ref other => other.clone(),
+    };
+    Build { src, dst, transport, ..build.clone() }
 }
 
 fn without_checksums(packet: &[u8]) -> Vec<u8> {

@@ -26,6 +26,8 @@ pub fn run(bytes: &[u8]) {
     assert_eq!((view.src, view.dst), (Addr::from(told.src), Addr::from(told.dst)));
     assert_eq!((view.protocol.0, view.ttl, view.len), (told.protocol, told.ttl, told.len));
     assert_eq!(view.fragment.map(|f| (f.id, f.offset, f.more)), told.fragment);
+    assert!(view.fragment.is_none_or(|f| usize::from(f.len) >= view.len - view.l4));
+    assert!(view.fragment.is_none_or(|f| u32::from(f.offset) + u32::from(f.len) <= 65_535));
     if let Transport::Tcp(_) | Transport::Udp(_) = view.transport {
         assert_eq!(view.ports().map(|tuple| (tuple.sport, tuple.dport)), told.ports);
     }

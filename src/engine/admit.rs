@@ -4,7 +4,7 @@ use super::Engine;
 use super::lost::Meeting;
 use crate::flow::{FlowId, InsertError, Marks, Owner, Sender, track};
 use crate::forward;
-use crate::service::{Picked, Request, Server, ServerId, Service};
+use crate::service::{Method, Picked, Request, Server, ServerId, Service};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Protocol, Transport, Tuple, View, tcp};
@@ -19,9 +19,11 @@ impl Engine {
     pub(super) fn meet(&mut self, now: Instant, id: FlowId, sender: Sender, view: &View) -> Meeting {
         if let Transport::Tcp(segment) = &view.transport
             && segment.has(tcp::SYN)
-            && self.is_start(now, id, sender, segment)
         {
-            return Meeting::Anew;
+            if self.is_start(now, id, sender, segment) {
+                return Meeting::Anew;
+            }
+            self.renew_masqueraded(now, id, sender, segment);
         }
         let server = ServerId(self.table.flow(id).owner.server);
         if self.snapshot.server(server).is_some_and(|server| !server.state.is_up()) {
@@ -37,7 +39,8 @@ impl Engine {
             self.stats.flows_reused += 1;
             return true;
         }
-        if sender == Sender::Client && !segment.has(tcp::ACK) {
+        // While it is opening, the gateway sees to the SYNs itself.
+        if sender == Sender::Client && !segment.has(tcp::ACK) && !self.table.shift(id).is_opening {
             self.judge_syn(now, id);
         }
         false
@@ -68,6 +71,7 @@ impl Engine {
         let entered = self.make_room(now).and_then(|()| self.insert(now, service, picked.server, original, marks));
         match entered {
             Ok(id) => {
+                self.announce(id, service, picked.server);
                 picked.server.start(self.table.flow(id).is_active());
                 self.stats.flows_created += 1;
             }
@@ -103,6 +107,9 @@ impl Engine {
             one_way: server.method.is_one_way(),
             marks,
         };
+        if server.method == Method::Fullnat {
+            return self.insert_fullnat(now, service, server, original, owner);
+        }
         let planned = forward::plan(service, server, original);
         let mut reply = planned;
         for attempt in 0..=PORT_ATTEMPTS {

@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
-use super::Engine;
-use crate::flow::{Sender, track};
+use super::shard::{Sharding, place_of};
+use super::{Engine, EngineConfig};
+use crate::flow::{Marks, Sender, track};
 use crate::forward::{self, icmp_error, tunnel_error};
-use crate::service::{Method, Server, ServerId};
+use crate::service::{Method, PoolUse, Server, ServerId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{PacketBuf, View, decrement_ttl};
+use crate::wire::{Addr, PacketBuf, Tuple, View, decrement_ttl, icmp};
 
 impl Engine {
     /// An ICMP error: translated when it is about a packet of a flow.
     pub(super) fn translate_error(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
-        let ours = self.is_ours(view.dst);
+        // What an inside host of a masquerade says to the outside of nothing that is known would name an address that means
+        // nothing there (RFC 5508 REQ-5).
+        let ours = self.is_ours(view.dst) || self.leaves_by_pool(view.src, view.dst);
         let unknown = |reason| if ours { Verdict::Drop(reason) } else { Verdict::Pass };
         if view.fragment.is_some() {
             return unknown(DropReason::UnsupportedIcmp);
@@ -39,6 +42,9 @@ impl Engine {
         }
         // It neither refreshes nor ends the flow (RFC 5382 REQ-10, RFC 4787 REQ-12).
         self.stats.icmp_errors += 1;
+        if self.table.flow(id).owner.marks.has(Marks::SHIFTED) {
+            self.requote(buf, view, id, sender);
+        }
         self.judge_error(now, id, sender, buf, view);
         let flow = self.table.flow(id);
         let forward = if flow.is_probe() && sender == Sender::Server { Verdict::Deliver } else { Verdict::Forward };
@@ -52,11 +58,43 @@ impl Engine {
                 verdict => verdict,
             };
         }
-        icmp_error::translate(buf, view, (&flow.original(), &flow.reply()), sender, &quoted);
+        let method = Method::numbered(flow.owner.method);
+        let about = icmp_error::About { original: flow.original(), reply: flow.reply(), method };
+        icmp_error::translate(buf, view, &about, sender, &quoted);
+        if (sender, method) == (Sender::Client, Method::Masquerade) && self.snapshot.pools.of(about.reply.src).is_some()
+        {
+            return self.turn_error_back(buf);
+        }
         if self.snapshot.spec.is_hop {
             decrement_ttl(buf.packet_mut());
         }
         forward
+    }
+
+    /// An error about a packet from one inside host to another by an outside address (RFC 5508 REQ-7): it has left the one's
+    /// flow, and goes on to the other's.
+    fn turn_error_back(&self, buf: &mut PacketBuf) -> Verdict {
+        let Ok(view) = View::parse(buf.packet()) else { return Verdict::Drop(DropReason::IcmpNoFlow) };
+        let EngineConfig { seed, shards, .. } = self.config;
+        let place = place_of(&self.snapshot, buf, &view, Sharding { seed, shards });
+        self.turn(buf, place)
+    }
+
+    /// Whether an echo message of this tuple is of a session through a masquerade, or begins one (RFC 5508 REQ-1). Answers that
+    /// inside hosts give are none: nobody could ask them.
+    pub(super) fn is_query(&self, kind: icmp::Kind, tuple: &Tuple) -> bool {
+        match kind {
+            icmp::Kind::EchoRequest { .. } => self.leaves_by_pool(tuple.src, tuple.dst),
+            icmp::Kind::EchoReply { .. } => {
+                self.snapshot.pools.of(tuple.dst).is_some_and(|pool| pool.usage != PoolUse::Fullnat)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a packet between these leaves under the address of a pool, or not at all.
+    pub(super) fn leaves_by_pool(&self, src: Addr, dst: Addr) -> bool {
+        self.snapshot.pools.masquerade_for(src, dst).is_some_and(|masquerade| masquerade.npt.is_none())
     }
 
     /// An ICMP error about one of the gateway's own outer packets: what it says of the way to the server is noted, and the

@@ -64,7 +64,8 @@ impl Engine {
         }
         self.stats.icmp_errors += 1;
         let original = Tuple { dst: vip, dport: port, ..*quoted };
-        icmp_error::translate(buf, view, (&original, &reply), Sender::Server, quoted);
+        let about = icmp_error::About { original, reply, method: Method::Nat };
+        icmp_error::translate(buf, view, &about, Sender::Server, quoted);
         if self.snapshot.spec.is_hop {
             decrement_ttl(buf.packet_mut());
         }
@@ -97,7 +98,7 @@ impl Engine {
                 Action::Translate(rewrite) => Some(*rewrite),
                 _ => None,
             };
-            self.alone = Some(Fate::Forward { rewrite, id: None, server: server.0, sender });
+            self.alone = Some(Fate::Forward { rewrite, id: None, server: server.0, sender, on: None });
         }
         verdict
     }

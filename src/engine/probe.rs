@@ -18,7 +18,7 @@ use super::Engine;
 use crate::command::{Outcome, ProbeFault};
 use crate::flow::{FlowId, InsertError, Marks, Owner, Sender, track};
 use crate::forward::{self, Context, Obstacle};
-use crate::service::{ServerId, Snapshot};
+use crate::service::{Method, ServerId, Snapshot};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{PacketBuf, Transport, Tuple, View};
@@ -45,6 +45,11 @@ impl Engine {
         if view.ttl <= 1 {
             return Verdict::Drop(DropReason::TtlExceeded);
         }
+        if self.table.flow(id).owner.marks.has(Marks::SHIFTED)
+            && let Err(reason) = self.shift_to_server(buf, id)
+        {
+            return Verdict::Drop(reason);
+        }
         self.track_probe(now, id, Sender::Client, view);
         self.act_for_probe(now, buf, view, id, Sender::Client)
     }
@@ -64,7 +69,11 @@ impl Engine {
         if view.fragment.is_some() {
             return Verdict::Drop(DropReason::ProbeLost);
         }
-        self.track_probe(now, id, sender, view);
+        let counted = match self.table.flow(id).owner.marks.has(Marks::SHIFTED) {
+            true => self.shift_to_client(buf, view, id),
+            false => *view,
+        };
+        self.track_probe(now, id, sender, &counted);
         match self.act_for_probe(now, buf, view, id, sender) {
             Verdict::Forward => Verdict::Deliver,
             verdict => verdict,
@@ -107,9 +116,20 @@ impl Engine {
             one_way: server.method.is_one_way(),
             marks: Marks::PROBE,
         };
+        if server.method == Method::Fullnat {
+            return match self.insert_fullnat(now, service, server, original, owner) {
+                Ok(_) => Outcome::Done,
+                Err(DropReason::PoolExhausted) => Outcome::NotProbed(ProbeFault::NoPort),
+                Err(DropReason::PortCollision) => Outcome::NotProbed(ProbeFault::Taken),
+                Err(_) => Outcome::NotProbed(ProbeFault::Full),
+            };
+        }
         let reply = forward::plan(service, server, original);
         match self.table.insert(now, *original, reply, owner, &snapshot.spec.timeouts) {
-            Ok(_) => Outcome::Done,
+            Ok(id) => {
+                self.announce(id, service, server);
+                Outcome::Done
+            }
             Err(InsertError::Taken(_)) => Outcome::NotProbed(ProbeFault::Taken),
             Err(InsertError::Full) => Outcome::NotProbed(ProbeFault::Full),
         }

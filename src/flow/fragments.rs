@@ -6,18 +6,23 @@
 //! same packet gets the same. A later fragment that comes before the first is *held*, up to a bound, and handed back with
 //! the fate once that is known. Nothing is put together: fragments leave as fragments.
 //!
+//! Of each packet it is known which fragments have come (`pieces`): one that overlaps with another condemns the whole packet,
+//! and what of it is held.
+//!
 //! All entries live equally long, so the order of arrival is the order of expiry. When the table or the room for held
 //! fragments is full, the oldest entries go: fragments of one packet follow each other closely, and under a flood the
 //! oldest are those whose rest will not come.
 //!
-//! Packets of several servers leave under one VIP, so their 16-bit identifications may collide at the client (RFC 6864
-//! section 5.3.1: a NAT must avoid that). Each fragmented IPv4 packet that is translated gets a new one.
+//! Packets of several hosts leave under one address, so their 16-bit identifications may collide at the receiver (RFC 3022
+//! section 4; RFC 6864 section 5.3.1: a NAT must avoid that). Each fragmented IPv4 packet that is translated gets a new one,
+//! of those that are its shard's.
 
 use std::collections::{HashMap, VecDeque};
 
 use siphasher::sip::SipHasher13;
 
 use super::Sender;
+use super::pieces::{Piece, Pieces};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, PacketBuf, Protocol, Rewrite, View};
@@ -31,7 +36,11 @@ pub enum Fate {
         id: Option<u16>,
         server: u32,
         sender: Sender,
+        /// The shard that is to decide on what comes of it.
+        on: Option<u16>,
     },
+    /// Another shard knows.
+    Elsewhere(u16),
     Pass,
     /// Send it back where it came from: it is part of an echo request.
     Echo,
@@ -58,6 +67,7 @@ struct Key {
 struct Entry {
     serial: u64,
     fate: Option<Fate>,
+    pieces: Pieces,
     held: Vec<PacketBuf>,
 }
 
@@ -80,6 +90,8 @@ pub struct Fragments {
     held_bytes: usize,
     serial: u64,
     next_id: u16,
+    /// The shard, and how many there are: identifications are shared out among them.
+    shard: (u16, u16),
 }
 
 /// Bounds for [`Fragments`].
@@ -90,13 +102,15 @@ pub struct Bounds {
 }
 
 impl Fragments {
-    pub fn new(key: [u64; 2]) -> Fragments {
+    /// For shard number `shard.0` of `shard.1`.
+    pub fn new(key: [u64; 2], shard: (u16, u16)) -> Fragments {
         Fragments {
             entries: HashMap::with_hasher(HashKey(key)),
             order: VecDeque::new(),
             held_bytes: 0,
             serial: 0,
             next_id: key[0] as u16,
+            shard: (shard.0, shard.1.max(1)),
         }
     }
 
@@ -114,10 +128,51 @@ impl Fragments {
         self.held_bytes
     }
 
-    /// An identification for a translated IPv4 packet.
+    /// An identification for a translated IPv4 packet: another one each time, until all that are the shard's have been used.
     pub fn fresh_id(&mut self) -> u16 {
-        self.next_id = self.next_id.wrapping_add(1);
-        self.next_id
+        let (shard, shards) = self.shard;
+        let own = (u16::MAX / shards).max(1);
+        self.next_id = (self.next_id % own + 1) % own;
+        self.next_id.wrapping_mul(shards).wrapping_add(shard)
+    }
+
+    /// Sees whether a fragment fits in with the others of its packet. If not, the packet is dropped from here on, for the reason
+    /// returned, together with so many fragments that were held. `dropped` counts held fragments that had to make room.
+    pub fn check(
+        &mut self,
+        deadline: Instant,
+        view: &View,
+        bounds: Bounds,
+        dropped: &mut u64,
+    ) -> Result<(), (DropReason, u64)> {
+        let Some(fragment) = &view.fragment else { return Ok(()) };
+        let key = key(view);
+        if !self.entries.contains_key(&key) {
+            self.insert(deadline, key, None, bounds, dropped);
+        }
+        let Some(entry) = self.entries.get_mut(&key) else { return Ok(()) };
+        if let Some(Fate::Drop(reason @ (DropReason::OverlappingFragment | DropReason::TooManyFragments))) = entry.fate
+        {
+            return Err((reason, 0));
+        }
+        let reason = match entry.pieces.note(fragment) {
+            Piece::Fits | Piece::Again => return Ok(()),
+            Piece::Overlaps => DropReason::OverlappingFragment,
+            Piece::TooMany => DropReason::TooManyFragments,
+        };
+        entry.fate = Some(Fate::Drop(reason));
+        entry.pieces = Pieces::default();
+        let held = std::mem::take(&mut entry.held);
+        self.held_bytes -= held.iter().map(PacketBuf::len).sum::<usize>();
+        Err((reason, held.len() as u64))
+    }
+
+    /// Panics when it contradicts itself; for tests.
+    pub fn check_invariants(&self) {
+        let held = self.entries.values().flat_map(|entry| &entry.held).map(PacketBuf::len).sum::<usize>();
+        assert_eq!(held, self.held_bytes);
+        assert_eq!(self.entries.len(), self.order.len());
+        assert!(self.entries.values().all(|entry| entry.pieces.len() <= super::MAX_PIECES));
     }
 
     /// Notes the fate of a first fragment's packet. Returns the fragments that were held for it, in the order in which
@@ -175,7 +230,7 @@ impl Fragments {
         }
         let Some(entry) = self.entries.get_mut(&key) else { return Later::Refused };
         self.held_bytes += buf.len();
-        entry.held.push(PacketBuf::from_packet(buf.packet()));
+        entry.held.push(buf.compact());
         Later::Held
     }
 
@@ -208,7 +263,7 @@ impl Fragments {
             self.drop_oldest(dropped);
         }
         self.serial += 1;
-        self.entries.insert(key, Entry { serial: self.serial, fate, held: Vec::new() });
+        self.entries.insert(key, Entry { serial: self.serial, fate, pieces: Pieces::default(), held: Vec::new() });
         self.order.push_back((deadline, key, self.serial));
     }
 

@@ -20,6 +20,7 @@ use siphasher::sip::SipHasher13;
 
 use super::expiry::{Expiry, Link, Links, NIL, QUEUES};
 use super::index::Index;
+use super::shift::Shift;
 use super::{Sender, TcpState, tcp};
 use crate::time::Instant;
 use crate::timeouts::Timeouts;
@@ -29,6 +30,13 @@ use crate::wire::{Addr, Protocol, Rewrite, Tuple};
 /// The number of a flow that is in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId(u32);
+
+impl FlowId {
+    /// Below the number of flows that the table has room for.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
 
 /// One tracked connection or exchange. Three cache lines: addresses; what every packet reads and writes; the rest.
 #[derive(Clone, Debug)]
@@ -94,6 +102,8 @@ impl Marks {
     pub const HAIRPIN: Marks = Marks(32);
     /// Its ends count bytes, or time, differently.
     pub const SHIFTED: Marks = Marks(64);
+    /// Its mapping lets in others from the address of its remote end.
+    pub const PEER: Marks = Marks(1 << 15);
 
     #[inline]
     pub const fn has(self, mark: Marks) -> bool {
@@ -198,6 +208,15 @@ impl Flow {
         self.protocol == Protocol::TCP && self.tcp_state == TcpState::Established
     }
 
+    /// Whether anybody would miss it.
+    pub fn standing(&self) -> Standing {
+        match self.class() {
+            Class::HalfOpen(_) => Standing::HalfOpen,
+            Class::Finished(_) => Standing::Finished,
+            Class::Unproven(_) | Class::Open => Standing::Lasting,
+        }
+    }
+
     fn class(&self) -> Class {
         match self.protocol {
             // No stranger's flood may decide what is known of a server.
@@ -222,6 +241,16 @@ impl Flow {
             _ => Class::HalfOpen(UNREPLIED),
         }
     }
+}
+
+/// How dispensable a flow is, as its owner sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing came of it yet.
+    HalfOpen,
+    /// It is over, or was one question with one answer.
+    Finished,
+    Lasting,
 }
 
 /// How dispensable a flow is. The number is that of the queue: one for each TCP state, and three more.
@@ -264,6 +293,11 @@ pub struct FlowTable {
     free: Vec<u32>,
     index: Index,
     expiry: Expiry,
+    /// By the number of a flow: what there is of a [`Shift`], as words. Memory that is zero until flows are shifted, and is not
+    /// touched before.
+    shifts: Vec<[u32; 4]>,
+    /// TCP connections that are half-open.
+    half_open: usize,
     /// Which of them are probes.
     probes: Vec<u32>,
     key: [u64; 2],
@@ -281,6 +315,8 @@ impl FlowTable {
             // Two entries a flow, at a load of a half; probes on top of that bring it to three quarters at most.
             index: Index::new((max * 2).max(MAX_PROBES * 4)),
             expiry: Expiry::new(),
+            shifts: vec![[0; 4]; max + MAX_PROBES],
+            half_open: 0,
             probes: Vec::new(),
             key,
             max,
@@ -310,6 +346,11 @@ impl FlowTable {
     /// Flows of clients that it may hold.
     pub fn max(&self) -> usize {
         self.max
+    }
+
+    /// TCP connections that are half-open, probes left out.
+    pub fn half_open(&self) -> usize {
+        self.half_open
     }
 
     /// Whether there is no room for another client's flow.
@@ -424,10 +465,39 @@ impl FlowTable {
         result
     }
 
+    /// As [`FlowTable::refresh`], for a packet that keeps the flow alive only if it makes it another kind of flow.
+    pub fn note<T>(&mut self, now: Instant, id: FlowId, timeouts: &Timeouts, change: impl FnOnce(&mut Flow) -> T) -> T {
+        let flow = &mut self.flows[id.0 as usize];
+        let before = (flow.class(), flow.tcp_state);
+        let result = change(flow);
+        if before != (flow.class(), flow.tcp_state) {
+            flow.seen = now;
+            self.unlink(id.0);
+            self.link(now, id.0, timeouts);
+        }
+        result
+    }
+
     /// Sets a mark.
     pub fn mark(&mut self, id: FlowId, mark: Marks) {
         let owner = &mut self.flows[id.0 as usize].owner;
         owner.marks = owner.marks.with(mark);
+    }
+
+    /// How the ends of a flow with [`Marks::SHIFTED`] count; without it, alike.
+    pub fn shift(&self, id: FlowId) -> Shift {
+        match self.flow(id).owner.marks.has(Marks::SHIFTED) {
+            true => self.shifts.get(id.0 as usize).copied().map(Shift::from_words).unwrap_or_default(),
+            false => Shift::default(),
+        }
+    }
+
+    /// Notes how the ends of a flow count from here on, and marks it.
+    pub fn set_shift(&mut self, id: FlowId, shift: Shift) {
+        if let Some(words) = self.shifts.get_mut(id.0 as usize) {
+            *words = shift.words();
+            self.mark(id, Marks::SHIFTED);
+        }
     }
 
     /// Notes the mapping or port that it uses.
@@ -526,6 +596,7 @@ impl FlowTable {
     fn link(&mut self, now: Instant, number: u32, timeouts: &Timeouts) {
         match self.flows[number as usize].class() {
             Class::HalfOpen(queue) | Class::Finished(queue) | Class::Unproven(queue) => {
+                self.half_open += usize::from(is_half_open(queue));
                 self.expiry.enqueue(&mut FlowLinks(&mut self.flows), number, queue);
             }
             Class::Open => {
@@ -536,6 +607,8 @@ impl FlowTable {
     }
 
     fn unlink(&mut self, number: u32) {
+        let queue = self.flows[number as usize].link.queue();
+        self.half_open -= usize::from(queue.is_some_and(is_half_open));
         self.expiry.unlink(&mut FlowLinks(&mut self.flows), number);
     }
 
@@ -576,6 +649,8 @@ impl FlowTable {
         let used: Vec<u32> = (0..self.flows.len() as u32).filter(|&n| self.flows[n as usize].in_use).collect();
         assert_eq!(used.len(), self.len(), "flows in use");
         assert_eq!(self.expiry.check(&mut FlowLinks(&mut self.flows)), used.len(), "flows in lists");
+        let half_open = |flow: &&Flow| flow.in_use && flow.link.queue().is_some_and(is_half_open);
+        assert_eq!(self.flows.iter().filter(half_open).count(), self.half_open, "half-open connections");
         for number in used {
             let flow = &self.flows[number as usize];
             for sender in [Sender::Client, Sender::Server] {
@@ -588,6 +663,11 @@ impl FlowTable {
             assert_eq!(flow.link.queue(), queue, "list of flow {number}");
         }
     }
+}
+
+/// Whether this queue is one of half-open TCP connections: each state has the queue of its number.
+fn is_half_open(queue: usize) -> bool {
+    TcpState::ALL.get(queue).is_some_and(|state| state.is_half_open())
 }
 
 fn sender_of(value: u32) -> Sender {

@@ -85,9 +85,32 @@ pub fn segment(flow: &mut Flow, sender: Sender, segment: &tcp::Header) {
     let holds_back = flow.tcp_state.is_half_open() && trigger == Some(Trigger::Ack) && !completes;
     if let Some(trigger) = trigger.filter(|_| !holds_back) {
         let state = flow.tcp_state;
-        flow.tcp_state = if blind { next_blind(state, trigger) } else { next(state, sender, trigger) };
+        flow.tcp_state = match (state, sender, trigger) {
+            _ if blind => next_blind(state, trigger),
+            // Whom the server connects to has answered, or refused; that the server is there its next segment will show. (The table
+            // believes the server at once, and does not see a refusal.)
+            (TcpState::SynSent, Sender::Client, Trigger::Syn) => TcpState::SynRecv,
+            (TcpState::SynSent, Sender::Client, Trigger::Rst) => TcpState::Close,
+            // Both ends have opened the connection at once: no ACK need follow (RFC 9293 section 3.5, figure 7).
+            (TcpState::SynRecv, _, Trigger::Syn) if have_both_acked(flow) => TcpState::Established,
+            _ => next(state, sender, trigger),
+        };
     }
     flow.assured |= flow.replied && flow.tcp_state == TcpState::Established;
+}
+
+/// What was known of a connection that is over does not hold for the one that begins over its ports.
+pub fn forget_connection(flow: &mut Flow) {
+    flow.tcp_state = TcpState::None;
+    flow.sequence = [Sequence::default(); 2];
+    (flow.replied, flow.assured) = (false, false);
+}
+
+/// Whether each end has acknowledged the other's SYN.
+fn have_both_acked(flow: &Flow) -> bool {
+    let [client, server] = &flow.sequence;
+    let acks = |own: &Sequence, peer: &Sequence| own.has_acked && peer.is_known && own.ack == peer.end;
+    acks(client, server) && acks(server, client)
 }
 
 /// Whether a SYN may say anything about the flow: while it is half-open; and from a client that connects again over a

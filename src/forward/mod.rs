@@ -3,15 +3,21 @@
 //!
 //! A method is one file, registered in [`crate::service::Method`] and here in [`plan`], [`action`] and [`act`].
 
+pub mod compose;
+pub mod cookie;
 mod direct;
 pub mod echo;
+pub mod fullnat;
 pub mod helper;
 pub mod icmp_error;
+pub mod masquerade;
 mod nat;
 pub mod ports;
+pub mod proxy_protocol;
 pub mod receive;
 pub mod refuse;
 pub mod reset;
+pub mod shift;
 mod tunnel;
 pub mod tunnel_error;
 
@@ -40,6 +46,11 @@ pub fn plan_again(server: &Server, planned: Tuple, random: u64, attempt: u16) ->
         Method::Nat => Some(nat::other_source_port(planned, random, attempt)),
         Method::Direct | Method::Tunnel | Method::Fullnat | Method::Masquerade => None,
     }
+}
+
+/// As [`plan_again`], for a tuple of a flow that a helper has announced: the one that its opener does not know yet.
+pub fn other_port(method: Method, planned: Tuple, random: u64, attempt: u16) -> Option<Tuple> {
+    (!method.is_one_way()).then(|| nat::other_source_port(planned, random, attempt))
 }
 
 /// What is done to the packets of a flow from one of its ends. Plain data: what it needs besides is the server's record.

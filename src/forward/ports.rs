@@ -29,50 +29,105 @@ impl Want {
     }
 }
 
-/// A set of ports to take from and to give back to.
-#[derive(Clone, Debug)]
-pub struct PortSet {
+/// The ports of a range that one shard owns, by *place*: from 0 on, pair by pair. At the first and the last place there may
+/// be a port that is not of the range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
     range: PortRange,
     shard: u16,
     shards: u16,
     /// The number of the first pair of ports that is this shard's, of all pairs.
     first_pair: u16,
+    pairs: u16,
+}
+
+impl Slice {
+    pub fn new(range: PortRange, shard: u16, shards: u16) -> Slice {
+        let shards = shards.max(1);
+        let low = range.first >> 1;
+        // The first pair at or above `low` that is ours.
+        let first_pair = u32::from(low) + u32::from((shard + shards - low % shards) % shards);
+        let pairs = (u32::from(range.last >> 1) + 1).saturating_sub(first_pair).div_ceil(u32::from(shards));
+        Slice { range, shard, shards, first_pair: first_pair as u16, pairs: pairs as u16 }
+    }
+
+    pub fn range(self) -> PortRange {
+        self.range
+    }
+
+    pub fn places(self) -> usize {
+        usize::from(self.pairs) * 2
+    }
+
+    /// Ports there are.
+    pub fn size(self) -> u32 {
+        (self.places() - self.gaps().count()) as u32
+    }
+
+    /// `None`: it is not of the range.
+    pub fn port(self, place: usize) -> Option<u16> {
+        let port = (usize::from(self.first_pair) + place / 2 * usize::from(self.shards)) * 2 + place % 2;
+        u16::try_from(port).ok().filter(|port| self.range.contains(*port))
+    }
+
+    /// `None`: it is none of these.
+    pub fn place(self, port: u16) -> Option<usize> {
+        if !self.range.contains(port) || owner_of_port(port, self.shards) != self.shard {
+            return None;
+        }
+        let pair = usize::from(((port >> 1) - self.first_pair) / self.shards);
+        Some(pair * 2 + usize::from(port & 1))
+    }
+
+    /// Places without a port.
+    fn gaps(self) -> impl Iterator<Item = usize> {
+        let last = self.places().checked_sub(1);
+        let ends = [Some(0).filter(|_| last.is_some()), last];
+        ends.into_iter().flatten().filter(move |place| self.port(*place).is_none())
+    }
+}
+
+/// A set of ports to take from and to give back to.
+#[derive(Clone, Debug)]
+pub struct PortSet {
+    slice: Slice,
     /// By the place of a port: set where it is free.
     free: Box<[u64]>,
     /// By word and parity, even first: set where the word has one that is free.
     words: [Box<[u64]>; 2],
     left: u32,
-    size: u32,
 }
 
 impl PortSet {
     /// The ports of `range` that `shard` of `shards` owns, all of them free.
     pub fn new(range: PortRange, shard: u16, shards: u16) -> PortSet {
-        let shards = shards.max(1);
-        let low = range.first >> 1;
-        // The first pair at or above `low` that is ours.
-        let first_pair = low + (shard + shards - low % shards) % shards;
-        let last = range.last >> 1;
-        let pairs = if first_pair > last { 0 } else { usize::from((last - first_pair) / shards) + 1 };
-        let words = (pairs * 2).div_ceil(64);
+        PortSet::of(Slice::new(range, shard, shards))
+    }
+
+    /// All ports of `slice`, free.
+    pub fn of(slice: Slice) -> PortSet {
+        let words = slice.places().div_ceil(64);
         let summary = vec![0; words.div_ceil(64)].into_boxed_slice();
         let mut set = PortSet {
-            range,
-            shard,
-            shards,
-            first_pair,
-            free: vec![0; words].into_boxed_slice(),
+            slice,
+            free: vec![u64::MAX; words].into_boxed_slice(),
             words: [summary.clone(), summary],
-            left: 0,
-            size: 0,
+            left: slice.size(),
         };
-        for place in 0..pairs * 2 {
-            if range.contains(set.port(place)) {
-                set.set(place);
-                set.size += 1;
-            }
+        if let Some(last) = set.free.last_mut().filter(|_| !slice.places().is_multiple_of(64)) {
+            *last = (1 << (slice.places() % 64)) - 1;
         }
+        for place in slice.gaps() {
+            set.free[place / 64] &= !(1 << (place % 64));
+        }
+        (0..words).for_each(|word| set.note(word));
         set
+    }
+
+    /// Without a port.
+    pub fn empty() -> PortSet {
+        let slice = Slice { range: PortRange { first: 1, last: 0 }, shard: 0, shards: 1, first_pair: 0, pairs: 0 };
+        PortSet { slice, free: Box::default(), words: Default::default(), left: 0 }
     }
 
     /// Ports that are free.
@@ -82,30 +137,50 @@ impl PortSet {
 
     /// Ports there are, free or not.
     pub fn size(&self) -> u32 {
-        self.size
+        self.slice.size()
+    }
+
+    /// Ports that are not free, in ascending order.
+    pub fn taken(&self) -> impl Iterator<Item = u16> + '_ {
+        let places = (0..self.slice.places()).filter(|place| !self.is_set(*place));
+        places.filter_map(|place| self.slice.port(place))
+    }
+
+    /// Whether this port is free; those of others are not.
+    pub fn is_free(&self, port: u16) -> bool {
+        self.place(port).is_some_and(|place| self.is_set(place))
     }
 
     /// Takes a free port; `random` decides which. `None`: there is none.
     pub fn take(&mut self, want: Want, random: u64) -> Option<u16> {
-        let word = self.word_with(want, random)?;
-        let bits = self.free[word] & want.mask();
-        let place = word * 64 + nth_set(bits, (random >> 32) as u32 % bits.count_ones());
+        let place = self.pick(want, random)?;
         self.clear(place);
-        Some(self.port(place))
+        self.slice.port(place)
+    }
+
+    /// What [`PortSet::take`] would give.
+    pub fn foresee(&self, want: Want, random: u64) -> Option<u16> {
+        self.slice.port(self.pick(want, random)?)
     }
 
     /// Takes this port; `false`: it is not free, or not one of these.
     pub fn take_this(&mut self, port: u16) -> bool {
-        let Some(place) = self.place(port).filter(|place| self.is_free(*place)) else { return false };
+        let Some(place) = self.place(port).filter(|place| self.is_set(*place)) else { return false };
         self.clear(place);
         true
     }
 
     /// Gives a port back. `false`: it is none of these, or was not taken.
     pub fn give(&mut self, port: u16) -> bool {
-        let Some(place) = self.place(port).filter(|place| !self.is_free(*place)) else { return false };
+        let Some(place) = self.place(port).filter(|place| !self.is_set(*place)) else { return false };
         self.set(place);
         true
+    }
+
+    fn pick(&self, want: Want, random: u64) -> Option<usize> {
+        let word = self.word_with(want, random)?;
+        let bits = self.free[word] & want.mask();
+        Some(word * 64 + nth_set(bits, (random >> 32) as u32 % bits.count_ones()))
     }
 
     /// A word with a free port that is wanted.
@@ -127,7 +202,7 @@ impl PortSet {
         Some(at * 64 + nth_set(bits, (random >> 16) as u32 % bits.count_ones()))
     }
 
-    fn is_free(&self, place: usize) -> bool {
+    fn is_set(&self, place: usize) -> bool {
         self.free[place / 64] >> (place % 64) & 1 != 0
     }
 
@@ -151,16 +226,14 @@ impl PortSet {
         }
     }
 
-    fn port(&self, place: usize) -> u16 {
-        ((usize::from(self.first_pair) + place / 2 * usize::from(self.shards)) * 2 + place % 2) as u16
+    /// How many places there are.
+    pub fn places(&self) -> usize {
+        self.free.len() * 64
     }
 
-    fn place(&self, port: u16) -> Option<usize> {
-        if !self.range.contains(port) || owner_of_port(port, self.shards) != self.shard {
-            return None;
-        }
-        let pair = usize::from(((port >> 1) - self.first_pair) / self.shards);
-        Some(pair * 2 + usize::from(port & 1))
+    /// Where a port of the set stands among all of them: a number below [`PortSet::places`].
+    pub fn place(&self, port: u16) -> Option<usize> {
+        self.slice.place(port)
     }
 }
 

@@ -3,9 +3,12 @@
 //! Never an answer to a RST, an ICMP error, a later fragment, or a source that is no single host (RFC 1122 section 3.2.2,
 //! RFC 4443 section 2.4); and no more a second than the rate limit lets through.
 
+use super::compose::Segment;
 use crate::time::Instant;
 use crate::wire::tcp::Header;
-use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, VnetHdr, checksum, icmp, ipv4, ipv6, tcp};
+use crate::wire::{
+    Addr, Options, PacketBuf, Protocol, Transport, Tuple, View, VnetHdr, checksum, icmp, ipv4, ipv6, tcp,
+};
 
 /// Bytes of the ICMP error at most, IP header included (RFC 1812 section 4.3.2.3).
 const MAX_V4: usize = 576;
@@ -19,12 +22,18 @@ const TOS: u8 = 0xc0;
 pub enum Refusal {
     /// A RST for TCP, port unreachable for anything else.
     Closed,
+    /// A port unreachable, for TCP as well.
+    PortUnreachable,
+    /// It is not allowed to go on: communication administratively prohibited.
+    Prohibited,
     /// The TTL or hop limit ended here.
     TimeExceeded,
     /// The server cannot be reached.
     HostUnreachable,
     /// No more than `mtu` bytes go through, 68 to 65535.
     TooBig { mtu: u16 },
+    /// The byte of the IP header at `pointer`, below 40, begins something that cannot be.
+    ParameterProblem { pointer: u8 },
 }
 
 /// Whether there is an answer to such a packet at all.
@@ -47,14 +56,19 @@ pub fn refuse(buf: &mut PacketBuf, view: &View, refusal: Refusal, from: Addr) ->
         return reset(buf, view, &tcp, from);
     }
     let message = match (refusal, view.src.is_v4()) {
-        (Refusal::Closed, true) => (icmp::V4_UNREACHABLE, icmp::V4_PORT_UNREACHABLE, 0),
-        (Refusal::Closed, false) => (icmp::V6_UNREACHABLE, icmp::V6_PORT_UNREACHABLE, 0),
+        // The pointer is the first byte of the field that it stands in, or in ICMPv6 the whole.
+        (Refusal::ParameterProblem { pointer }, true) => (icmp::V4_PARAMETER_PROBLEM, 0, u32::from(pointer) << 24),
+        (Refusal::ParameterProblem { pointer }, false) => (icmp::V6_PARAMETER_PROBLEM, 0, u32::from(pointer)),
+        (Refusal::Closed | Refusal::PortUnreachable, true) => (icmp::V4_UNREACHABLE, icmp::V4_PORT_UNREACHABLE, 0),
+        (Refusal::Closed | Refusal::PortUnreachable, false) => (icmp::V6_UNREACHABLE, icmp::V6_PORT_UNREACHABLE, 0),
+        (Refusal::Prohibited, true) => (icmp::V4_UNREACHABLE, icmp::V4_PROHIBITED, 0),
+        (Refusal::Prohibited, false) => (icmp::V6_UNREACHABLE, icmp::V6_PROHIBITED, 0),
         (Refusal::TimeExceeded, true) => (icmp::V4_TIME_EXCEEDED, 0, 0),
         (Refusal::TimeExceeded, false) => (icmp::V6_TIME_EXCEEDED, 0, 0),
         (Refusal::HostUnreachable, true) => (icmp::V4_UNREACHABLE, icmp::V4_HOST_UNREACHABLE, 0),
         (Refusal::HostUnreachable, false) => (icmp::V6_UNREACHABLE, icmp::V6_ADDRESS_UNREACHABLE, 0),
-        (Refusal::TooBig { mtu }, true) => (icmp::V4_UNREACHABLE, icmp::V4_FRAGMENTATION_NEEDED, mtu),
-        (Refusal::TooBig { mtu }, false) => (icmp::V6_PACKET_TOO_BIG, 0, mtu),
+        (Refusal::TooBig { mtu }, true) => (icmp::V4_UNREACHABLE, icmp::V4_FRAGMENTATION_NEEDED, mtu.into()),
+        (Refusal::TooBig { mtu }, false) => (icmp::V6_PACKET_TOO_BIG, 0, mtu.into()),
     };
     error(buf, view, message, from)
 }
@@ -64,34 +78,20 @@ fn reset(buf: &mut PacketBuf, view: &View, tcp: &tcp::Header, from: Addr) -> boo
     let Header { sport, dport, .. } = *tcp;
     let tuple = Tuple { src: from, dst: view.src, sport: dport, dport: sport, protocol: Protocol::TCP };
     // The answer is never longer than what it answers: both IP headers are minimal, the segment is too.
-    buf.truncate(0);
     match tcp.has(tcp::ACK) {
         true => put_reset(buf, &tuple, tcp.ack, None),
         false => put_reset(buf, &tuple, 0, Some(tcp.seq_end())),
     }
 }
 
-/// Puts a RST in front of what is in the buffer, which should be nothing. `false`: there is no room.
+/// Puts a RST where the packet in the buffer was. `false`: there is no room.
 pub(super) fn put_reset(buf: &mut PacketBuf, tuple: &Tuple, seq: u32, ack: Option<u32>) -> bool {
-    let mut segment = [0u8; tcp::MIN_LEN];
-    segment[..2].copy_from_slice(&tuple.sport.to_be_bytes());
-    segment[2..4].copy_from_slice(&tuple.dport.to_be_bytes());
-    segment[4..8].copy_from_slice(&seq.to_be_bytes());
-    segment[8..12].copy_from_slice(&ack.unwrap_or(0).to_be_bytes());
-    segment[12] = 5 << 4;
-    segment[13] = if ack.is_some() { tcp::RST | tcp::ACK } else { tcp::RST };
-    let pseudo = checksum::pseudo_header(tuple.src, tuple.dst, Protocol::TCP.0, segment.len());
-    let sum = checksum::finish(pseudo, &segment);
-    segment[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
-    buf.vnet = VnetHdr::default();
-    let Some(room) = buf.prepend(segment.len()) else { return false };
-    room.copy_from_slice(&segment);
-    prepend_ip(buf, tuple.src, tuple.dst, Protocol::TCP, 0)
+    Segment { tuple, seq, ack, flags: tcp::RST, window: 0, options: Options::default() }.replace(buf)
 }
 
 /// An ICMP or ICMPv6 error that quotes as much of the packet as fits.
-/// `mtu` stands in the last two bytes of the header in both (RFC 1191 section 4, RFC 4443 section 3.2).
-fn error(buf: &mut PacketBuf, view: &View, (kind, code, mtu): (u8, u8, u16), from: Addr) -> bool {
+/// `word` is the second one of the header; an MTU stands in its last two bytes (RFC 1191 section 4, RFC 4443 section 3.2).
+fn error(buf: &mut PacketBuf, view: &View, (kind, code, word): (u8, u8, u32), from: Addr) -> bool {
     let (protocol, limit) = match view.src.is_v4() {
         true => (Protocol::ICMP, MAX_V4 - ipv4::MIN_LEN - icmp::LEN),
         false => (Protocol::ICMPV6, MAX_V6 - ipv6::LEN - icmp::LEN),
@@ -101,7 +101,7 @@ fn error(buf: &mut PacketBuf, view: &View, (kind, code, mtu): (u8, u8, u16), fro
     let Some(header) = buf.prepend(icmp::LEN) else { return false };
     header.fill(0);
     (header[0], header[1]) = (kind, code);
-    header[6..].copy_from_slice(&mtu.to_be_bytes());
+    header[4..].copy_from_slice(&word.to_be_bytes());
     let len = buf.len();
     let begun = match protocol {
         Protocol::ICMP => 0,
@@ -112,7 +112,7 @@ fn error(buf: &mut PacketBuf, view: &View, (kind, code, mtu): (u8, u8, u16), fro
     prepend_ip(buf, from, view.src, protocol, TOS)
 }
 
-fn prepend_ip(buf: &mut PacketBuf, src: Addr, dst: Addr, protocol: Protocol, tos: u8) -> bool {
+pub(super) fn prepend_ip(buf: &mut PacketBuf, src: Addr, dst: Addr, protocol: Protocol, tos: u8) -> bool {
     let payload = buf.len();
     if src.is_v4() {
         let room = buf.prepend(ipv4::MIN_LEN).and_then(|room| room.first_chunk_mut());

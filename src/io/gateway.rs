@@ -60,14 +60,43 @@ impl Gateway {
             _ => 0,
         };
         let now = self.now();
-        let mut verdict = self.decide(now, shard, buf, parsed.ok().as_ref(), released);
-        // A packet from one inside host to another goes out by the one's shard and in by the other's.
+        let mut handed_over = Vec::new();
+        let verdict = self.follow(now, shard, buf, parsed.ok().as_ref(), (released, &mut handed_over));
+        // What comes of these is found by whom they were handed to: nothing is handed over for a second time.
+        for (shard, mut buf) in std::mem::take(&mut handed_over) {
+            if self.follow(now, usize::from(shard), &mut buf, None, (released, &mut handed_over)).sends() {
+                released.push(buf);
+            }
+        }
+        for _ in handed_over {
+            self.count_drop(DropReason::NotOurs);
+        }
+        verdict
+    }
+
+    /// Has `shard` decide on a packet, and those that it is handed on to: a packet from one inside host to another goes out
+    /// by the one's shard and in by the other's.
+    fn follow(
+        &self,
+        now: Instant,
+        shard: usize,
+        buf: &mut PacketBuf,
+        view: Option<&View>,
+        aside: (&mut Vec<PacketBuf>, &mut Vec<(u16, PacketBuf)>),
+    ) -> Verdict {
+        let (released, handed_over) = aside;
+        let mut verdict = self.decide(now, shard, buf, view, (released, handed_over));
         for _ in 0..MAX_HANDOVERS {
             let Verdict::Elsewhere(shard) = verdict else { break };
-            verdict = self.decide(now, usize::from(shard), buf, None, released);
+            verdict = self.decide(now, usize::from(shard), buf, None, (released, handed_over));
         }
-        if verdict == Verdict::Deliver {
-            self.deliver(buf);
+        match verdict {
+            Verdict::Deliver => self.deliver(buf),
+            Verdict::Elsewhere(_) => {
+                self.count_drop(DropReason::NotOurs);
+                return Verdict::Drop(DropReason::NotOurs);
+            }
+            _ => {}
         }
         verdict
     }
@@ -78,7 +107,7 @@ impl Gateway {
         shard: usize,
         buf: &mut PacketBuf,
         view: Option<&View>,
-        released: &mut Vec<PacketBuf>,
+        (released, handed_over): (&mut Vec<PacketBuf>, &mut Vec<(u16, PacketBuf)>),
     ) -> Verdict {
         let mut engine = self.shards[shard].lock();
         let verdict = match view {
@@ -87,6 +116,9 @@ impl Gateway {
         };
         while let Some(packet) = engine.poll_transmit() {
             released.push(packet);
+        }
+        while let Some(packet) = engine.poll_handover() {
+            handed_over.push(packet);
         }
         verdict
     }
@@ -178,6 +210,12 @@ impl Gateway {
         usize::from(engine::place_between(&self.snapshot.load(), addresses, Some(dport), self.sharding()))
     }
 
+    /// The same of a packet with this tuple.
+    pub fn shard_of_tuple(&self, tuple: &Tuple) -> usize {
+        let (ends, port) = ((tuple.src, tuple.dst), (tuple.protocol, tuple.dport));
+        usize::from(engine::place_of_port(&self.snapshot.load(), ends, port, self.sharding()))
+    }
+
     fn sharding(&self) -> Sharding {
         Sharding { seed: self.seed, shards: self.shards.len() as u16 }
     }
@@ -214,6 +252,8 @@ impl Gateway {
                     break;
                 }
                 engine.handle_timeout(now);
+                drop(engine);
+                self.flush_shard(shard);
             }
         }
     }

@@ -17,10 +17,12 @@
 //!   depends on whether its destination is a VIP, and that answer must not change under a live flow.
 
 mod faults;
+mod npt;
 mod path;
 pub mod persistence;
 mod pick;
 mod pool;
+pub mod rate;
 pub mod scheduler;
 mod snapshot;
 mod spec;
@@ -36,6 +38,7 @@ use std::time::Duration;
 use siphasher::sip::SipHasher13;
 
 pub use faults::{Fault, FaultPlace, SnapshotError};
+pub use npt::{Npt, Unmapped};
 pub use path::ServerPath;
 pub use persistence::Persisted;
 pub use pick::{Picked, Way};
@@ -74,6 +77,8 @@ pub struct Service {
     pub state: Arc<ServiceState>,
     /// Where its clients have been, its own or shared by its group; `None` without persistence.
     pub persisted: Option<Arc<Persisted>>,
+    /// All its servers answer through the gateway.
+    pub is_two_way: bool,
     /// Its servers by address, with persistence.
     homes: Map<Addr, Vec<Arc<Server>>>,
 }
@@ -84,13 +89,23 @@ pub struct ServiceState {
     has_quorum: AtomicBool,
     /// Held while passive checks take a server down, so that two of them do not take the last two.
     pub(crate) falling: Mutex<()>,
+    /// Some server of it has answered a SYN with timestamps by a SYN-ACK without.
+    lacks_timestamps: AtomicBool,
     /// Which servers have changed since the scheduler looked.
     changes: Arc<scheduler::Changes>,
+    /// Of [`ServiceSpec::new_flows_per_second`].
+    pub(crate) new_flows: rate::Bucket,
 }
 
 impl Default for ServiceState {
     fn default() -> ServiceState {
-        ServiceState { has_quorum: AtomicBool::new(true), falling: Mutex::new(()), changes: Arc::default() }
+        ServiceState {
+            has_quorum: AtomicBool::new(true),
+            falling: Mutex::new(()),
+            lacks_timestamps: AtomicBool::new(false),
+            changes: Arc::default(),
+            new_flows: rate::Bucket::default(),
+        }
     }
 }
 
@@ -98,6 +113,16 @@ impl ServiceState {
     /// Whether enough servers are up; until somebody counts, they are.
     pub fn has_quorum(&self) -> bool {
         self.has_quorum.load(Ordering::Relaxed)
+    }
+
+    /// Whether clients may be told that its servers do timestamps (RFC 7323); until one is found that does not, they may.
+    pub fn has_timestamps(&self) -> bool {
+        !self.lacks_timestamps.load(Ordering::Relaxed)
+    }
+
+    /// A server does not do timestamps. That is not forgotten as long as the service is at its VIP.
+    pub(crate) fn note_lack_of_timestamps(&self) {
+        self.lacks_timestamps.store(true, Ordering::Relaxed);
     }
 
     /// Tells whether that is a change.
@@ -109,6 +134,11 @@ impl ServiceState {
 impl Service {
     pub fn vip(&self) -> Addr {
         self.spec.vip
+    }
+
+    /// Whether some server takes new flows.
+    pub fn is_served(&self) -> bool {
+        self.all_servers().any(|server| server.is_available())
     }
 
     /// Its servers, the sorry server last.

@@ -135,7 +135,8 @@ impl Service {
         at_address.iter().find(|server| server.port == port).or_else(|| at_address.first())
     }
 
-    fn why_nobody(&self) -> DropReason {
+    /// Why nobody serves, if nobody does.
+    pub(crate) fn why_nobody(&self) -> DropReason {
         let only_full = self.servers.iter().any(|server| server.is_only_full());
         let any = self.servers.iter().any(|server| server.is_available());
         if only_full && !any { DropReason::ServersFull } else { DropReason::NoServer }

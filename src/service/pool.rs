@@ -7,12 +7,13 @@
 //! any more; then it is *retired*: what comes for it still finds its flows, and none begins. The same holds for a
 //! [`Masquerade`] and its [`ServiceId`]. Shards count what they use in the state that both carry from snapshot to snapshot.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ForwardSpec, Map, MasqueradeSpec, PortRange, ServiceId, SnapshotSpec};
+use super::{ForwardSpec, Map, MasqueradeSpec, Npt, PortRange, ServiceId, SnapshotSpec};
 use crate::service::Method;
-use crate::wire::Addr;
+use crate::wire::{Addr, Protocol};
 
 /// Names an address of a pool for as long as a flow uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,9 +37,28 @@ pub struct Pool {
     pub address: Addr,
     pub ports: PortRange,
     pub usage: PoolUse,
+    /// Ranges that it had before, and that ports in use may be of.
+    former: Vec<PortRange>,
     /// No configuration names it any more.
     pub is_retired: bool,
     pub state: Arc<InUse>,
+}
+
+/// The ports that may be in use: those that it gives away, and those that it has given away before.
+pub fn ranges(&self) -> impl Iterator<Item = PortRange> {
+    std::iter::once(self.ports).chain(self.former.iter().copied())
+}
+
+impl Pool {
+    /// Whether a reload may let go of it: it was retired by an earlier one, and nothing uses it any more.
+    pub fn is_idle(&self) -> bool {
+        self.is_retired && self.state.count() == 0
+    }
+
+    /// Whether what comes for `port` is for a flow or mapping, where the address is a VIP as well.
+    pub fn has(&self, port: u16) -> bool {
+        self.ports.contains(port) || self.former.iter().any(|range| range.contains(port))
+    }
 }
 
 /// How many flows or mappings use something, over all shards.
@@ -67,6 +87,8 @@ pub struct Masquerade {
     pub spec: MasqueradeSpec,
     /// By family, IPv4 first: the addresses of its pool.
     pub pools: [Vec<PoolId>; 2],
+    /// Another prefix instead of a pool; flows are none of its business.
+    pub npt: Option<Npt>,
     pub state: Arc<InUse>,
 }
 
@@ -86,11 +108,16 @@ pub struct Pools {
     pub live: Vec<Arc<Masquerade>>,
     /// By the number in their ids; `None` where one is free.
     masquerades: Vec<Option<Arc<Masquerade>>>,
+    has_npt: bool,
     pub forwards: Vec<ForwardSpec>,
+    /// Which of them concern an outside address, and which an inside one.
+    forwards_of: Map<Addr, Vec<usize>>,
+    forwards_to: Map<Addr, Vec<usize>>,
 }
 
 impl Pools {
-    /// Those of `spec`, and those of `previous` that are in use.
+    /// Those of `spec`, and those of `previous` that are in use, or may still come to be: a shard gives ports away by
+    /// `previous` up to the moment it swaps.
     pub fn build(spec: &SnapshotSpec, previous: Option<&Pools>) -> Pools {
         let mut pools = Pools { forwards: spec.forwards.clone(), ..Pools::default() };
         if let Some(previous) = previous {
@@ -107,10 +134,18 @@ impl Pools {
                 }
             }
         }
-        for forward in &spec.forwards {
+        for (at, forward) in spec.forwards.iter().enumerate() {
+            pools.forwards_of.entry(forward.address).or_default().push(at);
+            pools.forwards_to.entry(forward.to).or_default().push(at);
             if pools.of(forward.address).is_none_or(|pool| pool.is_retired) {
                 pools.admit(forward.address, forward.ports, PoolUse::Forward, previous);
             }
+        }
+        for pool in pools.all.iter_mut().flatten().filter_map(Arc::get_mut) {
+            // What a service listens at is the service's.
+            let address = pool.address;
+            let is_service = |range| spec.services.iter().any(|of| of.vip == address && of.ports.overlaps(range));
+            pool.former.retain(|range| !is_service(*range));
         }
         pools
     }
@@ -141,7 +176,7 @@ impl Pools {
     /// Whether something is only kept for flows that have ended.
     pub fn has_idle(&self) -> bool {
         let is_live = |masquerade: &Arc<Masquerade>| self.live.iter().any(|live| live.id == masquerade.id);
-        self.iter().any(|pool| pool.is_retired && pool.state.count() == 0)
+        self.iter().any(|pool| pool.is_idle())
             || self.masquerades().any(|masquerade| !is_live(masquerade) && masquerade.state.count() == 0)
     }
 
@@ -164,22 +199,77 @@ impl Pools {
         (!masquerade.spec.except.iter().any(|net| net.contains(dst))).then_some(masquerade)
     }
 
+    /// Whether some prefix is translated.
+    #[inline]
+    pub fn has_npt(&self) -> bool {
+        self.has_npt
+    }
+
+    /// The translation whose outside prefix `addr` is of.
+    pub fn npt_of(&self, addr: Addr) -> Option<&Npt> {
+        let all = self.live.iter().filter_map(|masquerade| masquerade.npt.as_ref());
+        all.filter(|npt| npt.outside.contains(addr)).max_by_key(|npt| npt.outside.len)
+    }
+
     /// Whether `addr` is of an inside network.
     pub fn is_inside(&self, addr: Addr) -> bool {
         self.live.iter().any(|masquerade| masquerade.spec.from.iter().any(|net| net.contains(addr)))
     }
 
+    /// Whether there is an address that something is translated to.
+    #[inline]
+    pub fn has_addresses(&self) -> bool {
+        !self.by_address.is_empty()
+    }
+
+    /// The inside endpoint that a forwarded port of an outside address leads to.
+    #[inline]
+    pub fn forward_to(&self, (address, port): (Addr, u16), protocol: Protocol) -> Option<(Addr, u16)> {
+        if self.forwards.is_empty() {
+            return None;
+        }
+        let forwards = self.forwards_of.get(&address)?.iter().map(|at| &self.forwards[*at]);
+        forwards
+            .filter(|forward| forward.protocols.list().contains(&protocol))
+            .find_map(|forward| forward.inside_of(port))
+    }
+
+    /// The outside endpoint that an inside one goes out by, since its port is forwarded: the first one configured.
+    #[inline]
+    pub fn forward_from(&self, (address, port): (Addr, u16), protocol: Protocol) -> Option<(Addr, u16)> {
+        if self.forwards.is_empty() {
+            return None;
+        }
+        let forwards = self.forwards_to.get(&address)?.iter().map(|at| &self.forwards[*at]);
+        forwards
+            .filter(|forward| forward.protocols.list().contains(&protocol))
+            .find_map(|forward| forward.outside_of(port))
+    }
+
+    /// Whether what is sent to `addr` is for mappings.
+    #[inline]
+    pub fn is_mapped(&self, addr: Addr) -> bool {
+        self.of(addr).is_some_and(|pool| pool.usage != PoolUse::Fullnat)
+    }
+
+    /// Whether ports are forwarded to `addr`.
+    #[inline]
+    pub fn is_forwarded_to(&self, addr: Addr) -> bool {
+        !self.forwards.is_empty() && self.forwards_to.contains_key(&addr)
+    }
+
     fn keep(&mut self, previous: &Pools) {
-        let used = |pool: &Arc<Pool>| pool.state.count() > 0;
         for pool in &previous.all {
-            let kept = pool.as_ref().filter(|pool| used(pool)).map(|pool| {
+            let kept = pool.as_ref().filter(|pool| !pool.is_idle()).map(|pool| {
                 let Pool { id, address, ports, usage, .. } = **pool;
-                Arc::new(Pool { id, address, ports, usage, is_retired: true, state: pool.state.clone() })
+                let (former, state) = (pool.former.clone(), pool.state.clone());
+                Arc::new(Pool { id, address, ports, usage, former, is_retired: true, state })
             });
             self.all.push(kept);
         }
         self.by_address = self.iter().map(|pool| (pool.address, pool.id)).collect();
-        let used = |masquerade: &&Arc<Masquerade>| masquerade.state.count() > 0;
+        let is_live = |old: &Masquerade| previous.live.iter().any(|live| live.id == old.id);
+        let used = |old: &&Arc<Masquerade>| is_live(old) || old.state.count() > 0;
         self.masquerades = previous.masquerades.iter().map(|old| old.as_ref().filter(used).cloned()).collect();
     }
 
@@ -199,7 +289,12 @@ impl Pools {
         }
         let state = self.all[at].as_ref().map(|pool| pool.state.clone());
         let state = state.or_else(|| old.map(|old| old.state.clone())).unwrap_or_default();
-        self.all[at] = Some(Arc::new(Pool { id, address, ports, usage, is_retired: false, state }));
+        let former = old.filter(|old| old.state.count() > 0).map(|old| {
+            let ranges = old.former.iter().copied().chain([old.ports]);
+            ranges.filter(|range| *range != ports).collect::<BTreeSet<_>>().into_iter().collect()
+        });
+        let former = former.unwrap_or_default();
+        self.all[at] = Some(Arc::new(Pool { id, address, ports, usage, former, is_retired: false, state }));
         self.by_address.insert(address, id);
         id
     }
@@ -223,7 +318,9 @@ impl Pools {
             pools[usize::from(!address.is_v4())].push(pool);
         }
         let state = old.map(|old| old.state.clone()).unwrap_or_default();
-        let masquerade = Arc::new(Masquerade { id, spec: spec.clone(), pools, state });
+        let npt = spec.prefix.and_then(|outside| Npt::new(*spec.from.first()?, outside));
+        self.has_npt |= npt.is_some();
+        let masquerade = Arc::new(Masquerade { id, spec: spec.clone(), pools, npt, state });
         let at = id.number();
         if self.masquerades.len() <= at {
             self.masquerades.resize_with(at + 1, || None);
@@ -240,6 +337,9 @@ impl ServiceId {
     pub const fn is_masquerade(self) -> bool {
         self.0 & ServiceId::MASQUERADE.0 != 0
     }
+
+    /// In place of a masquerade's, of flows by a forwarded port of an address that is no masquerade's.
+    pub const FORWARD: ServiceId = ServiceId(u32::MAX);
 
     /// The number without what tells a masquerade from a service.
     pub const fn number(self) -> usize {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::SchedulerKind;
+use super::rate::Bucket;
 use super::scheduler::{Changes, Mark};
 use super::{
     Map, Method, Persisted, Pools, PortRange, Server, ServerId, ServerLoad, ServerPath, ServerSpec, ServerState,
@@ -35,6 +36,8 @@ pub struct Snapshot {
     /// By the address of a server whose packets are each scheduled by themselves: as whose its answers go out.
     answers: Map<Addr, Vec<Answers>>,
     pub pools: Pools,
+    /// Of `new_flows_per_second` in all; every snapshot has the same one.
+    pub(crate) new_flows: Arc<Bucket>,
     /// The persistence of live services, each table once.
     persisted: Vec<Arc<Persisted>>,
     taken: Taken,
@@ -124,6 +127,7 @@ impl Snapshot {
         if let Some(previous) = previous {
             snapshot.services.clone_from(&previous.services);
             snapshot.servers.clone_from(&previous.servers);
+            snapshot.new_flows = previous.new_flows.clone();
         }
         Ok(snapshot)
     }
@@ -349,7 +353,8 @@ impl Snapshot {
         for server in servers.iter().filter(|_| persisted.is_some()) {
             homes.entry(server.address).or_default().push(server.clone());
         }
-        let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state, persisted, homes });
+        let is_two_way = !servers.iter().chain(&sorry).any(|server| server.method.is_one_way());
+        let service = Arc::new(Service { id, spec, servers, sorry, scheduler, state, persisted, is_two_way, homes });
         self.services[id.0 as usize] = Some(service.clone());
         service
     }

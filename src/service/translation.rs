@@ -132,6 +132,21 @@ pub struct ForwardSpec {
     pub to_port: Option<u16>,
 }
 
+impl ForwardSpec {
+    /// The inside endpoint of a port of the outside address.
+    pub fn inside_of(&self, port: u16) -> Option<(Addr, u16)> {
+        let offset = port.checked_sub(self.ports.first).filter(|_| self.ports.contains(port))?;
+        Some((self.to, self.to_port.unwrap_or(self.ports.first).checked_add(offset)?))
+    }
+
+    /// The outside endpoint of a port of the inside host.
+    pub fn outside_of(&self, port: u16) -> Option<(Addr, u16)> {
+        let offset = port.checked_sub(self.to_port.unwrap_or(self.ports.first))?;
+        let outside = self.ports.first.checked_add(offset).filter(|port| self.ports.contains(*port))?;
+        Some((self.address, outside))
+    }
+}
+
 /// The version of the PROXY protocol (HAProxy, `doc/proxy-protocol.txt`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProxyProtocol {

@@ -61,6 +61,11 @@ impl Addr {
         }
     }
 
+    /// What no packet on a wire is for: [`Addr::is_multicast_or_broadcast`], loopback (RFC 1122 section 3.2.1.3).
+    pub fn is_martian_destination(&self) -> bool {
+        self.is_multicast_or_broadcast() || self.ip().is_loopback()
+    }
+
     /// An address that no packet may legitimately come from (RFC 1122 section 3.2.1.3, RFC 4291 section 2.7):
     /// unspecified, loopback, multicast, limited broadcast.
     pub fn is_martian_source(&self) -> bool {

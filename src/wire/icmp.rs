@@ -1,11 +1,13 @@
 //! ICMP (RFC 792, RFC 1191) and ICMPv6 (RFC 4443): which messages are what.
 
-use super::Protocol;
+use super::{Addr, Protocol};
 use crate::verdict::DropReason;
 
 /// Header of echo messages and errors alike; in errors the quoted packet follows.
 pub const LEN: usize = 8;
 pub const CHECKSUM: usize = 2;
+/// What extensions leave to the quoted packet at least, padded with zeros (RFC 4884 section 4).
+const QUOTED_BEFORE_EXTENSIONS: usize = 128;
 pub const ID: usize = 4;
 
 pub const V4_ECHO_REPLY: u8 = 0;
@@ -16,6 +18,8 @@ pub const V4_PARAMETER_PROBLEM: u8 = 12;
 // Codes of [`V4_UNREACHABLE`].
 pub const V4_HOST_UNREACHABLE: u8 = 1;
 pub const V4_PORT_UNREACHABLE: u8 = 3;
+/// Communication administratively prohibited (RFC 1812 section 5.2.7.1).
+pub const V4_PROHIBITED: u8 = 13;
 pub const V4_FRAGMENTATION_NEEDED: u8 = 4;
 pub const V4_SOURCE_ROUTE_FAILED: u8 = 5;
 
@@ -28,6 +32,8 @@ pub const V6_ECHO_REPLY: u8 = 129;
 // Codes of [`V6_UNREACHABLE`].
 pub const V6_ADDRESS_UNREACHABLE: u8 = 3;
 pub const V6_PORT_UNREACHABLE: u8 = 4;
+/// The same of ICMPv6 (RFC 4443 section 3.1).
+pub const V6_PROHIBITED: u8 = 1;
 /// Code of [`V6_PARAMETER_PROBLEM`]: the next header is none that the receiver knows.
 pub const V6_UNKNOWN_NEXT_HEADER: u8 = 1;
 
@@ -56,6 +62,29 @@ pub fn parse(bytes: &[u8], protocol: Protocol) -> Result<Kind, DropReason> {
         | (Protocol::ICMPV6, V6_UNREACHABLE..=V6_PARAMETER_PROBLEM) => Kind::Error,
         _ => Kind::Other,
     })
+}
+
+/// Where in an error the packet that it quotes ends: extensions may follow (RFC 4884 section 4). They do when the header says
+/// where, and leaves at least 128 bytes to the packet; older senders have anything in that byte. `message` is at least
+/// [`LEN`] bytes long.
+pub fn quoted_end(message: &[u8], protocol: Protocol) -> usize {
+    let len = match (protocol, message[0]) {
+        (Protocol::ICMP, V4_UNREACHABLE | V4_TIME_EXCEEDED | V4_PARAMETER_PROBLEM) => usize::from(message[5]) * 4,
+        (Protocol::ICMPV6, V6_UNREACHABLE | V6_TIME_EXCEEDED) => usize::from(message[4]) * 8,
+        _ => 0,
+    };
+    if len >= QUOTED_BEFORE_EXTENSIONS && LEN + len <= message.len() { LEN + len } else { message.len() }
+}
+
+/// Whether the message that begins here, perhaps cut short, is an echo request or reply. `addr` is one of the packet's: each
+/// family has a protocol of its own.
+#[inline]
+pub fn is_echo(message: &[u8], protocol: Protocol, addr: Addr) -> bool {
+    match (protocol, message.first()) {
+        (Protocol::ICMP, Some(kind)) => addr.is_v4() && matches!(*kind, V4_ECHO_REQUEST | V4_ECHO_REPLY),
+        (Protocol::ICMPV6, Some(kind)) => !addr.is_v4() && matches!(*kind, V6_ECHO_REQUEST | V6_ECHO_REPLY),
+        _ => false,
+    }
 }
 
 /// The type of an echo reply.

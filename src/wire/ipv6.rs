@@ -45,6 +45,8 @@ pub struct Fragment {
     pub id: u32,
     /// In bytes.
     pub offset: u16,
+    /// Bytes behind this header, by the packet's length.
+    pub len: u16,
     pub more: bool,
 }
 
@@ -65,11 +67,11 @@ pub fn parse(bytes: &[u8], quoted: bool) -> Result<Header, DropReason> {
         return Err(DropReason::BadIpHeader);
     }
     let bytes = &bytes[..bytes.len().min(total_len)];
-    let (next, header_len, fragment) = walk_extensions(bytes, header[6])?;
+    let (next, header_len, fragment) = walk_extensions(bytes, total_len, header[6])?;
     Ok(Header { src, dst, protocol: Protocol(next), hop_limit: header[HOP_LIMIT], header_len, total_len, fragment })
 }
 
-fn walk_extensions(bytes: &[u8], mut next: u8) -> Result<(u8, usize, Option<Fragment>), DropReason> {
+fn walk_extensions(bytes: &[u8], total_len: usize, mut next: u8) -> Result<(u8, usize, Option<Fragment>), DropReason> {
     let mut at = LEN;
     let mut fragment = None;
     for _ in 0..MAX_EXTENSIONS {
@@ -92,6 +94,7 @@ fn walk_extensions(bytes: &[u8], mut next: u8) -> Result<(u8, usize, Option<Frag
                 fragment = Some(Fragment {
                     id: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
                     offset: field & 0xfff8,
+                    len: total_len.saturating_sub(at + FRAGMENT_LEN) as u16,
                     more: field & 1 != 0,
                 });
                 FRAGMENT_LEN

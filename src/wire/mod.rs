@@ -9,6 +9,7 @@ pub mod cut;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
+pub mod options;
 pub mod outer;
 mod packet_buf;
 mod rewrite;
@@ -22,6 +23,7 @@ pub mod vnet;
 
 pub use addr::Addr;
 pub use cut::{CutError, Fit, fit, pieces};
+pub use options::Options;
 pub use outer::{Encapsulation, Outer, QuotedOuter, Wrap, parse_quoted_outer};
 pub use packet_buf::{HEADROOM, MAX_FRAME, MAX_PACKET, PacketBuf};
 pub use rewrite::{Rewrite, decrement_ttl, ipv4_id};

@@ -24,6 +24,8 @@ pub struct PacketBuf {
     pub hop: Option<Addr>,
     /// It does not leave as it is: whoever writes it cuts it, and wraps each piece (`cut`).
     pub wrap: Option<Wrap>,
+    /// It is in for the second time: what stands in it as its source is the gateway's own doing.
+    pub is_turned: bool,
 }
 
 impl PacketBuf {
@@ -36,6 +38,7 @@ impl PacketBuf {
             vnet: VnetHdr::default(),
             hop: None,
             wrap: None,
+            is_turned: false,
         }
     }
 
@@ -110,12 +113,14 @@ impl PacketBuf {
         room.copy_from_slice(packet);
         (self.start, self.end) = (HEADROOM, HEADROOM + packet.len());
         (self.vnet, self.hop, self.wrap) = (VnetHdr::default(), None, None);
+        self.is_turned = false;
         true
     }
 
     /// A copy that takes no more memory than the packet needs.
     pub fn compact(&self) -> PacketBuf {
-        PacketBuf { vnet: self.vnet, hop: self.hop, wrap: self.wrap, ..PacketBuf::from_packet(self.packet()) }
+        let PacketBuf { vnet, hop, wrap, is_turned, .. } = *self;
+        PacketBuf { vnet, hop, wrap, is_turned, ..PacketBuf::from_packet(self.packet()) }
     }
 
     /// The area for a device to read into: a virtio header, then the packet. Forgets what was in the buffer.
@@ -124,6 +129,7 @@ impl PacketBuf {
         self.end = HEADROOM;
         self.hop = None;
         self.wrap = None;
+        self.is_turned = false;
         &mut self.bytes[HEADROOM - VNET_HDR_LEN..]
     }
 

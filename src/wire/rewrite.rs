@@ -1,4 +1,5 @@
-//! Rewriting addresses and ports in place, with every checksum that covers them.
+//! Rewriting addresses and ports in place, with every checksum that covers them. Of an ICMP query the identifier takes the
+//! place of ports: a tuple has it twice, the message once.
 
 use super::checksum::Delta;
 use super::{Addr, Protocol, Tuple, View, icmp, ipv4, ipv6, tcp, udp};
@@ -27,7 +28,9 @@ impl Rewrite {
     /// The deltas alone: what a flow keeps, since its tuples hold the rest.
     pub fn deltas(from: &Tuple, to: &Tuple) -> (Delta, Delta) {
         let addresses = Delta::addr(from.src, to.src).and(Delta::addr(from.dst, to.dst));
-        let ports = Delta::word(from.sport, to.sport).and(Delta::word(from.dport, to.dport));
+        let source = Delta::word(from.sport, to.sport);
+        // The identifier stands in the message once (RFC 792, RFC 4443 section 4).
+        let ports = if from.protocol.is_icmp() { source } else { source.and(Delta::word(from.dport, to.dport)) };
         (addresses, ports)
     }
 
@@ -51,15 +54,14 @@ impl Rewrite {
         }
     }
 
-    /// Rewrites ports and transport checksum; `segment` starts at the transport header. What lies beyond its end (in a
-    /// packet that an ICMP error quotes) is left out.
+    /// Rewrites ports, or the identifier of an ICMP query, and the transport checksum; `segment` starts at the transport
+    /// header. What lies beyond its end (in a packet that an ICMP error quotes) is left out.
     #[inline]
     pub fn apply_transport(&self, segment: &mut [u8], protocol: Protocol, partial: bool) {
         let checksum = match protocol {
             Protocol::TCP => tcp::CHECKSUM,
             Protocol::UDP => udp::CHECKSUM,
-            // ICMPv6 has a pseudo header, ICMP has none; neither has ports.
-            Protocol::ICMPV6 => return patch(segment, icmp::CHECKSUM, |f| self.patch(f, self.addresses, partial)),
+            Protocol::ICMP | Protocol::ICMPV6 => return self.apply_icmp(segment, protocol, partial),
             _ => return,
         };
         if segment.len() >= 4 {
@@ -78,6 +80,20 @@ impl Rewrite {
                 patched => patched,
             },
         });
+    }
+
+    fn apply_icmp(&self, message: &mut [u8], protocol: Protocol, partial: bool) {
+        // ICMPv6 has a pseudo header, ICMP has none.
+        let mut delta = if protocol == Protocol::ICMPV6 { self.addresses } else { Delta::default() };
+        if icmp::is_echo(message, protocol, self.src)
+            && let Some(id) = message.get_mut(icmp::ID..icmp::ID + 2)
+        {
+            id.copy_from_slice(&self.sport.to_be_bytes());
+            if !partial {
+                delta = delta.and(self.ports);
+            }
+        }
+        patch(message, icmp::CHECKSUM, |field| self.patch(field, delta, partial));
     }
 
     #[inline]

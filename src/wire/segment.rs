@@ -1,5 +1,7 @@
 //! What a TCP segment carries: other payload, other numbers, in place, with every length and checksum that covers them.
 
+use std::ops::Range;
+
 use super::checksum::{self, Delta};
 use super::{MAX_PACKET, PacketBuf, Transport, View, VnetHdr, ipv4, ipv6, tcp};
 
@@ -8,6 +10,7 @@ const URGENT: usize = 18;
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
 const OPTION_SACK: u8 = 5;
+const OPTION_TIMESTAMPS: u8 = 8;
 
 /// The bytes that the segment carries; empty for all that is no TCP. `view` must be of this packet.
 pub fn payload<'a>(packet: &'a [u8], view: &View) -> &'a [u8] {
@@ -34,6 +37,12 @@ pub fn set_numbers(buf: &mut PacketBuf, view: &View, seq: u32, ack: u32) {
     set_long(segment, tcp::ACK_NUMBER, ack, is_partial);
 }
 
+/// Replaces the window field.
+pub fn set_window(buf: &mut PacketBuf, view: &View, window: u16) {
+    let is_partial = buf.vnet.is_partial(view.l4);
+    set_word(&mut buf.packet_mut()[view.l4..], tcp::WINDOW, window, is_partial);
+}
+
 /// Lets the urgent pointer point `pointer` bytes behind the sequence number.
 pub fn set_urgent(buf: &mut PacketBuf, view: &View, pointer: u16) {
     let is_partial = buf.vnet.is_partial(view.l4);
@@ -53,35 +62,68 @@ pub fn map_sacks(buf: &mut PacketBuf, view: &View, map: impl Fn(u32, u32) -> (u3
     let Transport::Tcp(header) = view.transport else { return };
     let is_partial = buf.vnet.is_partial(view.l4);
     let segment = &mut buf.packet_mut()[view.l4..];
+    let Some(option) = option(segment, header.header_len, OPTION_SACK) else { return };
+    let blocks = (option.start + 2..option.end).step_by(8).filter(|block| block + 8 <= option.end);
+    let mut mapped = blocks.map(|block| {
+        let (left, right) = map(long(segment, block), long(segment, block + 4));
+        (block, left, right)
+    });
+    let mut found = [(0, 0, 0); 4];
+    let count = found.iter_mut().map_while(|place| mapped.next().map(|block| *place = block)).count();
+    let found = &found[..count];
+    if found.iter().any(|(_, left, right)| right.wrapping_sub(*left) as i32 <= 0) {
+        option.for_each(|byte| set_byte(segment, byte, OPTION_NOP, is_partial));
+        return;
+    }
+    for (block, left, right) in found {
+        set_long(segment, *block, *left, is_partial);
+        set_long(segment, block + 4, *right, is_partial);
+    }
+}
+
+/// Maps the timestamps option (RFC 7323 section 3.2): its value, and what it echoes.
+pub fn map_timestamps(buf: &mut PacketBuf, view: &View, map: impl Fn(u32, u32) -> (u32, u32)) {
+    let Transport::Tcp(header) = view.transport else { return };
+    let is_partial = buf.vnet.is_partial(view.l4);
+    let segment = &mut buf.packet_mut()[view.l4..];
+    let found = option(segment, header.header_len, OPTION_TIMESTAMPS);
+    let Some(at) = found.filter(|option| option.len() == 10).map(|option| option.start) else { return };
+    let (value, echo) = map(long(segment, at + 2), long(segment, at + 6));
+    set_long(segment, at + 2, value, is_partial);
+    set_long(segment, at + 6, echo, is_partial);
+}
+
+/// Where the first option of this kind stands, kind and length included.
+fn option(segment: &[u8], header_len: usize, wanted: u8) -> Option<Range<usize>> {
+    let options = segment.get(..header_len)?;
     let mut at = tcp::MIN_LEN;
-    while at + 2 <= header.header_len && header.header_len <= segment.len() {
-        let len = usize::from(segment[at + 1]);
-        match segment[at] {
-            OPTION_END => return,
+    while at + 2 <= header_len {
+        let (kind, len) = (options[at], usize::from(options[at + 1]));
+        match kind {
+            OPTION_END => return None,
             OPTION_NOP => at += 1,
-            _ if len < 2 || at + len > header.header_len => return,
-            OPTION_SACK => {
-                let blocks = (at + 2..at + len).step_by(8).filter(|block| block + 8 <= at + len);
-                let mut mapped = blocks.map(|block| {
-                    let (left, right) = map(long(segment, block), long(segment, block + 4));
-                    (block, left, right)
-                });
-                let mut found = [(0, 0, 0); 4];
-                let count = found.iter_mut().map_while(|place| mapped.next().map(|block| *place = block)).count();
-                let found = &found[..count];
-                if found.iter().any(|(_, left, right)| right.wrapping_sub(*left) as i32 <= 0) {
-                    (at..at + len).for_each(|byte| set_byte(segment, byte, OPTION_NOP, is_partial));
-                    return;
-                }
-                for (block, left, right) in found {
-                    set_long(segment, *block, *left, is_partial);
-                    set_long(segment, block + 4, *right, is_partial);
-                }
-                return;
-            }
+            _ if len < 2 || at + len > header_len => return None,
+            _ if kind == wanted => return Some(at..at + len),
             _ => at += len,
         }
     }
+    None
+}
+
+/// Replaces a sequence or acknowledgement number (which stands at `at`) of a segment that an ICMP error quotes, as far as it is
+/// there, and its checksum, if that is.
+pub fn set_quoted(quoted: &mut [u8], at: usize, value: u32) {
+    if quoted.len() >= at + 4 {
+        let has_no_sum = quoted.len() < tcp::CHECKSUM + 2;
+        set_long(quoted, at, value, has_no_sum);
+    }
+}
+
+/// Clears flags of a whole segment.
+pub fn clear_flags(buf: &mut PacketBuf, view: &View, flags: u8) {
+    let is_partial = buf.vnet.is_partial(view.l4);
+    let segment = &mut buf.packet_mut()[view.l4..];
+    set_byte(segment, tcp::FLAGS, segment[tcp::FLAGS] & !flags, is_partial);
 }
 
 /// Lets the segment carry `payload`. Its checksum was right: see [`has_right_sum`]. `false`, and nothing has changed: the

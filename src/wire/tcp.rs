@@ -7,6 +7,7 @@ pub const MIN_LEN: usize = 20;
 pub const SEQ: usize = 4;
 pub const ACK_NUMBER: usize = 8;
 pub const FLAGS: usize = 13;
+pub const WINDOW: usize = 14;
 pub const CHECKSUM: usize = 16;
 
 pub const FIN: u8 = 0x01;

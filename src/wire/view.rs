@@ -27,6 +27,8 @@ pub struct Fragment {
     pub id: u32,
     /// In bytes; 0 for the first.
     pub offset: u16,
+    /// Bytes of the packet that this piece of it has. `offset + len` is at most 65535.
+    pub len: u16,
     pub more: bool,
 }
 
@@ -49,19 +51,24 @@ impl View {
     }
 
     /// The packet that an ICMP error quotes; its end, even most of its transport header, may be missing
-    /// (RFC 792 promises 8 bytes of it). Returned with its ports if they are there.
+    /// (RFC 792 promises 8 bytes of it). Returned with its ports, or the identifier of an echo message, if they are there.
     pub fn parse_quoted(bytes: &[u8]) -> Result<(View, Option<Tuple>), DropReason> {
         let view = View::parse_packet(bytes, true)?;
-        let ports = || {
-            let at = view.l4;
-            match view.protocol {
-                _ if view.fragment.is_some_and(|f| f.offset != 0) => None,
-                Protocol::TCP | Protocol::UDP => bytes.get(at..)?.first_chunk::<4>(),
-                _ => None,
+        Ok((view, view.quoted_ports(bytes.get(view.l4..).unwrap_or_default())))
+    }
+
+    /// The tuple, by what is there of the transport header.
+    fn quoted_ports(&self, header: &[u8]) -> Option<Tuple> {
+        let word = |at: usize| header.get(at..)?.first_chunk().map(|word| u16::from_be_bytes(*word));
+        match self.protocol {
+            _ if self.fragment.is_some_and(|f| f.offset != 0) => None,
+            Protocol::TCP | Protocol::UDP => Some(self.tuple(word(0)?, word(2)?)),
+            Protocol::ICMP | Protocol::ICMPV6 if icmp::is_echo(header, self.protocol, self.src) => {
+                let id = word(icmp::ID)?;
+                Some(self.tuple(id, id))
             }
-        };
-        let tuple = ports().map(|p| view.tuple(u16::from_be_bytes([p[0], p[1]]), u16::from_be_bytes([p[2], p[3]])));
-        Ok((view, tuple))
+            _ => None,
+        }
     }
 
     /// Source and destination with ports; `None` where there are none to see. For ICMP echo both ports are the identifier.
@@ -95,7 +102,12 @@ impl View {
 
 fn from_ipv4(header: ipv4::Header) -> View {
     let is_fragment = header.more_fragments || header.fragment_offset != 0;
-    let fragment = Fragment { id: u32::from(header.id), offset: header.fragment_offset, more: header.more_fragments };
+    let fragment = Fragment {
+        id: u32::from(header.id),
+        offset: header.fragment_offset,
+        len: (header.total_len - header.header_len) as u16,
+        more: header.more_fragments,
+    };
     View {
         src: header.src,
         dst: header.dst,
@@ -118,13 +130,19 @@ fn from_ipv6(header: ipv6::Header) -> View {
         ttl: header.hop_limit,
         l4: header.header_len,
         len: header.total_len,
-        fragment: fragment.map(|f| Fragment { id: f.id, offset: f.offset, more: f.more }),
+        fragment: fragment.map(|f| Fragment { id: f.id, offset: f.offset, len: f.len, more: f.more }),
         transport: Transport::Other,
     }
 }
 
 fn parse_transport(bytes: &[u8], view: &View) -> Result<Transport, DropReason> {
     let is_fragment = view.fragment.is_some();
+    // Nothing but the last piece may be of an odd length (RFC 791 section 3.2, RFC 8200 section 4.5), and none is empty.
+    if let Some(Fragment { len, more, .. }) = view.fragment
+        && (len == 0 || more && len % 8 != 0)
+    {
+        return Err(DropReason::BadFragment);
+    }
     if let Some(fragment) = view.fragment
         && fragment.offset != 0
     {
@@ -133,7 +151,7 @@ fn parse_transport(bytes: &[u8], view: &View) -> Result<Transport, DropReason> {
         if fragment.offset < 16 && view.protocol == Protocol::TCP {
             return Err(DropReason::BadFragment);
         }
-        if usize::from(fragment.offset) + bytes.len() > usize::from(u16::MAX) {
+        if u32::from(fragment.offset) + u32::from(fragment.len) > u32::from(u16::MAX) {
             return Err(DropReason::BadFragment);
         }
         return Ok(Transport::Later);

@@ -6,21 +6,37 @@ mod support;
 
 mod cluster;
 mod conntrack;
+mod filtering;
+mod forwards;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
+mod ftp_fullnat;
+mod fullnat;
 mod gateway;
+mod hairpin;
 mod hop;
 mod icmp;
 mod lost;
 mod malformed;
+mod masquerade;
 mod nat;
+mod npt;
 mod one_packet;
 mod one_way;
+mod overlaps;
 mod passive;
+mod pools;
 mod probe;
+mod proxy_protocol;
+mod queries;
+mod rates;
 mod refusal;
 mod reload;
+mod rfc_timers;
+mod rfc_tunnel;
+mod spoofed;
+mod syn_proxy;
 mod tcp_states;
 mod tftp;
 
@@ -42,8 +58,18 @@ fn nat() {
 }
 
 #[test]
+fn fullnat() {
+    run(fullnat::rows);
+}
+
+#[test]
 fn ftp() {
     run(ftp::rows);
+}
+
+#[test]
+fn proxy_protocol() {
+    run(proxy_protocol::rows);
 }
 
 #[test]
@@ -62,6 +88,11 @@ fn icmp_errors() {
 }
 
 #[test]
+fn prefixes() {
+    run(npt::rows);
+}
+
+#[test]
 fn hops() {
     run(hop::rows);
 }
@@ -77,8 +108,33 @@ fn malformed_packets() {
 }
 
 #[test]
+fn icmp_through_masquerades() {
+    run(queries::rows);
+}
+
+#[test]
+fn spoofed_sources() {
+    run(spoofed::rows);
+}
+
+#[test]
+fn overlapping_fragments() {
+    run(overlaps::rows);
+}
+
+#[test]
 fn thresholds() {
     run(cluster::rows);
+}
+
+#[test]
+fn syn_proxy() {
+    run(syn_proxy::rows);
+}
+
+#[test]
+fn rates() {
+    run(rates::rows);
 }
 
 #[test]
@@ -87,11 +143,32 @@ fn packets_by_themselves() {
 }
 
 #[test]
+fn masquerades() {
+    run(masquerade::rows);
+}
+
+#[test]
 fn every_reason_to_drop_has_a_row() {
     let mut seen = BTreeSet::new();
     for net in [Net::V4, Net::V6] {
-        let all =
-            [nat::rows, ftp::rows, hop::rows, one_way::rows, icmp::rows, refusal::rows, malformed::rows, cluster::rows];
+        let all = [
+            nat::rows,
+            fullnat::rows,
+            ftp::rows,
+            hop::rows,
+            one_way::rows,
+            icmp::rows,
+            refusal::rows,
+            malformed::rows,
+            cluster::rows,
+            masquerade::rows,
+            rates::rows,
+            npt::rows,
+            overlaps::rows,
+            queries::rows,
+            spoofed::rows,
+            syn_proxy::rows,
+        ];
         for rows in all {
             for row in rows(&net) {
                 if let Verdict::Drop(reason) | Verdict::Refuse(reason) = row.verdict {
@@ -104,6 +181,8 @@ fn every_reason_to_drop_has_a_row() {
     seen.insert(DropReason::FragmentTimeout);
     // The engine sees no frames: tests/link has these.
     seen.extend(LINK_REASONS);
+    // A matter of time: see masquerade.rs.
+    seen.insert(DropReason::Unanswered);
     // What became of the server: see lost.rs.
     seen.insert(DropReason::ServerDown);
     // Not a matter of the packet: see one_way.rs.
@@ -329,6 +408,17 @@ impl Net {
     pub fn rs(self, number: u8, port: u16) -> SocketAddr {
         let (v4, v6) = (format!("10.20.0.1{number}"), format!("fd20::1{number}"));
         (self.pick(&v4, &v6), port).into()
+    }
+
+    /// A host behind the gateway that is no server, by number.
+    pub fn inside(self, number: u8, port: u16) -> SocketAddr {
+        let (v4, v6) = (format!("10.20.0.{}", 100 + number), format!("fd20::1:{number:x}"));
+        (self.pick(&v4, &v6), port).into()
+    }
+
+    /// An address of a masquerade's pool.
+    pub fn pool(self, port: u16) -> SocketAddr {
+        (self.pick("203.0.113.100", "2001:db8:f::100"), port).into()
     }
 
     /// A router behind the gateway.

@@ -40,15 +40,15 @@ fn direct(net: Net) -> SnapshotSpec {
     spec(net, Method::Direct, net, Encapsulation::Ipip)
 }
 
-fn ipip(net: Net, outer: Net) -> SnapshotSpec {
+pub fn ipip(net: Net, outer: Net) -> SnapshotSpec {
     spec(net, Method::Tunnel, outer, Encapsulation::Ipip)
 }
 
 /// Identification of the first outer header to a server that needs one; each packet takes two, more if it may be cut.
-const FIRST_ID: u16 = 1;
+pub const FIRST_ID: u16 = 1;
 
 /// `inner` in an outer header, IP-in-IP, built by etherparse. `id` is for a packet without DF.
-fn wrapped(inner: &[u8], outer: Net, ttl: u8, id: u16) -> Vec<u8> {
+pub fn wrapped(inner: &[u8], outer: Net, ttl: u8, id: u16) -> Vec<u8> {
     let inner_is_v4 = inner[0] >> 4 == 4;
     let protocol = if inner_is_v4 { 4.into() } else { 41.into() };
     let class = if inner_is_v4 { inner[1] } else { inner[0] << 4 | inner[1] >> 4 };
@@ -91,7 +91,7 @@ fn v6(text: &str) -> [u8; 16] {
 }
 
 /// The gateway's and the far server's ends of the tunnel.
-fn ends(outer: Net) -> (SocketAddr, SocketAddr) {
+pub fn ends(outer: Net) -> (SocketAddr, SocketAddr) {
     let end = |list: [&str; 2]| SocketAddr::new(list[usize::from(!outer.is_v4())].parse().expect("an address"), 0);
     (end(GATEWAY), end(FAR))
 }
@@ -405,7 +405,7 @@ fn check_sent(method: Method, net: Net, buf: &PacketBuf, packet: &[u8]) {
     }
 }
 
-fn snapshot(spec: SnapshotSpec) -> std::sync::Arc<gatun::service::Snapshot> {
+pub fn snapshot(spec: SnapshotSpec) -> std::sync::Arc<gatun::service::Snapshot> {
     std::sync::Arc::new(gatun::service::Snapshot::build(spec, None).expect("a valid snapshot"))
 }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
+use gatun::service::ProxyProtocol;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
@@ -16,6 +17,11 @@ const ASK_AGAIN: i64 = 1_000_000;
 /// How long it waits before it connects again.
 const AGAIN: i64 = 50_000;
 
+thread_local! {
+    /// Milliseconds, for timestamps.
+    static CLOCK: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
 pub struct Host {
     pub addresses: Vec<IpAddr>,
     interface: Interface,
@@ -26,6 +32,8 @@ pub struct Host {
     pub served: usize,
     /// Connections may break; then they are tried again.
     pub persists: bool,
+    /// Connections begin with a header of the PROXY protocol.
+    pub is_told: Option<ProxyProtocol>,
 }
 
 /// What runs on a host.
@@ -33,7 +41,7 @@ enum Program {
     /// Takes a connection, reads the request, answers with its sum and more, closes. Just one: smoltcp gives a
     /// SYN that comes twice to the first socket that listens, even when a later one has the connection; so used ones must
     /// stand before all that listen.
-    Web { socket: SocketHandle, got: Vec<u8>, answer: Option<(Vec<u8>, usize)> },
+    Web { socket: SocketHandle, got: Vec<u8>, is_told: bool, answer: Option<(Vec<u8>, usize)> },
     /// Sends each datagram back, backwards.
     Echo { socket: SocketHandle },
     /// Connects, sends `request`, and reads until it has the answer.
@@ -73,13 +81,18 @@ impl Host {
             }
         });
         let sockets = SocketSet::new(Vec::new());
-        Host { addresses, interface, sockets, queue, programs: Vec::new(), served: 0, persists: false }
+        Host { addresses, interface, sockets, queue, programs: Vec::new(), served: 0, persists: false, is_told: None }
+    }
+
+    /// Connections of which a server has read the header.
+    pub fn told(&self) -> usize {
+        self.programs.iter().filter(|program| matches!(program, Program::Web { is_told: true, .. })).count()
     }
 
     pub fn serve(&mut self, connections: usize) {
         for _ in 0..connections {
             let socket = self.sockets.add(tcp_socket());
-            self.programs.push(Program::Web { socket, got: Vec::new(), answer: None });
+            self.programs.push(Program::Web { socket, got: Vec::new(), is_told: false, answer: None });
         }
         let socket = self.sockets.add(udp_socket(ECHO));
         self.programs.push(Program::Echo { socket });
@@ -99,6 +112,22 @@ impl Host {
         self.programs.push(Program::Ask { socket, at, to, left: questions, asked: None });
     }
 
+    /// Before anything is sent: connections get so much room, and timestamps by a server's clock or a client's.
+    pub fn prepare(&mut self, room: usize, has_clock: Option<bool>) {
+        for program in &mut self.programs {
+            let (Program::Web { socket, .. } | Program::Get { socket, .. }) = program else { continue };
+            self.sockets.remove(*socket);
+            let buffer = || tcp::SocketBuffer::new(vec![0; room]);
+            let mut with_room = tcp::Socket::new(buffer(), buffer());
+            with_room.set_tsval_generator(has_clock.map(|is_server| match is_server {
+                // It wraps within a few seconds.
+                true => (|| CLOCK.get().wrapping_add(u32::MAX - 3000)) as fn() -> u32,
+                false => || CLOCK.get().wrapping_mul(10),
+            }));
+            *socket = self.sockets.add(with_room);
+        }
+    }
+
     pub fn receive(&mut self, packet: Vec<u8>) {
         self.queue.arrived.push_back(packet);
     }
@@ -106,12 +135,13 @@ impl Host {
     /// Lets stack and programs do what they can at `now`; returns what is sent.
     pub fn poll(&mut self, now: i64) -> Vec<Vec<u8>> {
         let time = Instant::from_micros(now);
+        CLOCK.set((now / 1000) as u32);
         loop {
             self.interface.poll(time, &mut self.queue, &mut self.sockets);
             let mut busy = false;
             for program in &mut self.programs {
                 busy |= program.retry(now, &mut self.sockets, self.persists);
-                busy |= program.run(now, &mut self.interface, &mut self.sockets, &mut self.served);
+                busy |= program.run(now, &mut self.interface, &mut self.sockets, (&mut self.served, self.is_told));
             }
             if !busy {
                 break;
@@ -163,17 +193,30 @@ impl Program {
         now: i64,
         interface: &mut Interface,
         sockets: &mut SocketSet<'static>,
-        served: &mut usize,
+        (served, version): (&mut usize, Option<ProxyProtocol>),
     ) -> bool {
         match self {
-            Program::Web { socket, got, answer } => {
+            Program::Web { socket, got, is_told, answer } => {
                 let socket = sockets.get_mut::<tcp::Socket<'_>>(*socket);
                 if !socket.is_open() && answer.is_none() {
                     got.clear();
+                    *is_told = false;
                     socket.listen(WEB).expect("a closed socket can listen");
                     return true;
                 }
                 let mut busy = take(socket, got);
+                if let Some(version) = version
+                    && !*is_told
+                {
+                    let (Some(local), Some(remote)) = (socket.local_endpoint(), socket.remote_endpoint()) else {
+                        return busy;
+                    };
+                    match take_header(version, got) {
+                        Some(client) => assert_eq!((client, local.port), (remote.addr.into(), WEB), "who is it"),
+                        None => return busy,
+                    }
+                    *is_told = true;
+                }
                 if answer.is_none() && is_whole(got) {
                     *answer = Some((answer_to(got), 0));
                     *served += 1;
@@ -269,6 +312,37 @@ fn take(socket: &mut tcp::Socket<'_>, into: &mut Vec<u8>) -> bool {
         }
     }
     into.len() > before
+}
+
+/// Takes the header off the front of what has come, once it is whole, and tells the client that it names. Panics on anything
+/// else.
+fn take_header(version: ProxyProtocol, got: &mut Vec<u8>) -> Option<IpAddr> {
+    let (len, client, to_port) = match version {
+        ProxyProtocol::V1 => {
+            let len = got.windows(2).position(|end| end == b"\r\n")? + 2;
+            let line = std::str::from_utf8(&got[..len]).expect("text").trim_end();
+            let words: Vec<&str> = line.split(' ').collect();
+            let [name, family, from, _, _, to_port] = words[..] else { panic!("no header: {line:?}") };
+            let from: IpAddr = from.parse().expect("an address");
+            assert_eq!((name, family), ("PROXY", if from.is_ipv4() { "TCP4" } else { "TCP6" }));
+            (len, from, to_port.parse().expect("a port"))
+        }
+        ProxyProtocol::V2 => {
+            let fixed: &[u8; 16] = got.first_chunk()?;
+            assert_eq!(fixed[..13], *b"\r\n\r\n\0\r\nQUIT\n\x21", "no header");
+            let len = 16 + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
+            let is_v4 = fixed[13] == 0x11;
+            let rest = got.get(16..len)?;
+            let client = match is_v4 {
+                true => IpAddr::from(*rest.first_chunk::<4>().expect("an address")),
+                false => IpAddr::from(*rest.first_chunk::<16>().expect("an address")),
+            };
+            (len, client, u16::from_be_bytes([rest[rest.len() - 2], rest[rest.len() - 1]]))
+        }
+    };
+    assert_eq!(to_port, 80, "the port that the client knows");
+    got.drain(..len);
+    Some(client)
 }
 
 /// A request begins with the length of what follows.

@@ -95,7 +95,7 @@ impl Probes {
                 }
                 Err(ProbeFault::Taken) => {}
                 Err(ProbeFault::NoServer) => return Err(our_own(libc::EADDRNOTAVAIL)),
-                Err(ProbeFault::Full) => return Err(our_own(libc::ENOBUFS)),
+                Err(ProbeFault::Full | ProbeFault::NoPort) => return Err(our_own(libc::ENOBUFS)),
             }
         }
         Err(our_own(libc::EADDRNOTAVAIL))

@@ -1,0 +1,243 @@
+//! However many shards a gateway has, and whichever of them a packet comes to first: what becomes of it is the same.
+
+#![cfg(feature = "gateway")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use gatun::io::Gateway;
+use gatun::service::{Method, PoolSpec, PortRange, Protocols, ServiceSpec, Snapshot, SnapshotSpec};
+use gatun::verdict::Verdict;
+use gatun::wire::PacketBuf;
+use proptest::prelude::*;
+
+use support::oracle;
+use support::packet::{Build, IcmpError, fragment, icmp_error, udp};
+use support::world::{ServiceSpecExt, addr, service};
+
+/// Addresses of one family.
+#[derive(Clone, Copy, Debug)]
+struct Net {
+    prefix: [&'static str; 3],
+}
+
+const NETS: [Net; 2] = [
+    Net { prefix: ["198.51.100.", "203.0.113.", "10.20.0."] },
+    Net { prefix: ["2001:db8:1::", "2001:db8:f::", "fd20::"] },
+];
+
+impl Net {
+    fn text(self, which: usize, number: u8) -> String {
+        format!("{}{number}", self.prefix[which])
+    }
+
+    fn end(self, which: usize, number: u8, port: u16) -> SocketAddr {
+        (self.text(which, number).parse::<IpAddr>().expect("an address"), port).into()
+    }
+
+    /// Clients by number: some of them are servers themselves.
+    fn client(self, number: u8) -> SocketAddr {
+        match number {
+            0 | 1 => self.end(2, 11 + number, 4000),
+            number => self.end(0, number, 4000 + u16::from(number)),
+        }
+    }
+
+    /// By fullnat, by nat; and by fullnat at an address of the pool.
+    fn service(self, number: u8) -> SocketAddr {
+        match number {
+            0 => self.end(1, 10, 53),
+            1 => self.end(1, 10, 54),
+            _ => self.end(1, 100, 53),
+        }
+    }
+
+    fn spec(self) -> SnapshotSpec {
+        let servers =
+            |spec: ServiceSpec| spec.server(&self.text(2, 11), Some(5353), 1).server(&self.text(2, 12), Some(5353), 1);
+        let services = (0..3).map(|number| {
+            let at = self.service(number);
+            let spec =
+                service(&format!("s{number}"), &at.ip().to_string(), PortRange::single(at.port()), Protocols::Udp);
+            let pool =
+                PoolSpec { addresses: [100, 101].map(|n| addr(&self.text(1, n))).to_vec(), ..PoolSpec::default() };
+            let method = if number == 1 { Method::Nat } else { Method::Fullnat };
+            ServiceSpec { pool, method, ..servers(spec) }
+        });
+        SnapshotSpec { services: services.collect(), ..SnapshotSpec::default() }
+    }
+}
+
+/// What happens next: who, with which service, and in which order the fragments come, if it is fragments.
+#[derive(Clone, Debug)]
+struct Step {
+    kind: Kind,
+    client: u8,
+    service: u8,
+    order: Option<[usize; 4]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Ask,
+    Answer,
+    /// From the server, about what it was asked.
+    ErrorThere,
+    /// From the client, about what it was answered.
+    ErrorHere,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let kind = prop_oneof![
+        4 => Just(Kind::Ask),
+        4 => Just(Kind::Answer),
+        1 => Just(Kind::ErrorThere),
+        1 => Just(Kind::ErrorHere)
+    ];
+    let order = Just([0, 1, 2, 3]).prop_shuffle();
+    (kind, 0u8..8, 0u8..3, prop::option::of(order)).prop_map(|(kind, client, service, order)| Step {
+        kind,
+        client,
+        service,
+        order,
+    })
+}
+
+struct World {
+    net: Net,
+    gateway: Gateway,
+    /// By client and service: the packet that the server got last, and the one that the client got.
+    asked: Vec<Option<Vec<u8>>>,
+    answered: Vec<Option<Vec<u8>>>,
+    id: u16,
+}
+
+/// What is seen of it, but for what the gateway chooses by chance.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Nothing(Verdict),
+    Packets { src: IpAddr, dst: IpAddr, ports: Option<(u16, u16)>, payload: usize, packets: usize },
+}
+
+impl World {
+    fn new(net: Net, shards: usize) -> World {
+        let snapshot = Snapshot::build(net.spec(), None).expect("valid");
+        let gateway = Gateway::new(Arc::new(snapshot), shards, 1 << 10, [7, 11]);
+        World { net, gateway, asked: vec![None; 24], answered: vec![None; 24], id: 0 }
+    }
+
+    fn step(&mut self, step: &Step) -> Option<Seen> {
+        let at = usize::from(step.client) * 3 + usize::from(step.service);
+        self.id += 1;
+        let (client, vip) = (self.net.client(step.client), self.net.service(step.service));
+        let reversed = |packet: &[u8]| {
+            let seen = oracle::decode(packet).expect("a packet");
+            let (sport, dport) = seen.ports.expect("UDP");
+            udp((seen.dst, dport), (seen.src, sport))
+        };
+        let packet = match step.kind {
+            Kind::Ask => udp(client, vip).payload(vec![step.client; 300]),
+            Kind::Answer => reversed(self.asked[at].as_ref()?).payload(vec![step.client; 301]),
+            Kind::ErrorThere => error(self.asked[at].as_ref()?),
+            Kind::ErrorHere => error(self.answered[at].as_ref()?),
+        };
+        let (sent, verdict) = self.send(&packet, step.order.filter(|_| matches!(step.kind, Kind::Ask | Kind::Answer)));
+        if sent.is_empty() {
+            return Some(Seen::Nothing(verdict));
+        }
+        let packets = sent.len();
+        let whole = if packets > 1 { oracle::reassemble(&sent).expect("all of it came") } else { sent[0].clone() };
+        assert!(oracle::checksums_are_right(&whole));
+        let seen = oracle::decode(&whole).expect("a packet");
+        let payload = whole.len() - seen.l4;
+        match step.kind {
+            Kind::Ask => self.asked[at] = Some(whole),
+            Kind::Answer => self.answered[at] = Some(whole),
+            _ => {}
+        }
+        // Only the port of a pool is chosen by chance; which address, by another chance.
+        let of_pool = |ip: IpAddr| [100, 101].map(|n| self.net.end(1, n, 0).ip()).contains(&ip);
+        let (mut src, mut ports) = (seen.src, seen.ports);
+        if of_pool(src) && ports.is_none_or(|(sport, _)| sport >= 1024) {
+            src = self.net.end(1, 100, 0).ip();
+            ports = ports.map(|(_, dport)| (0, dport));
+        }
+        Some(Seen::Packets { src, dst: seen.dst, ports, payload, packets })
+    }
+
+    /// Returns what leaves, in order, and the last verdict.
+    fn send(&mut self, packet: &Build, order: Option<[usize; 4]>) -> (Vec<Vec<u8>>, Verdict) {
+        let whole = packet.bytes();
+        let pieces = match order {
+            Some(order) => {
+                let pieces = fragment(&packet.clone().id(self.id).bytes(), 80, u32::from(self.id));
+                assert_eq!(pieces.len(), 4);
+                order.map(|n| pieces[n].clone()).to_vec()
+            }
+            None => vec![whole],
+        };
+        let (mut sent, mut released, mut last) = (Vec::new(), Vec::new(), Verdict::Held);
+        for piece in pieces {
+            let mut buf = PacketBuf::from_packet(&piece);
+            last = self.gateway.handle_packet(&mut buf, &mut released);
+            if last.sends() {
+                sent.push(buf.packet().to_vec());
+            }
+            sent.extend(released.drain(..).map(|packet| packet.packet().to_vec()));
+        }
+        for shard in self.gateway.shards() {
+            shard.lock().check_invariants();
+        }
+        (sent, last)
+    }
+}
+
+/// What the receiver of this packet makes of it.
+fn error(packet: &[u8]) -> Build {
+    let seen = oracle::decode(packet).expect("a packet");
+    icmp_error((seen.dst, 0), (seen.src, 0), IcmpError::PortUnreachable, packet)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn as_many_shards_as_there_are(steps in prop::collection::vec(step(), 1..60), shards in 2usize..7, v4: bool) {
+        let net = NETS[usize::from(!v4)];
+        let (mut one, mut many) = (World::new(net, 1), World::new(net, shards));
+        for (number, step) in steps.iter().enumerate() {
+            prop_assert_eq!(one.step(step), many.step(step), "{}: {:?}", number, step);
+        }
+    }
+}
+
+/// The first fragment of an answer to a pool comes to another shard than those without ports: they wait for each other there,
+/// and leave in order.
+#[test]
+fn fragments_are_handed_over_in_order() {
+    for net in NETS {
+        let mut handed_over = 0;
+        for client in 2..8 {
+            let mut world = World::new(net, 5);
+            let ask = |order| Step { kind: Kind::Ask, client, service: 0, order };
+            let answer = |order| Step { kind: Kind::Answer, client, service: 0, order: Some(order) };
+            assert!(matches!(world.step(&ask(None)), Some(Seen::Packets { packets: 1, .. })));
+            for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 2, 0, 3]] {
+                let seen = world.step(&answer(order));
+                let is_it =
+                    matches!(seen, Some(Seen::Packets { packets: 4, dst, .. }) if dst == net.client(client).ip());
+                assert!(is_it, "{seen:?}");
+            }
+            // Held where they came to, in another shard than the flow's.
+            let holders = world.gateway.shards().iter().map(|shard| {
+                let engine = shard.lock();
+                engine.stats().fragments_held > 0 && engine.occupancy().0 == 0
+            });
+            handed_over += holders.filter(|holds| *holds).count();
+        }
+        assert!(handed_over > 2, "{handed_over}");
+    }
+}
