@@ -12,9 +12,11 @@
 
 mod admit;
 mod errors;
+mod expected;
 mod fragments;
 mod helper;
 mod lost;
+mod mappings;
 mod masquerade;
 mod npt;
 mod one_packet;
@@ -46,9 +48,10 @@ use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, tcp};
 pub(crate) use admit::request;
 pub(crate) use lost::Fate;
 use lost::Meeting;
+pub use mappings::ForeseenMapping;
 use masquerade::is_masqueraded;
 use passive::Held;
-pub use shard::{Sharding, client_between, place_between, place_of, shard_of};
+pub use shard::{Sharding, client_between, place_between, place_of, place_of_port, shard_of};
 
 /// Times that one shard takes up a packet again that goes out from one inside host to another.
 const MAX_ROUNDS: usize = 3;
@@ -239,6 +242,13 @@ impl Engine {
             && self.table.flow(id).is_probe()
         {
             return self.answer_probe(now, buf, view, id, sender);
+        }
+        // Between two addresses of pools there is nothing but what the gateway itself has turned back.
+        if let Some((id, Sender::Server)) = found
+            && self.table.flow(id).owner.marks.has(Marks::HAIRPIN)
+            && !buf.is_turned
+        {
+            return Verdict::Drop(DropReason::SpoofedSource);
         }
         let known = found.map(|(id, sender)| (id, sender, self.meet(now, id, sender, view)));
         let (id, sender, change) = match known {

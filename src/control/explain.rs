@@ -7,7 +7,7 @@ use super::view;
 use crate::engine::Engine;
 use crate::explain::{Explained, Explanation, explain};
 use crate::io::Gateway;
-use crate::service::Snapshot;
+use crate::service::{Method, Snapshot};
 use crate::time::Instant;
 use crate::wire::{Addr, Tuple};
 
@@ -54,7 +54,7 @@ fn flags(letters: &str) -> Result<u8, String> {
 /// Asks the shard of a running gateway that the packet belongs to.
 pub fn ask_gateway(gateway: &Gateway, question: Question) -> api::Explanation {
     let tuple = question.tuple;
-    let engine = gateway.shards()[gateway.shard_between((tuple.src, tuple.dst), tuple.dport)].lock();
+    let engine = gateway.shards()[gateway.shard_of_tuple(&tuple)].lock();
     answer(&engine, gateway.now(), question)
 }
 
@@ -116,6 +116,13 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.keeps_flow = Some(true);
             told.method = Some(announcement.method.word().to_owned());
             told.direction = Some(if from_client { "to_server" } else { "to_client" }.to_owned());
+            told.after = Some(view::endpoints(&translated));
+        }
+        Explained::Masqueraded { by, translated } => {
+            told.service = by.masquerade;
+            told.keeps_flow = Some(true);
+            told.method = Some(Method::Masquerade.word().to_owned());
+            told.direction = Some(if by.is_from_inside { "to_server" } else { "to_client" }.to_owned());
             told.after = Some(view::endpoints(&translated));
         }
         Explained::Answer { service, server, translated } => {

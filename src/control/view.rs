@@ -1,7 +1,6 @@
 //! The gateway as the control API tells it: from the engine's types to those of [`api`], and filters the other way.
 
 mod nat;
-pub mod stub;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;

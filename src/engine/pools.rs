@@ -32,7 +32,9 @@ impl Engine {
             let record = pools.entry(pool.id).or_insert_with(|| PoolRecord::unused(self.config.shard, pool.id));
             record.add((in_use, quarantined, size));
         }
-        pools.into_values().collect()
+        let of_mappings = self.pools_of_mappings().into_iter().filter(|record| !pools.contains_key(&record.pool));
+        let of_mappings: Vec<PoolRecord> = of_mappings.collect();
+        pools.into_values().chain(of_mappings).collect()
     }
 
     /// A flow to `server` with an address and port of the pool as its source.

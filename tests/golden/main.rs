@@ -9,6 +9,7 @@ mod conntrack;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
+mod ftp_fullnat;
 mod fullnat;
 mod gateway;
 mod hop;
@@ -24,12 +25,14 @@ mod overlaps;
 mod passive;
 mod probe;
 mod proxy_protocol;
+mod queries;
 mod rates;
 mod refusal;
 mod reload;
 mod rfc_timers;
 mod rfc_tunnel;
 mod spoofed;
+mod syn_proxy;
 mod tcp_states;
 mod tftp;
 
@@ -101,6 +104,11 @@ fn malformed_packets() {
 }
 
 #[test]
+fn icmp_through_masquerades() {
+    run(queries::rows);
+}
+
+#[test]
 fn spoofed_sources() {
     run(spoofed::rows);
 }
@@ -113,6 +121,11 @@ fn overlapping_fragments() {
 #[test]
 fn thresholds() {
     run(cluster::rows);
+}
+
+#[test]
+fn syn_proxy() {
+    run(syn_proxy::rows);
 }
 
 #[test]
@@ -148,7 +161,9 @@ fn every_reason_to_drop_has_a_row() {
             rates::rows,
             npt::rows,
             overlaps::rows,
+            queries::rows,
             spoofed::rows,
+            syn_proxy::rows,
         ];
         for rows in all {
             for row in rows(&net) {

@@ -249,6 +249,8 @@ fn help(counter: &str) -> &'static str {
         "resets" => "RSTs sent to the ends of such flows.",
         "rst_ignored" => "RSTs that did not fit their flow and did not end it.",
         "icmp_errors" => "ICMP errors that were translated, both ways.",
+        "cookies_sent" => "SYNs that were answered by a SYN cookie.",
+        "cookies_proven" => "SYN cookies that clients acknowledged, so that a server was asked.",
         "fragments_held" => "Fragments that had to wait for their first one.",
         "helper_skipped" => "Segments that a helper did not read, because it had too many connections.",
         "events_lost" => "Flow events that nobody took in time.",

@@ -124,6 +124,20 @@ impl Lanes {
     /// Takes a free port of `pool`; `random` decides which. Returns the number of the lane, which names it as long as one of
     /// its ports is live, and the port. `None`: no port is free.
     pub fn take(&mut self, lane: &Lane, pool: &Pool, random: u64) -> Option<(u32, u16)> {
+        self.take_by(lane, pool, |supply| supply.take(random))
+    }
+
+    /// Takes this port of `pool`, and returns the number of the lane. `None`: it is not free.
+    pub fn take_this(&mut self, lane: &Lane, pool: &Pool, port: u16) -> Option<u32> {
+        self.take_by(lane, pool, |supply| supply.take_this(port).then_some(port)).map(|(number, _)| number)
+    }
+
+    fn take_by(
+        &mut self,
+        lane: &Lane,
+        pool: &Pool,
+        take: impl FnOnce(&mut Supply) -> Option<u16>,
+    ) -> Option<(u32, u16)> {
         if self.waiting.len() >= self.max_waiting {
             return None;
         }
@@ -137,7 +151,10 @@ impl Lanes {
         if used.supply.slice() != slice {
             used.supply.change(slice);
         }
-        let port = used.supply.take(random)?;
+        let Some(port) = take(&mut used.supply) else {
+            self.close(number);
+            return None;
+        };
         if used.live == 0 && !Arc::ptr_eq(&used.in_use, &pool.state) {
             // The pool was dropped and is back.
             used.in_use = pool.state.clone();

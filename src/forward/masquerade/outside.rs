@@ -68,6 +68,16 @@ impl Outside {
         self.ports[kind as usize].as_ref().map_or(0, |ports| ports.low.left() + ports.high.left())
     }
 
+    /// Whether there may be a free port: nobody has asked for one yet, or there is one.
+    pub fn may_have(&self, kind: Kind) -> bool {
+        self.ports[kind as usize].is_none() || self.left(kind) > 0
+    }
+
+    /// Whether a port is free; where nobody has asked for one yet all are.
+    pub fn is_free(&self, kind: Kind, port: u16) -> bool {
+        self.ports[kind as usize].as_ref().is_none_or(|ports| ports.low.is_free(port) || ports.high.is_free(port))
+    }
+
     /// Takes a free port that is as much like `port` as there is one; `random` decides between others.
     pub fn take(&mut self, kind: Kind, port: u16, random: u64) -> Option<u16> {
         self.ports[kind as usize].as_mut()?.take(kind, port, random)
@@ -103,20 +113,31 @@ impl Outside {
 
     /// Ports that may be given away, over the protocols that it has been used for.
     pub fn size(&self) -> u64 {
-        self.ports.iter().flatten().map(|ports| u64::from(ports.low.size() + ports.high.size() - ports.forwarded)).sum()
+        self.ports.iter().flatten().map(|ports| ports.size()).sum()
     }
 
     /// Ports that are not free, over all protocols.
     pub fn taken(&self) -> u64 {
-        let taken = |ports: &Ports| {
-            let [low, high] = [&ports.low, &ports.high].map(|set| set.size() - set.left());
-            u64::from(low + high - ports.forwarded)
-        };
-        self.ports.iter().flatten().map(|ports| taken(ports)).sum()
+        self.ports.iter().flatten().map(|ports| ports.taken()).sum()
+    }
+
+    /// How much is taken of the protocol of which most is, in thousandths.
+    pub fn fullest(&self) -> u16 {
+        let taken = |ports: &Ports| (ports.taken() * 1000).checked_div(ports.size()).unwrap_or(0) as u16;
+        self.ports.iter().flatten().map(|ports| taken(ports)).max().unwrap_or(0)
     }
 }
 
 impl Ports {
+    fn size(&self) -> u64 {
+        u64::from(self.low.size() + self.high.size() - self.forwarded)
+    }
+
+    fn taken(&self) -> u64 {
+        let [low, high] = [&self.low, &self.high].map(|set| set.size() - set.left());
+        u64::from(low + high - self.forwarded)
+    }
+
     fn new(range: PortRange, shard: u16, shards: u16) -> Ports {
         let part = |first: u16, last: u16| {
             let part = PortRange { first: range.first.max(first), last: range.last.min(last) };

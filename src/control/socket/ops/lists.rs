@@ -93,7 +93,7 @@ pub(super) async fn mappings(control: &Control, filter: &view::MappingFilter, ou
         let mut cursor = Some(0);
         while let Some(from) = cursor {
             let mappings;
-            (mappings, cursor) = view::stub::mappings(&shard.lock(), gateway.now(), from, out.limits.slice);
+            (mappings, cursor) = shard.lock().mappings(gateway.now(), from, out.limits.slice);
             let snapshot = gateway.snapshot();
             for record in mappings.iter().filter(|record| filter.matches(record)) {
                 out.item(&view::mapping(&snapshot, record));
