@@ -21,7 +21,7 @@ use super::admit::next_random;
 use super::{Engine, Refusal, Sharding, place_of_port, shard_of};
 use crate::command::FlowChange;
 use crate::flow::{Flow, FlowId, InsertError, Marks, Owner, Sender, TcpState, track};
-use crate::forward::masquerade::{Endpoint, Kind, MappingId, Wanted};
+use crate::forward::masquerade::{Endpoint, Kind, MappingId, Unsolicited, Wanted};
 use crate::service::{Filtering, Masquerade, Method, PoolUse, ServiceId, Snapshot};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
@@ -132,8 +132,11 @@ impl Engine {
         }
         let (outside, remote) = ((tuple.dst, tuple.dport), (tuple.src, tuple.sport));
         let forwarded = self.snapshot.pools.forward_to(outside, tuple.protocol);
-        if forwarded.is_none() {
-            self.lets_in(masquerade, kind, outside, remote).map_err(Verdict::Drop)?;
+        if forwarded.is_none()
+            && let Err(reason) = self.lets_in(masquerade, kind, outside, remote)
+        {
+            self.note_unsolicited(now, buf, view, tuple);
+            return Err(Verdict::Drop(reason));
         }
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, outside.0));
@@ -160,13 +163,18 @@ impl Engine {
         masquerade: Option<&Masquerade>,
         kind: Kind,
         outside: Endpoint,
-        _remote: Endpoint,
+        remote: Endpoint,
     ) -> Result<MappingId, DropReason> {
         let mapping = self.mappings.at_outside(outside, kind).ok_or(DropReason::NoMapping)?;
         let filtering = masquerade.map_or(Filtering::AddressPort, |masquerade| masquerade.spec.filtering);
-        match filtering {
-            Filtering::Endpoint => {}
-            Filtering::Address | Filtering::AddressPort => return Err(DropReason::Filtered),
+        let is_let_in = match filtering {
+            Filtering::Endpoint => true,
+            Filtering::Address => self.mappings.has_peer(mapping, remote.0),
+            // Whoever has been sent to has a flow.
+            Filtering::AddressPort => false,
+        };
+        if !is_let_in {
+            return Err(DropReason::Filtered);
         }
         if self.mappings.is_open(mapping) { Ok(mapping) } else { Err(DropReason::Unanswered) }
     }
@@ -185,6 +193,9 @@ impl Engine {
             Ok(id) => {
                 self.table.set_mapping(id, mapping);
                 self.mappings.start(mapping, opener == Sender::Client);
+                if opener == Sender::Client {
+                    self.note_peer(id);
+                }
                 if let Some(masquerade) = self.snapshot.pools.masquerade(masquerade) {
                     masquerade.state.start();
                 }
@@ -202,9 +213,44 @@ impl Engine {
         }
     }
 
+    /// The inside host has sent to the remote end of a flow: the mapping lets in what else comes from there.
+    fn note_peer(&mut self, id: FlowId) {
+        let flow = self.table.flow(id);
+        let masquerade = self.snapshot.pools.masquerade(ServiceId(flow.owner.service));
+        if masquerade.is_some_and(|masquerade| masquerade.spec.filtering == Filtering::Address) {
+            self.mappings.note_peer(flow.mapping, flow.original().dst);
+            self.table.mark(id, Marks::PEER);
+        }
+    }
+
+    /// A packet from outside was not let in. If it is a SYN, its sender is told so later on.
+    fn note_unsolicited(&mut self, now: Instant, buf: &PacketBuf, view: &View, tuple: &Tuple) {
+        let max = self.snapshot.spec.limits.unsolicited_syns;
+        if matches!(view.transport, Transport::Tcp(_)) && !self.unsolicited.note(now, tuple, view, buf.packet(), max) {
+            self.stats.syns_unanswered += 1;
+        }
+    }
+
+    /// Answers SYNs whose time has come, unless there is a flow by now.
+    pub(super) fn answer_unsolicited(&mut self, now: Instant) {
+        while let Some(Unsolicited { tuple, view, mut packet, .. }) = self.unsolicited.next(now) {
+            if self.table.lookup(&tuple).is_some() {
+                continue;
+            }
+            let (reason, refusal) = (DropReason::NoMapping, Refusal::PortUnreachable);
+            if let Verdict::Refuse(_) = self.refuse(now, &mut packet, &view, reason, refusal, tuple.dst) {
+                self.stats.refused += 1;
+                self.released.push_back(packet);
+            }
+        }
+    }
+
     /// Gives up what a flow of a masquerade has used.
     pub(super) fn end_masqueraded(&mut self, now: Instant, flow: &Flow) {
         let until = now + self.snapshot.spec.quarantine;
+        if flow.owner.marks.has(Marks::PEER) {
+            self.mappings.forget_peer(flow.mapping, flow.original().dst);
+        }
         self.mappings.end(flow.mapping, has_sent(flow), until);
         if let Some(masquerade) = self.snapshot.pools.masquerade(ServiceId(flow.owner.service)) {
             masquerade.state.end();
@@ -253,6 +299,7 @@ impl Engine {
         // From the start it is one that inside has sent in, if inside begins it.
         if sender == Sender::Client && !had_sent && change != FlowChange::New {
             self.mappings.answer(mapping);
+            self.note_peer(id);
         }
         if before != after || change == FlowChange::New {
             self.tell(now, change, id);

@@ -423,6 +423,60 @@ fn a_hairpinned_error_is_handed_over() {
     }
 }
 
+/// From one inside host to another by the outside address, in whatever order.
+#[test]
+fn fragments_turn_back_as_well() {
+    for net in Net::BOTH {
+        let mut engine = engine(spec(net));
+        send(&mut engine, Instant::ZERO, &udp(net.inside(2, 50000), net.client(53))).expect("it has a mapping");
+        let payload: Vec<u8> = (0..4000u32).map(|n| (n * 7) as u8).collect();
+        let sent = udp(net.inside(1, 40000), net.pool(50000)).payload(payload);
+        let arrived = Build { src: net.pool(40000), dst: net.inside(2, 50000), ..sent.clone() };
+        for (id, order) in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 3, 0, 4, 2]].into_iter().enumerate() {
+            let pieces = sent.clone().id(id as u16).fragments(1000);
+            let mut got = Vec::new();
+            for number in order {
+                let mut buf = PacketBuf::from_packet(&pieces[number]);
+                if engine.handle_packet(Instant::ZERO, &mut buf).sends() {
+                    got.push(buf.packet().to_vec());
+                }
+                got.extend(std::iter::from_fn(|| engine.poll_transmit()).map(|held| held.packet().to_vec()));
+                engine.check_invariants();
+            }
+            assert_eq!(got.len(), 5, "{net:?} {order:?}");
+            let mut whole = oracle::reassemble(&got).expect("all are there");
+            let expected = arrived.bytes();
+            if net.is_v4() {
+                whole[4..6].copy_from_slice(&expected[4..6]);
+                oracle::fix_ip_checksum(&mut whole);
+            }
+            assert_eq!(whole, expected, "{net:?} {order:?}");
+        }
+    }
+}
+
+/// RFC 3022 section 4: two inside hosts with one identification, and as many shards as there are.
+#[test]
+fn identifications_do_not_collide_outside() {
+    let net = Net::V4;
+    let snapshot = std::sync::Arc::new(Snapshot::build(spec(net), None).expect("valid"));
+    let mut seen = std::collections::BTreeSet::new();
+    for shard in 0..3 {
+        let config = EngineConfig { shard, shards: 3, max_flows: 512, seed: [1, 2] };
+        let mut engine = Engine::new(config, snapshot.clone());
+        for host in 1..100 {
+            let pieces = udp(net.inside(host, 40000), net.client(53)).payload(vec![1; 1000]).id(4711).fragments(800);
+            let ids = [0, 1].map(|number: usize| {
+                let mut buf = PacketBuf::from_packet(&pieces[number]);
+                assert_eq!(engine.handle_packet(Instant::ZERO, &mut buf), Verdict::Forward);
+                oracle::decode(buf.packet()).expect("a packet").fragment.expect("a fragment").0
+            });
+            assert_eq!(ids[0], ids[1]);
+            assert!(seen.insert(ids[0]), "{} twice", ids[0]);
+        }
+    }
+}
+
 /// A connection that is reset by an error is none of the gateway's business (RFC 5382 REQ-10).
 #[test]
 fn a_connection_outlives_errors() {

@@ -252,6 +252,9 @@ fn help(counter: &str) -> &'static str {
         "cookies_sent" => "SYNs that were answered by a SYN cookie.",
         "cookies_proven" => "SYN cookies that clients acknowledged, so that a server was asked.",
         "fragments_held" => "Fragments that had to wait for their first one.",
+        "syns_unanswered" => {
+            "SYNs from outside that nobody inside waits for, never answered since too many waited for that."
+        }
         "helper_skipped" => "Segments that a helper did not read, because it had too many connections.",
         "events_lost" => "Flow events that nobody took in time.",
         _ => "A counter of the engines.",

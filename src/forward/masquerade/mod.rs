@@ -39,7 +39,9 @@
 mod hosts;
 mod numbers;
 mod outside;
+mod peers;
 mod settle;
+mod unsolicited;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -53,6 +55,8 @@ use crate::wire::{Addr, Protocol};
 use hosts::{Hosts, NONE};
 use numbers::Numbers;
 use outside::Outside;
+use peers::Peers;
+pub use unsolicited::{Unsolicited, UnsolicitedSyns};
 
 /// Flows of one mapping, besides forwarded ones, that were begun outside and have not been answered, at a time.
 pub const MAX_UNANSWERED: u32 = (1 << UNANSWERED_BITS) - 1;
@@ -201,6 +205,7 @@ pub struct Mappings {
     /// Forwarded ports that have a record.
     forwarded: Map<(u16, Kind, u16), MappingId>,
     quarantine: VecDeque<Quarantined>,
+    peers: Peers,
     key: [u64; 2],
     shard: (u16, u16),
 }
@@ -221,6 +226,7 @@ impl Mappings {
             by_address: Map::default(),
             forwarded: Map::default(),
             quarantine: VecDeque::new(),
+            peers: Peers::default(),
             key,
             shard: (shard, shards),
         }
@@ -365,6 +371,19 @@ impl Mappings {
         if !record.has(FORWARD) {
             record.flows = record.flows - 1 + (1 << UNANSWERED_BITS);
         }
+    }
+
+    /// A flow goes to `peer`, which the mapping lets in for that; [`Mappings::forget_peer`] when it ends.
+    pub fn note_peer(&mut self, number: MappingId, peer: Addr) {
+        self.peers.note(number, peer);
+    }
+
+    pub fn forget_peer(&mut self, number: MappingId, peer: Addr) {
+        self.peers.forget(number, peer);
+    }
+
+    pub fn has_peer(&self, number: MappingId, peer: Addr) -> bool {
+        self.peers.knows(number, peer)
     }
 
     /// A flow ends; with the last one the mapping does. Its port can be given away again after `quarantine`.
