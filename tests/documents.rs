@@ -81,7 +81,7 @@ fn the_commands_of_the_operations_page_exist() {
     assert!(lines.len() >= 20, "{lines:?}");
     for line in lines {
         let words: Vec<&str> = line.split(' ').collect();
-        let nested = ["conntrack", "service", "server"].contains(&words[0]);
+        let nested = ["conntrack", "nat", "service", "server"].contains(&words[0]);
         let command = &words[..1 + usize::from(nested)];
         let output =
             std::process::Command::new(env!("CARGO_BIN_EXE_gatun")).args(command).arg("--help").output().unwrap();
