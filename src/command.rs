@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::flow::{Marks, TcpState};
-use crate::service::{FlowPolicy, Method, Network, PoolId, ServerId, ServiceId, Snapshot};
+use crate::flow::{Marks, Sender, TcpState};
+use crate::service::{FlowPolicy, HelperKind, Method, Network, PoolId, ServerId, ServiceId, Snapshot};
 use crate::time::Instant;
 use crate::wire::{Addr, Protocol, Tuple};
 
@@ -141,6 +141,31 @@ pub enum FlowChange {
     Destroy,
 }
 
+/// A flow that a helper has announced and that has not begun, as an operator sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpectationRecord {
+    pub shard: u16,
+    /// What its first packet has; the source port is whatever the opener takes.
+    pub protocol: Protocol,
+    pub src: Addr,
+    pub dst: Addr,
+    pub dport: u16,
+    /// Who will send that.
+    pub opener: Sender,
+    /// The original tuple of the flow that announced it, unless that has ended.
+    pub by: Option<Tuple>,
+    /// Ends of the flow that announced it, also when that has ended.
+    pub client: Addr,
+    pub vip: Addr,
+    pub service: ServiceId,
+    pub server: ServerId,
+    pub method: Method,
+    /// `None`: of a service or masquerade that reads that protocol no more.
+    pub helper: Option<HelperKind>,
+    /// Until it is forgotten.
+    pub remaining: Duration,
+}
+
 /// A mapping of a masquerade as an operator sees it: an inside endpoint, and the outside one that stands for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingRecord {
@@ -171,6 +196,25 @@ pub struct PoolRecord {
     pub quarantined: u64,
     /// Ports that the shard could give away at most, counted in the same way over what it has used the address for so far.
     pub size: u64,
+    /// How much is taken of what is taken most, be it towards one server or of one protocol, in thousandths: at 1000 that is
+    /// exhausted, whatever is left elsewhere.
+    pub fullest: u16,
+}
+
+impl PoolRecord {
+    /// Without a port in use.
+    pub fn unused(shard: u16, pool: PoolId) -> PoolRecord {
+        PoolRecord { shard, pool, in_use: 0, quarantined: 0, size: 0, fullest: 0 }
+    }
+
+    /// Adds what the address is used for besides: ports in use, in quarantine, and in all.
+    pub fn add(&mut self, (in_use, quarantined, size): (u64, u64, u64)) {
+        self.in_use += in_use;
+        self.quarantined += quarantined;
+        self.size += size;
+        let taken = (in_use + quarantined).min(size) * 1000 / size.max(1);
+        self.fullest = self.fullest.max(taken as u16);
+    }
 }
 
 /// What an engine has to tell.

@@ -12,9 +12,11 @@
 
 mod admit;
 mod errors;
+mod expected;
 mod fragments;
 mod helper;
 mod lost;
+mod mappings;
 mod masquerade;
 mod npt;
 mod one_packet;
@@ -34,7 +36,7 @@ use std::time::Duration;
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
 use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, MAX_PROBES, Marks, Sender, track};
 use crate::forward::fullnat::Lanes;
-use crate::forward::masquerade::Mappings;
+use crate::forward::masquerade::{Mappings, UnsolicitedSyns};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo};
 use crate::service::{Method, ServerId, ServiceId, Snapshot};
@@ -46,14 +48,17 @@ use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp, tcp};
 pub(crate) use admit::request;
 pub(crate) use lost::Fate;
 use lost::Meeting;
+pub use mappings::ForeseenMapping;
 use masquerade::is_masqueraded;
 use passive::Held;
-pub use shard::{Sharding, client_between, place_between, place_of, shard_of};
+pub use shard::{Sharding, client_between, place_between, place_of, place_of_port, shard_of};
 
 /// Times that one shard takes up a packet again that goes out from one inside host to another.
 const MAX_ROUNDS: usize = 3;
 /// Flows that one call of [`Engine::handle_timeout`] looks at, at most.
 const SWEEP: usize = 4096;
+/// Ports that may be in quarantine at a time, however few flows there may be.
+const MIN_QUARANTINE: usize = 1 << 16;
 /// Events kept for a watcher that does not take them.
 const MAX_EVENTS: usize = 65_536;
 
@@ -85,6 +90,7 @@ pub struct Engine {
     handed_over: VecDeque<(u16, PacketBuf)>,
     helpers: helper::Helpers,
     mappings: Mappings,
+    unsolicited: UnsolicitedSyns,
     clients: rates::ClientRates,
     proxy: syn_proxy::Proxy,
     /// What became of the first fragment just handled, where it is no flow's.
@@ -108,6 +114,7 @@ impl Engine {
             handed_over: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
             mappings: Mappings::new(config.max_flows, config.shard, config.shards, config.seed),
+            unsolicited: UnsolicitedSyns::default(),
             clients: rates::ClientRates::new(config.seed),
             proxy: syn_proxy::Proxy::new(config.seed),
             alone: None,
@@ -115,7 +122,7 @@ impl Engine {
                 (config.shard, config.shards),
                 config.seed,
                 config.max_flows + MAX_PROBES,
-                config.max_flows,
+                config.max_flows.max(MIN_QUARANTINE),
             ),
             held: Vec::new(),
             watched: false,
@@ -238,6 +245,13 @@ impl Engine {
         {
             return self.answer_probe(now, buf, view, id, sender);
         }
+        // Between two addresses of pools there is nothing but what the gateway itself has turned back.
+        if let Some((id, Sender::Server)) = found
+            && self.table.flow(id).owner.marks.has(Marks::HAIRPIN)
+            && !buf.is_turned
+        {
+            return Verdict::Drop(DropReason::SpoofedSource);
+        }
         let known = found.map(|(id, sender)| (id, sender, self.meet(now, id, sender, view)));
         let (id, sender, change) = match known {
             Some((id, sender, Meeting::GoesOn)) => (id, sender, FlowChange::Update),
@@ -349,10 +363,11 @@ impl Engine {
                 break;
             }
         }
-        self.lanes.expire(now, self.snapshot.spec.quarantine, &mut { SWEEP });
+        self.lanes.expire(now, self.snapshot.spec.quarantine, SWEEP);
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
         self.mappings.release(now, SWEEP);
+        self.answer_unsolicited(now);
         self.raise_held(now);
         let mut budget = SWEEP;
         self.snapshot.persisted().iter().for_each(|clients| clients.expire(now, &mut budget));
@@ -364,12 +379,13 @@ impl Engine {
         let expected = self.helpers.expectations.next_deadline();
         let clients = self.snapshot.persisted().iter().filter_map(|clients| clients.next_deadline());
         let ports = self.lanes.next_deadline(self.snapshot.spec.quarantine);
-        let others = clients.chain(expected).chain(self.next_raise()).chain(ports);
+        let others = clients.chain(expected).chain(self.next_raise()).chain(ports).chain(self.unsolicited.next_deadline());
         flows.into_iter().chain(self.fragments.next_deadline()).chain(others).min()
     }
 
     /// The next packet to send besides the one just handled: a fragment that was held until its first one came, the rest of
-    /// a packet that a helper made longer, a RST for one end of a flow whose server is gone.
+    /// a packet that a helper made longer, a RST for one end of a flow whose server is gone, an answer
+    /// to a SYN that had to wait.
     pub fn poll_transmit(&mut self) -> Option<PacketBuf> {
         self.released.pop_front()
     }
@@ -397,6 +413,7 @@ impl Engine {
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
                 self.helpers.expectations.trim(self.snapshot.spec.limits.expectations);
+                self.stats.syns_unanswered += self.unsolicited.trim(self.snapshot.spec.limits.unsolicited_syns);
                 Outcome::Done
             }
             Command::Watch(on) => {
@@ -482,6 +499,7 @@ impl Engine {
         self.helpers.expectations.check_invariants();
         self.mappings.check_invariants();
         self.check_mappings();
+        assert!(self.unsolicited.len() <= self.snapshot.spec.limits.unsolicited_syns);
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
         self.fragments.check_invariants();
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);

@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use crate::command::FlowRecord;
-use crate::engine::{self, Engine, Fate};
+use crate::engine::{self, Engine, Fate, ForeseenMapping};
 use crate::flow::Sender;
 use crate::forward;
+use crate::forward::masquerade::Foreseen;
 use crate::service::{Method, Server, Way};
 use crate::time::Instant;
 use crate::verdict::DropReason;
@@ -28,6 +29,9 @@ pub enum Explained {
     Admitted { choice: Choice, translated: Tuple, via: Option<Via> },
     /// The packet starts a flow that a helper has announced.
     Expected { announcement: Announcement, from_client: bool, translated: Tuple },
+    /// The packet starts a flow of a masquerade, or comes to a mapping from outside. In `translated` a port that is chosen at
+    /// random is 0.
+    Masqueraded { by: Box<ForeseenMapping>, translated: Tuple },
     /// The packet belongs to no flow, but comes from a server whose packets are scheduled one by one: it is translated to
     /// this tuple.
     Answer { service: String, server: String, translated: Tuple },
@@ -84,6 +88,7 @@ impl fmt::Display for Via {
 pub enum Answer {
     Reset,
     PortUnreachable,
+    Prohibited,
 }
 
 impl Answer {
@@ -91,6 +96,7 @@ impl Answer {
         match self {
             Answer::Reset => "a TCP RST",
             Answer::PortUnreachable => "an ICMP port unreachable",
+            Answer::Prohibited => "an ICMP message that it is prohibited",
         }
     }
 }
@@ -107,6 +113,8 @@ pub struct Choice {
     pub way: Way,
     /// Whether the packet starts a flow, or is forwarded by itself.
     pub keeps_flow: bool,
+    /// Whether the client is sent a SYN cookie first, and the server chosen once that has come back.
+    pub needs_proof: bool,
     pub method: Method,
     /// Servers that could have been chosen, and how many there are.
     pub available: (usize, usize),
@@ -189,7 +197,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         if is_full {
             return dropped(DropReason::TableFull, Some(service));
         }
-        let (original, reply) = expectation.tuples(packet);
+        let (original, reply) = engine.foresee_tuples(&expectation, packet);
         let from_client = expectation.opener == Sender::Client;
         let (service, server) = (service.to_owned(), server.name.clone());
         let method = Method::numbered(expectation.owner.method);
@@ -199,6 +207,17 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     }
     if engine.is_spoofed(packet.src, packet.dst) {
         return dropped(DropReason::SpoofedSource, None);
+    }
+    let is_served = snapshot.service_for(packet.dst, packet.protocol, packet.dport).is_some();
+    match engine.foresee_masqueraded(packet, tcp_flags).filter(|_| !is_served) {
+        // Strangers are told nothing.
+        Some(Err((reason, service))) if snapshot.pools.masquerade_for(packet.src, packet.dst).is_none() => {
+            return Explained::Dropped { reason, service, answer: None };
+        }
+        Some(Err((reason, name))) => return dropped(reason, name.as_deref()),
+        Some(Ok(by)) if is_full => return dropped(DropReason::TableFull, by.masquerade.as_deref()),
+        Some(Ok(by)) => return Explained::Masqueraded { translated: masqueraded(packet, &by), by: Box::new(by) },
+        None => {}
     }
     let ours = snapshot.is_ours(packet.dst);
     let Some(service) = snapshot.service_for(packet.dst, packet.protocol, packet.dport) else {
@@ -244,6 +263,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         server: server.name.clone(),
         way: picked.way,
         keeps_flow: !alone,
+        needs_proof: packet.protocol == Protocol::TCP && engine.foresee_proof(service),
         method: server.method,
         available: (service.servers.iter().filter(|s| s.is_available()).count(), service.servers.len()),
     };
@@ -256,6 +276,14 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         Err(reason) => return dropped(reason, Some(&service.spec.name)),
     };
     Explained::Admitted { choice, translated, via: Via::to(server) }
+}
+
+fn masqueraded(packet: &Tuple, by: &ForeseenMapping) -> Tuple {
+    let Foreseen { inside, address, port, .. } = by.mapping;
+    match by.is_from_inside {
+        true => Tuple { src: address, sport: port.unwrap_or(0), ..*packet },
+        false => Tuple { dst: inside.0, dport: inside.1, ..*packet },
+    }
 }
 
 fn is_start(tcp_flags: u8) -> bool {
@@ -272,6 +300,7 @@ fn answer(reason: DropReason, protocol: Protocol, tcp_flags: u8) -> Option<Answe
         (DropReason::NoService | DropReason::NoServer | DropReason::ServersFull, Protocol::UDP) => {
             Some(Answer::PortUnreachable)
         }
+        (DropReason::PoolExhausted | DropReason::SourceLimit, _) => Some(Answer::Prohibited),
         _ => None,
     }
 }

@@ -198,4 +198,18 @@ drop_reasons! {
 
 impl DropReason {
     pub const COUNT: usize = DropReason::ALL.len();
+
+    /// Whether something of the gateway's own ran out: a table, ports, servers with room. An operator can give it more.
+    pub const fn is_shortage(self) -> bool {
+        matches!(
+            self,
+            DropReason::TableFull
+                | DropReason::PortCollision
+                | DropReason::FragmentTableFull
+                | DropReason::LinkFull
+                | DropReason::NeighbourQueueFull
+                | DropReason::NeighbourEvicted
+                | DropReason::ServersFull
+        )
+    }
 }

@@ -1,6 +1,9 @@
 //! The commands as an operator calls them, against a gateway without a device that runs in this process.
 #![cfg(feature = "gateway")]
 
+#[path = "cli/nat.rs"]
+mod nat;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -39,9 +42,13 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
+    fixture_of(CONFIG)
+}
+
+fn fixture_of(text: &str) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("gatun.toml"), CONFIG).unwrap();
-    let config = Config::parse(Path::new("gatun.toml"), CONFIG).unwrap();
+    std::fs::write(directory.path().join("gatun.toml"), text).unwrap();
+    let config = Config::parse(Path::new("gatun.toml"), text).unwrap();
     let snapshot = Arc::new(Snapshot::build(config.compiled().unwrap().snapshot, None).unwrap());
     let gateway = Arc::new(Gateway::new(snapshot, 2, 100_000, [1, 2]));
     let control = Arc::new(Control::new(gateway.clone(), About::default(), None));
@@ -143,6 +150,9 @@ const COMMANDS: &[&[&str]] = &[
     &["conntrack", "delete", "--dport", "80"],
     &["conntrack", "flush"],
     &["conntrack", "stats"],
+    &["conntrack", "expect"],
+    &["nat", "list"],
+    &["nat", "pools"],
     &["service", "list"],
     &["server", "list"],
     &["persistence", "list"],
@@ -182,6 +192,9 @@ fn wrong_usage_is_exit_code_2() {
         &["conntrack", "list", "-o", "xml"],
         &["conntrack", "list", "--sport", "70000"],
         &["conntrack", "delete"],
+        &["conntrack", "expect", "--sport", "1"],
+        &["nat"],
+        &["nat", "list", "--server", "10.20.0.11"],
         &["explain", "tcp", "192.0.2.1", "203.0.113.10:80"],
         &["explain", "tcp", "192.0.2.1:1", "nowhere:80"],
         &["explain", "tcp", "192.0.2.1:1", "[2001:db8::1]:80"],

@@ -17,7 +17,8 @@ use gatun::io::device::Device as _;
 use gatun::io::memory::{self, Memory};
 use gatun::io::worker::{self, Workers};
 use gatun::service::{
-    Method, PortRange, ProbeSource, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec,
+    Method, PoolSpec, PortRange, ProbeSource, Protocols, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot,
+    SnapshotSpec,
 };
 use gatun::verdict::DropReason;
 use gatun::wire::{Addr, PacketBuf};
@@ -40,11 +41,12 @@ struct Net {
     own: &'static str,
     vip: &'static str,
     server: &'static str,
+    pool: &'static str,
 }
 
 const NETS: [Net; 2] = [
-    Net { own: "10.20.0.1", vip: "203.0.113.10", server: "10.20.0.11" },
-    Net { own: "fd20::1", vip: "2001:db8:f::10", server: "fd20::11" },
+    Net { own: "10.20.0.1", vip: "203.0.113.10", server: "10.20.0.11", pool: "203.0.113.100" },
+    Net { own: "fd20::1", vip: "2001:db8:f::10", server: "fd20::11", pool: "2001:db8:f::100" },
 ];
 
 fn addr(text: &str) -> Addr {
@@ -69,6 +71,7 @@ impl World {
             ports: PortRange::ALL,
             protocols: Protocols::TcpAndUdp,
             method,
+            pool: PoolSpec { addresses: vec![addr(net.pool)], ..PoolSpec::default() },
             scheduler: SchedulerKind::Rr,
             servers: vec![server],
             ..ServiceSpec::default()
@@ -93,7 +96,7 @@ impl World {
     }
 
     fn every() -> impl Iterator<Item = World> {
-        NETS.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| World::new(net, *method)))
+        NETS.into_iter().flat_map(|net| Method::OF_SERVICES.iter().map(move |method| World::new(net, *method)))
     }
 
     fn to(&self, port: u16) -> Target {

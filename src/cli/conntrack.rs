@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::client::Part;
 use super::format::conntrack::{self, Style};
+use super::format::expect;
 use super::format::table::{Align, Table};
 use super::{Context, output};
 use crate::control::api::{self, Filter, Flow, FlowEvent, Request};
@@ -24,6 +25,8 @@ pub enum Command {
     Delete(DeleteArgs),
     /// End every flow
     Flush(JsonArgs),
+    /// Show the flows that helpers have announced and that have not begun, as `conntrack -L expect` does
+    Expect(ExpectArgs),
     /// Show every counter and every reason for dropping packets
     Stats(StatsArgs),
 }
@@ -32,6 +35,16 @@ pub enum Command {
 pub struct ListArgs {
     #[command(flatten)]
     filter: FilterArgs,
+    /// What to show; several, separated by commas
+    #[arg(short, long, value_enum, value_delimiter = ',', value_name = "FORMAT")]
+    output: Vec<Format>,
+    /// One JSON object a line; the same as -o json
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExpectArgs {
     /// What to show; several, separated by commas
     #[arg(short, long, value_enum, value_delimiter = ',', value_name = "FORMAT")]
     output: Vec<Format>,
@@ -85,10 +98,10 @@ struct FilterArgs {
     /// tcp, udp, icmp, icmpv6 or a number
     #[arg(short, long, value_name = "PROTOCOL")]
     proto: Option<String>,
-    /// The client: an address or a prefix
+    /// The client, of a masquerade the inside host: an address or a prefix
     #[arg(short, long, value_name = "ADDRESS[/LEN]")]
     src: Option<String>,
-    /// The VIP: an address or a prefix
+    /// The VIP, of a masquerade the far host: an address or a prefix
     #[arg(short, long, value_name = "ADDRESS[/LEN]")]
     dst: Option<String>,
     /// The client's port
@@ -100,13 +113,13 @@ struct FilterArgs {
     /// A TCP state, as ESTABLISHED
     #[arg(long, value_name = "STATE")]
     state: Option<String>,
-    /// By name
+    /// A service or masquerade, by name
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
     /// By name, address, or address and port
     #[arg(long, value_name = "SERVER")]
     server: Option<String>,
-    /// nat
+    /// nat, fullnat, direct, tunnel or masquerade
     #[arg(long, value_name = "METHOD")]
     method: Option<String>,
 }
@@ -118,12 +131,13 @@ pub(super) fn run(command: Command, context: &mut Context) -> Result<()> {
         Command::Count(args) => count(&args, context),
         Command::Delete(args) => delete(args, context),
         Command::Flush(args) => flush(&args, context),
+        Command::Expect(args) => expect(&args, context),
         Command::Stats(args) => stats(&args, context),
     }
 }
 
 fn list(args: ListArgs, context: &mut Context) -> Result<()> {
-    let shape = args.shape();
+    let shape = shape(&args.output, args.json);
     let request = Request::ConntrackList { filter: args.filter.into() };
     let mut client = context.connect()?;
     let output = &mut context.output;
@@ -146,8 +160,32 @@ fn list(args: ListArgs, context: &mut Context) -> Result<()> {
     Ok(())
 }
 
+fn expect(args: &ExpectArgs, context: &mut Context) -> Result<()> {
+    let shape = shape(&args.output, args.json);
+    let mut client = context.connect()?;
+    let output = &mut context.output;
+    let shown: Option<api::Shown> =
+        client.stream(&Request::ConntrackExpect {}, true, |part: Part<api::Expectation>| {
+            let Part::Item(expectation) = part else { return Ok(()) };
+            match shape {
+                Shape::Json => output.json(&expectation)?,
+                Shape::Line { style, stamped } => {
+                    let line = expect::line(&expectation, style);
+                    output.line(&(if stamped { conntrack::timestamp(now()) } else { String::new() } + &line))?;
+                }
+            }
+            Ok(())
+        })?;
+    context.output.flush()?;
+    let shown = shown.ok_or_else(|| anyhow::anyhow!("the gateway ended before the list did"))?.shown;
+    if shape != Shape::Json {
+        output::complain(&expect::summary(shown));
+    }
+    Ok(())
+}
+
 fn watch(args: ListArgs, context: &mut Context) -> Result<()> {
-    let shape = args.shape();
+    let shape = shape(&args.output, args.json);
     let request = Request::ConntrackWatch { filter: args.filter.into() };
     let mut client = context.connect()?;
     let output = &mut context.output;
@@ -249,16 +287,14 @@ enum Shape {
     Line { style: Style, stamped: bool },
 }
 
-impl ListArgs {
-    /// JSON holds everything, so the other formats add nothing to it.
-    fn shape(&self) -> Shape {
-        let has = |format| self.output.contains(&format);
-        if self.json || has(Format::Json) {
-            return Shape::Json;
-        }
-        let style = Style { extended: has(Format::Extended), wide: has(Format::Wide) };
-        Shape::Line { style, stamped: has(Format::Timestamp) }
+/// JSON holds everything, so the other formats add nothing to it.
+fn shape(output: &[Format], json: bool) -> Shape {
+    let has = |format| output.contains(&format);
+    if json || has(Format::Json) {
+        return Shape::Json;
     }
+    let style = Style { extended: has(Format::Extended), wide: has(Format::Wide) };
+    Shape::Line { style, stamped: has(Format::Timestamp) }
 }
 
 impl From<FilterArgs> for Filter {

@@ -12,6 +12,7 @@ pub mod format;
 mod import;
 mod ipvsadm;
 mod man;
+mod nat;
 mod neighbour;
 mod output;
 mod persistence;
@@ -59,6 +60,8 @@ enum Command {
     Top(top::Args),
     #[command(subcommand)]
     Conntrack(conntrack::Command),
+    #[command(subcommand)]
+    Nat(nat::Command),
     #[command(subcommand)]
     Service(service::Command),
     #[command(subcommand)]
@@ -153,6 +156,7 @@ fn run(command: Command, context: &mut Context) -> Result<ExitCode> {
         Command::Status(args) => status::run(&args, context),
         Command::Top(args) => top::run(&args, context),
         Command::Conntrack(command) => conntrack::run(command, context),
+        Command::Nat(command) => nat::run(command, context),
         Command::Service(command) => service::run(command, context),
         Command::Server(command) => server::run(command, context),
         Command::Neighbour(command) => neighbour::run(&command, context),

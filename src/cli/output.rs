@@ -11,7 +11,7 @@ pub struct Output {
 }
 
 /// What a line says at a glance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Colour {
     /// Something does not work.
     Red,

@@ -147,6 +147,7 @@ mod tests {
                 reason: "unknown_gateway".to_owned(),
                 packets: 9,
                 meaning: "From somebody else.".to_owned(),
+                shortage: false,
             }],
         };
         let expected = "\

@@ -114,7 +114,7 @@ struct Keys {
     /// Its share of new flows; 0 for none
     #[arg(long)]
     weight: Option<u32>,
-    /// nat, direct or tunnel
+    /// nat, fullnat, direct or tunnel
     #[arg(long)]
     method: Option<String>,
     /// ipip, gue or gue:PORT

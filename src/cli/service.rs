@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::Context;
 use super::edit::{How, MoreKeys, edit, not_empty, put};
 use super::format::table::{Align, Table};
+use super::status::nat::{few, to};
 use crate::control::api::{self, Edit, Request};
 use crate::control::config::format_duration;
 
@@ -72,7 +73,7 @@ struct Keys {
     /// tcp, udp or tcp+udp
     #[arg(long)]
     protocol: Option<String>,
-    /// nat, direct or tunnel
+    /// nat, fullnat, direct or tunnel
     #[arg(long)]
     method: Option<String>,
     /// ipip, gue or gue:PORT
@@ -106,7 +107,39 @@ struct Keys {
     #[arg(long)]
     helper: Option<String>,
     #[command(flatten)]
+    nat: NatKeys,
+    #[command(flatten)]
     more: MoreKeys,
+}
+
+/// What is said of sources, and against floods.
+#[derive(Debug, Args)]
+struct NatKeys {
+    /// Addresses that servers see in place of clients, separated by commas; with method fullnat
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pool: Vec<String>,
+    /// Their ports: 1024-65535
+    #[arg(long, value_name = "PORTS")]
+    pool_ports: Option<String>,
+    /// Tell servers who the client is, in front of each connection: v1 or v2
+    #[arg(long, value_name = "VERSION")]
+    proxy_protocol: Option<String>,
+    /// When the gateway itself answers clients' SYNs first: auto, always or never
+    #[arg(long, value_name = "WHEN")]
+    syn_proxy: Option<String>,
+    /// New flows that it takes within a second, of all clients together
+    #[arg(long, value_name = "FLOWS")]
+    new_flows_per_second: Option<u32>,
+}
+
+impl NatKeys {
+    fn add_to(self, keys: &mut Map<String, Value>) {
+        put(keys, "pool", Some(self.pool).filter(|pool| !pool.is_empty()));
+        put(keys, "pool_ports", self.pool_ports);
+        put(keys, "proxy_protocol", self.proxy_protocol);
+        put(keys, "syn_proxy", self.syn_proxy);
+        put(keys, "new_flows_per_second", self.new_flows_per_second);
+    }
 }
 
 impl Keys {
@@ -127,6 +160,7 @@ impl Keys {
                 json!({"timeout": timeout, "netmask": self.netmask, "prefix": self.prefix}),
             );
         }
+        self.nat.add_to(&mut keys);
         self.more.add_to(&mut keys)?;
         Ok(keys)
     }
@@ -152,7 +186,8 @@ pub(super) fn run(command: Command, context: &mut Context) -> Result<()> {
 }
 
 fn list(args: &ListArgs, context: &mut Context) -> Result<()> {
-    let services: Vec<api::Service> = context.connect()?.call(&Request::ServiceList {})?;
+    let mut client = context.connect()?;
+    let services: Vec<api::Service> = client.call(&Request::ServiceList {})?;
     let output = &mut context.output;
     if args.json {
         for service in &services {
@@ -163,7 +198,41 @@ fn list(args: &ListArgs, context: &mut Context) -> Result<()> {
     for line in table(&services).lines() {
         output.line(&line)?;
     }
+    let nat: api::Nat = client.call(&Request::NatPools {})?;
+    if nat.masquerades.is_empty() {
+        return Ok(());
+    }
+    output.line("")?;
+    for line in masquerades(&nat).lines() {
+        output.line(&line)?;
+    }
     Ok(())
+}
+
+fn masquerades(nat: &api::Nat) -> Table {
+    let columns = [
+        ("MASQUERADE", Align::Left),
+        ("FROM", Align::Left),
+        ("TO", Align::Left),
+        ("MAPPINGS", Align::Right),
+        ("FLAGS", Align::Left),
+    ];
+    let mut table = Table::new(&columns);
+    for masquerade in &nat.masquerades {
+        let mut flags = Vec::new();
+        let keeps_state = masquerade.prefix.is_none();
+        flags.extend((!keeps_state).then(|| "prefix".to_owned()));
+        flags.extend(keeps_state.then(|| format!("filtering {}", masquerade.filtering)));
+        flags.extend(masquerade.helpers.iter().map(|helper| format!("helper {helper}")));
+        table.row([
+            masquerade.name.clone(),
+            few(&masquerade.from),
+            to(masquerade),
+            if keeps_state { masquerade.mappings.to_string() } else { "-".to_owned() },
+            flags.join(", "),
+        ]);
+    }
+    table
 }
 
 fn table(services: &[api::Service]) -> Table {
@@ -209,6 +278,11 @@ pub fn flags(service: &api::Service) -> String {
     flags.extend(service.one_packet.then(|| "one-packet".to_owned()));
     flags.extend(service.group.as_ref().map(|group| format!("group {group}")));
     flags.extend(service.sorry.as_ref().map(|server| format!("sorry {}", super::edit::address(server))));
+    let pool: Vec<String> = service.pool.iter().map(ToString::to_string).collect();
+    flags.extend((!pool.is_empty()).then(|| format!("pool {}", few(&pool))));
+    flags.extend(service.proxy_protocol.as_ref().map(|version| format!("PROXY protocol {version}")));
+    flags.extend((service.syn_proxy != "auto").then(|| format!("SYN proxy {}", service.syn_proxy)));
+    flags.extend(service.new_flows_per_second.map(|flows| format!("{flows} new/s at most")));
     flags.extend((!service.has_quorum).then(|| "no quorum".to_owned()));
     flags.join(", ")
 }

@@ -1,5 +1,7 @@
 //! `gatun status`: one screen.
 
+pub mod nat;
+
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -23,7 +25,7 @@ const SERVICES_SHOWN: usize = 30;
 /// Show services, servers, flows and rates on one screen; what is not well comes first
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only this service
+    /// Only this service or masquerade
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
     /// Every server of every service, however many there are
@@ -38,9 +40,13 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let mut status: api::Status = context.connect()?.call(&Request::Status {})?;
     if let Some(name) = &args.service {
         status.services.retain(|service| service.name == *name);
-        if status.services.is_empty() {
+        let api::Nat { masquerades, pools, .. } = &mut status.nat;
+        masquerades.retain(|masquerade| masquerade.name == *name);
+        if status.services.is_empty() && masquerades.is_empty() {
             bail!("no service is named {name:?}");
         }
+        let of_service: Vec<_> = status.services.iter().flat_map(|service| service.pool.clone()).collect();
+        pools.retain(|pool| of_service.contains(&pool.address) || pool.users.contains(name));
     }
     let output = &mut context.output;
     if args.json {
@@ -85,6 +91,7 @@ fn screen(status: &api::Status, all: bool) -> Vec<Line> {
         status.services.iter().map(|service| (trouble(service), service)).collect();
     services.sort_by_key(|(trouble, _)| *trouble);
     screen.push(summary(&services));
+    screen.extend(nat::summary(&status.nat));
     let servers: usize = status.services.iter().map(|service| service.servers.len()).sum();
     let is_short = !all && servers > SERVERS_SHOWN;
     let mut were_short = false;
@@ -102,10 +109,11 @@ fn screen(status: &api::Status, all: bool) -> Vec<Line> {
         screen.push(Line::Text(String::new()));
         screen.push(Line::Text(format!("and {more} more services: --all shows them")));
     }
+    screen.extend(nat::sections(&status.nat, all));
     if !status.drops.is_empty() || device_drops(status) > 0 {
         let (heading, lines) = drops(status);
         screen.extend([Line::Text(String::new()), Line::Heading(heading)]);
-        screen.extend(lines.into_iter().map(Line::Text));
+        screen.extend(lines);
     }
     screen
 }
@@ -248,9 +256,13 @@ fn label(server: &api::Server, method_of_service: &str) -> String {
     }
 }
 
-fn drops(status: &api::Status) -> (String, Vec<String>) {
+/// What ran out comes first: that can be mended.
+fn drops(status: &api::Status) -> (String, Vec<Line>) {
     let mut table = Table::new(&[("  PACKETS", Align::Right), ("REASON", Align::Left), ("MEANING", Align::Left)]);
-    for drops in status.drops.iter().take(TOP_DROPS) {
+    let mut worst: Vec<&api::Drops> = status.drops.iter().collect();
+    worst.sort_by_key(|drops| (!drops.shortage, std::cmp::Reverse(drops.packets)));
+    worst.truncate(TOP_DROPS);
+    for drops in &worst {
         table.row([drops.packets.to_string(), drops.reason.clone(), drops.meaning.clone()]);
     }
     let packets = device_drops(status);
@@ -258,7 +270,10 @@ fn drops(status: &api::Status) -> (String, Vec<String>) {
         let meaning = "The kernel found the device's queue full.".to_owned();
         table.row([packets.to_string(), "(device)".to_owned(), meaning]);
     }
-    ("dropped".to_owned(), table.lines())
+    let of_row = std::iter::once(false).chain(worst.iter().map(|drops| drops.shortage)).chain([false]);
+    let rows = table.lines().into_iter().zip(of_row);
+    let line = |(text, is_shortage)| if is_shortage { Line::Coloured(Colour::Yellow, text) } else { Line::Text(text) };
+    ("dropped".to_owned(), rows.map(line).collect())
 }
 
 fn device_drops(status: &api::Status) -> u64 {
@@ -373,6 +388,23 @@ dropped
             .collect();
         let (red, yellow) = (Colour::Red, Colour::Yellow);
         assert_eq!(colours, [(red, "services"), (red, "dark"), (red, "one"), (red, "far"), (yellow, "two")]);
+    }
+
+    #[test]
+    fn what_ran_out_comes_first_among_the_drops() {
+        let drop = |reason: &str, packets, shortage| api::Drops {
+            reason: reason.to_owned(),
+            packets,
+            meaning: "So it is.".to_owned(),
+            shortage,
+        };
+        let rows = [("a", 90, false), ("b", 80, false), ("c", 70, false), ("d", 60, false), ("e", 50, false)];
+        let mut dropped: Vec<api::Drops> = rows.map(|(reason, packets, short)| drop(reason, packets, short)).into();
+        dropped.push(drop("full", 3, true));
+        let (_, lines) = drops(&api::Status { drops: dropped, ..status(&[]) });
+        assert_eq!(lines.len(), 1 + TOP_DROPS);
+        assert_eq!(lines[1], Line::Coloured(Colour::Yellow, "        3  full    So it is.".to_owned()));
+        assert_eq!(lines[2], Line::Text("       90  a       So it is.".to_owned()));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 mod cluster;
+mod nat;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use cluster::{
     Check, Drain, Health, Persistence, Quorum, Rates, Server, ServerChange, ServerEvent, Service, Volume,
 };
+pub use nat::{Endpoint, Expectation, Forward, Mapping, MappingFilter, Masquerade, Nat, Pool};
 
 /// The version of the protocol. Fields and operations may be added without changing it; clients ignore what they do not
 /// know.
@@ -66,6 +68,18 @@ pub enum Request {
     ConntrackDelete { filter: Filter },
     #[serde(rename = "conntrack.flush")]
     ConntrackFlush {},
+    /// Flows that helpers have announced and that have not begun.
+    #[serde(rename = "conntrack.expect")]
+    ConntrackExpect {},
+    /// What inside endpoints are mapped to.
+    #[serde(rename = "nat.mappings")]
+    NatMappings {
+        #[serde(default)]
+        filter: MappingFilter,
+    },
+    /// Masquerades, the addresses of pools and how much of their ports is in use, forwarded ports.
+    #[serde(rename = "nat.pools")]
+    NatPools {},
     #[serde(rename = "explain")]
     Explain {
         proto: String,
@@ -172,6 +186,9 @@ pub const OPS: &[&str] = &[
     "conntrack.count",
     "conntrack.delete",
     "conntrack.flush",
+    "conntrack.expect",
+    "nat.mappings",
+    "nat.pools",
     "explain",
     "edit",
     "save",
@@ -271,6 +288,7 @@ pub struct Filter {
     /// As conntrack-tools writes it, in any case: `ESTABLISHED`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
+    /// A service's or masquerade's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
     /// A server's name, address, or address and port.
@@ -340,6 +358,9 @@ pub struct Drops {
     pub packets: u64,
     /// What the reason means, in a sentence.
     pub meaning: String,
+    /// Something of the gateway's own ran out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shortage: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -365,6 +386,9 @@ pub struct Status {
     pub flows_limit: usize,
     pub rates: Rates,
     pub services: Vec<Service>,
+    /// What sources are translated by.
+    #[serde(default)]
+    pub nat: Nat,
     /// Only reasons that occurred, most frequent first.
     pub drops: Vec<Drops>,
     /// The timeouts of flows, in seconds, by the names that they have in the file.

@@ -212,9 +212,15 @@ impl Control {
             flows_limit: total.limit,
             rates,
             services,
+            nat: self.nat(),
             drops: view::top_drops(&total.stats),
             timeouts: view::timeouts(snapshot.spec.timeouts),
         }
+    }
+
+    /// Masquerades, pools and forwarded ports.
+    pub fn nat(&self) -> api::Nat {
+        view::nat(&self.gateway, &self.gateway.snapshot())
     }
 
     pub fn services(&self) -> Vec<api::Service> {

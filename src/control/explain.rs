@@ -7,7 +7,7 @@ use super::view;
 use crate::engine::Engine;
 use crate::explain::{Explained, Explanation, explain};
 use crate::io::Gateway;
-use crate::service::Snapshot;
+use crate::service::{Method, Snapshot};
 use crate::time::Instant;
 use crate::wire::{Addr, Tuple};
 
@@ -54,7 +54,7 @@ fn flags(letters: &str) -> Result<u8, String> {
 /// Asks the shard of a running gateway that the packet belongs to.
 pub fn ask_gateway(gateway: &Gateway, question: Question) -> api::Explanation {
     let tuple = question.tuple;
-    let engine = gateway.shards()[gateway.shard_between((tuple.src, tuple.dst), tuple.dport)].lock();
+    let engine = gateway.shards()[gateway.shard_of_tuple(&tuple)].lock();
     answer(&engine, gateway.now(), question)
 }
 
@@ -66,7 +66,7 @@ pub fn answer(engine: &Engine, now: Instant, question: Question) -> api::Explana
 
 fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
     let mut told = api::Explanation {
-        packet: endpoints(&explanation.packet),
+        packet: view::endpoints(&explanation.packet),
         verdict: "forward".to_owned(),
         reason: None,
         meaning: None,
@@ -93,7 +93,7 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.method = Some(flow.method.clone());
             told.direction = Some(if from_client { "to_server" } else { "to_client" }.to_owned());
             told.flow = Some(flow);
-            told.after = Some(endpoints(&translated));
+            told.after = Some(view::endpoints(&translated));
             told.via = via.map(|via| via.to_string());
         }
         Explained::Admitted { choice, translated, via } => {
@@ -107,7 +107,7 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.servers = Some(choice.available.1);
             told.method = Some(choice.method.word().to_owned());
             told.direction = Some("to_server".to_owned());
-            told.after = Some(endpoints(&translated));
+            told.after = Some(view::endpoints(&translated));
             told.via = via.map(|via| via.to_string());
         }
         Explained::Expected { announcement, from_client, translated } => {
@@ -116,17 +116,24 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.keeps_flow = Some(true);
             told.method = Some(announcement.method.word().to_owned());
             told.direction = Some(if from_client { "to_server" } else { "to_client" }.to_owned());
-            told.after = Some(endpoints(&translated));
+            told.after = Some(view::endpoints(&translated));
+        }
+        Explained::Masqueraded { by, translated } => {
+            told.service = by.masquerade;
+            told.keeps_flow = Some(true);
+            told.method = Some(Method::Masquerade.word().to_owned());
+            told.direction = Some(if by.is_from_inside { "to_server" } else { "to_client" }.to_owned());
+            told.after = Some(view::endpoints(&translated));
         }
         Explained::Answer { service, server, translated } => {
             (told.service, told.server) = (Some(service), Some(server));
             told.keeps_flow = Some(false);
             told.direction = Some("to_client".to_owned());
-            told.after = Some(endpoints(&translated));
+            told.after = Some(view::endpoints(&translated));
         }
         Explained::Prefix { translated } => {
             told.keeps_flow = Some(false);
-            told.after = Some(endpoints(&translated));
+            told.after = Some(view::endpoints(&translated));
         }
         Explained::Echo => told.verdict = "reply".to_owned(),
         Explained::Passed => told.verdict = "pass".to_owned(),
@@ -139,16 +146,6 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
         }
     }
     told
-}
-
-fn endpoints(tuple: &Tuple) -> api::Endpoints {
-    api::Endpoints {
-        proto: tuple.protocol.name().to_owned(),
-        src: tuple.src.ip(),
-        dst: tuple.dst.ip(),
-        sport: tuple.sport,
-        dport: tuple.dport,
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The gateway as the control API tells it: from the engine's types to those of [`api`], and filters the other way.
 
+mod nat;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,7 +22,8 @@ use crate::stats::{Stats, Traffic};
 use crate::time::Instant;
 use crate::timeouts::Timeouts;
 use crate::verdict::DropReason;
-use crate::wire::{Addr, Protocol};
+use crate::wire::{Addr, Protocol, Tuple};
+pub use nat::{MappingFilter, expectation, mapping, nat, owner};
 
 pub fn flow(snapshot: &Snapshot, flow: &FlowRecord) -> api::Flow {
     let side = |tuple: &crate::wire::Tuple, volume: Volume| api::Side {
@@ -41,7 +44,7 @@ pub fn flow(snapshot: &Snapshot, flow: &FlowRecord) -> api::Flow {
         replied: flow.replied,
         assured: flow.assured,
         // An id in a flow always resolves in the snapshot of its time; a watcher may look it up a reload later.
-        service: snapshot.service(flow.service).map_or_else(|| "-".to_owned(), |s| s.spec.name.clone()),
+        service: owner(snapshot, flow.service),
         server: snapshot.server(flow.server).map_or_else(|| "-".to_owned(), |s| s.name.clone()),
         method: flow.method.word().to_owned(),
         shard: flow.shard,
@@ -100,6 +103,10 @@ impl Shown<'_> {
             scheduler_flags: scheduler_flags(spec.scheduler_flags),
             persistence: spec.persistence.as_ref().map(persistence),
             one_packet: spec.one_packet,
+            pool: nat::pool_of(spec),
+            proxy_protocol: spec.proxy_protocol.map(|version| version.word().to_owned()),
+            syn_proxy: spec.syn_proxy.word().to_owned(),
+            new_flows_per_second: spec.new_flows_per_second,
         }
     }
 
@@ -193,6 +200,16 @@ pub fn server_of<'a>(service: &'a Service, name: &str) -> Result<&'a Arc<Server>
     })
 }
 
+pub fn endpoints(tuple: &Tuple) -> api::Endpoints {
+    api::Endpoints {
+        proto: tuple.protocol.name().to_owned(),
+        src: tuple.src.ip(),
+        dst: tuple.dst.ip(),
+        sport: tuple.sport,
+        dport: tuple.dport,
+    }
+}
+
 fn volume(volume: Volume) -> api::Volume {
     api::Volume { packets: volume.packets, bytes: volume.bytes }
 }
@@ -282,6 +299,7 @@ pub fn drops(stats: &Stats) -> Vec<api::Drops> {
         reason: reason.word().to_owned(),
         packets: stats.drops(reason),
         meaning: reason.sentence().to_owned(),
+        shortage: reason.is_shortage(),
     };
     DropReason::ALL.iter().map(one).collect()
 }
@@ -361,8 +379,10 @@ fn service_id(snapshot: &Snapshot, name: &str) -> Result<ServiceId, Fault> {
         let of = |server: &Arc<Server>| snapshot.service(server.service).cloned();
         all_servers(snapshot).filter_map(of).find(|service| service.spec.name == name).map(|service| service.id)
     };
-    live.or_else(retired).ok_or_else(|| {
-        let known: Vec<&str> = snapshot.live.iter().map(|service| service.spec.name.as_str()).collect();
+    live.or_else(retired).or_else(|| nat::masquerade_id(snapshot, name)).ok_or_else(|| {
+        let services = snapshot.live.iter().map(|service| service.spec.name.as_str());
+        let masquerades = snapshot.pools.live.iter().map(|masquerade| masquerade.spec.name.as_str());
+        let known: Vec<&str> = services.chain(masquerades).collect();
         Fault::new(FaultCode::NotFound, format!("no service is named {name:?}; there are: {}", known.join(", ")))
     })
 }

@@ -6,7 +6,7 @@ use super::shard::{Sharding, place_of};
 use super::{Engine, EngineConfig};
 use crate::flow::{Marks, Sender, track};
 use crate::forward::{self, icmp_error, tunnel_error};
-use crate::service::{Method, Server, ServerId};
+use crate::service::{Method, PoolUse, Server, ServerId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, PacketBuf, Tuple, View, decrement_ttl, icmp};
@@ -63,7 +63,7 @@ impl Engine {
         icmp_error::translate(buf, view, &about, sender, &quoted);
         if (sender, method) == (Sender::Client, Method::Masquerade) && self.snapshot.pools.of(about.reply.src).is_some()
         {
-            return self.turn_error_back(now, buf);
+            return self.turn_error_back(buf);
         }
         if self.snapshot.spec.is_hop {
             decrement_ttl(buf.packet_mut());
@@ -73,13 +73,11 @@ impl Engine {
 
     /// An error about a packet from one inside host to another by an outside address (RFC 5508 REQ-7): it has left the one's
     /// flow, and goes on to the other's.
-    fn turn_error_back(&mut self, now: Instant, buf: &mut PacketBuf) -> Verdict {
+    fn turn_error_back(&self, buf: &mut PacketBuf) -> Verdict {
         let Ok(view) = View::parse(buf.packet()) else { return Verdict::Drop(DropReason::IcmpNoFlow) };
-        let EngineConfig { seed, shards, shard, .. } = self.config;
-        match place_of(&self.snapshot, buf, &view, Sharding { seed, shards }) {
-            place if place == shard => self.translate_error(now, buf, &view),
-            place => Verdict::Elsewhere(place),
-        }
+        let EngineConfig { seed, shards, .. } = self.config;
+        let place = place_of(&self.snapshot, buf, &view, Sharding { seed, shards });
+        self.turn(buf, place)
     }
 
     /// Whether an echo message of this tuple is of a session through a masquerade, or begins one (RFC 5508 REQ-1). Answers that
@@ -87,7 +85,9 @@ impl Engine {
     pub(super) fn is_query(&self, kind: icmp::Kind, tuple: &Tuple) -> bool {
         match kind {
             icmp::Kind::EchoRequest { .. } => self.leaves_by_pool(tuple.src, tuple.dst),
-            icmp::Kind::EchoReply { .. } => self.snapshot.pools.of(tuple.dst).is_some(),
+            icmp::Kind::EchoReply { .. } => {
+                self.snapshot.pools.of(tuple.dst).is_some_and(|pool| pool.usage != PoolUse::Fullnat)
+            }
             _ => false,
         }
     }

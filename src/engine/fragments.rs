@@ -1,10 +1,10 @@
 //! The engine's part in fragments: what is done with the first one is done with all. See [`crate::flow::Fragments`].
 
 use super::Engine;
-use super::shard::is_of_pool;
+use super::shard::{is_of_pool, place_of_port};
 use crate::flow::{Bounds, Fate, Later};
 use crate::forward::{self, Action, echo};
-use crate::service::{Method, ServerId, owner_of_port};
+use crate::service::{Method, ServerId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{PacketBuf, Tuple, View, ipv4_id};
@@ -90,7 +90,9 @@ impl Engine {
         if self.config.shards <= 1 || !is_of_pool(&self.snapshot, (tuple.src, tuple.dst), tuple.dport) {
             return None;
         }
-        Some(owner_of_port(tuple.dport, self.config.shards)).filter(|owner| *owner != self.config.shard)
+        let of = (tuple.protocol, tuple.dport);
+        let owner = place_of_port(&self.snapshot, (tuple.src, tuple.dst), of, self.sharding());
+        Some(owner).filter(|owner| *owner != self.config.shard)
     }
 
     /// What is to be handed over to this very shard is decided on here.
@@ -122,7 +124,7 @@ impl Engine {
                     ipv4_id(buf.packet_mut(), id);
                 }
                 match (verdict, on) {
-                    (Verdict::Forward, Some(shard)) => Verdict::Elsewhere(shard),
+                    (Verdict::Forward, Some(shard)) => self.turn(buf, shard),
                     (verdict, _) => verdict,
                 }
             }

@@ -18,11 +18,11 @@
 //! goes there is delivered. A packet that would come in a third time is dropped.
 
 use super::admit::next_random;
-use super::{Engine, Refusal};
+use super::{Engine, Refusal, Sharding, place_of_port, shard_of};
 use crate::command::FlowChange;
 use crate::flow::{Flow, FlowId, InsertError, Marks, Owner, Sender, TcpState, track};
-use crate::forward::masquerade::{Endpoint, Kind, MappingId, Wanted};
-use crate::service::{Filtering, Masquerade, Method, PoolUse, ServiceId, Snapshot, owner_of_port};
+use crate::forward::masquerade::{Endpoint, Kind, MappingId, Unsolicited, Wanted};
+use crate::service::{Filtering, Masquerade, Method, PoolUse, ServiceId, Snapshot};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, tcp};
@@ -45,11 +45,14 @@ impl Engine {
         view: &View,
         tuple: &Tuple,
     ) -> Option<Result<(FlowId, Sender), Verdict>> {
-        if self.snapshot.pools.is_empty() {
+        if !self.snapshot.pools.has_addresses() {
             return None;
         }
         let kind = Kind::of(tuple.protocol)?;
         let snapshot = self.snapshot.clone();
+        if let Some(home) = self.home_of(&snapshot, tuple) {
+            return Some(Err(Verdict::Elsewhere(home)));
+        }
         if let Some(masquerade) = masquerade_of(&snapshot, tuple) {
             let begun = self.go_out(now, buf, view, (masquerade, kind), tuple);
             return Some(begun.map(|id| (id, Sender::Client)));
@@ -64,6 +67,15 @@ impl Engine {
         };
         let begun = self.come_in(now, buf, view, (masquerade, kind), tuple);
         Some(begun.map(|id| (id, Sender::Server)))
+    }
+
+    /// The shard of the inside host that a packet without a flow comes from, if that is another one: this one was asked first,
+    /// since the host is a server as well.
+    fn home_of(&self, snapshot: &Snapshot, tuple: &Tuple) -> Option<u16> {
+        let is_inside = masquerade_of(snapshot, tuple).is_some() || snapshot.pools.is_forwarded_to(tuple.src);
+        let sharding = Sharding { seed: self.config.seed, shards: self.config.shards };
+        let home = shard_of(tuple.src, sharding);
+        (is_inside && self.config.shards > 1 && home != self.config.shard).then_some(home)
     }
 
     /// An inside host begins a flow.
@@ -120,8 +132,11 @@ impl Engine {
         }
         let (outside, remote) = ((tuple.dst, tuple.dport), (tuple.src, tuple.sport));
         let forwarded = self.snapshot.pools.forward_to(outside, tuple.protocol);
-        if forwarded.is_none() {
-            self.lets_in(masquerade, kind, outside, remote).map_err(Verdict::Drop)?;
+        if forwarded.is_none()
+            && let Err(reason) = self.lets_in(masquerade, kind, outside, remote)
+        {
+            self.note_unsolicited(now, buf, view, tuple);
+            return Err(Verdict::Drop(reason));
         }
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, outside.0));
@@ -143,25 +158,34 @@ impl Engine {
     }
 
     /// The mapping that a packet from outside may begin a flow by.
-    fn lets_in(
+    pub(super) fn lets_in(
         &self,
         masquerade: Option<&Masquerade>,
         kind: Kind,
         outside: Endpoint,
-        _remote: Endpoint,
+        remote: Endpoint,
     ) -> Result<MappingId, DropReason> {
         let mapping = self.mappings.at_outside(outside, kind).ok_or(DropReason::NoMapping)?;
         let filtering = masquerade.map_or(Filtering::AddressPort, |masquerade| masquerade.spec.filtering);
-        match filtering {
-            Filtering::Endpoint => {}
-            Filtering::Address | Filtering::AddressPort => return Err(DropReason::Filtered),
+        let is_let_in = match filtering {
+            Filtering::Endpoint => true,
+            Filtering::Address => self.mappings.has_peer(mapping, remote.0),
+            // Whoever has been sent to has a flow.
+            Filtering::AddressPort => false,
+        };
+        if !is_let_in {
+            return Err(DropReason::Filtered);
         }
         if self.mappings.is_open(mapping) { Ok(mapping) } else { Err(DropReason::Unanswered) }
     }
 
     fn enter_masqueraded(&mut self, now: Instant, planned: &Planned) -> Result<FlowId, Verdict> {
-        let &Planned { mapping, original, reply, masquerade, opener } = planned;
-        let is_hairpin = self.is_translated(original.dst);
+        let &Planned { mapping, mut original, mut reply, masquerade, opener } = planned;
+        // The identifier of a query stands for both ports, on each side its own (RFC 5508 section 3.2).
+        if original.protocol.is_icmp() {
+            (original.dport, reply.sport) = (original.sport, reply.dport);
+        }
+        let is_hairpin = self.snapshot.pools.is_mapped(original.dst);
         let marks = if is_hairpin { Marks::HAIRPIN } else { Marks::NONE };
         let method = Method::Masquerade as u8;
         let owner = Owner { service: masquerade.0, server: u32::MAX, method, one_way: false, marks };
@@ -169,6 +193,9 @@ impl Engine {
             Ok(id) => {
                 self.table.set_mapping(id, mapping);
                 self.mappings.start(mapping, opener == Sender::Client);
+                if opener == Sender::Client {
+                    self.note_peer(id);
+                }
                 if let Some(masquerade) = self.snapshot.pools.masquerade(masquerade) {
                     masquerade.state.start();
                 }
@@ -186,9 +213,44 @@ impl Engine {
         }
     }
 
+    /// The inside host has sent to the remote end of a flow: the mapping lets in what else comes from there.
+    fn note_peer(&mut self, id: FlowId) {
+        let flow = self.table.flow(id);
+        let masquerade = self.snapshot.pools.masquerade(ServiceId(flow.owner.service));
+        if masquerade.is_some_and(|masquerade| masquerade.spec.filtering == Filtering::Address) {
+            self.mappings.note_peer(flow.mapping, flow.original().dst);
+            self.table.mark(id, Marks::PEER);
+        }
+    }
+
+    /// A packet from outside was not let in. If it is a SYN, its sender is told so later on.
+    fn note_unsolicited(&mut self, now: Instant, buf: &PacketBuf, view: &View, tuple: &Tuple) {
+        let max = self.snapshot.spec.limits.unsolicited_syns;
+        if matches!(view.transport, Transport::Tcp(_)) && !self.unsolicited.note(now, tuple, view, buf.packet(), max) {
+            self.stats.syns_unanswered += 1;
+        }
+    }
+
+    /// Answers SYNs whose time has come, unless there is a flow by now.
+    pub(super) fn answer_unsolicited(&mut self, now: Instant) {
+        while let Some(Unsolicited { tuple, view, mut packet, .. }) = self.unsolicited.next(now) {
+            if self.table.lookup(&tuple).is_some() {
+                continue;
+            }
+            let (reason, refusal) = (DropReason::NoMapping, Refusal::PortUnreachable);
+            if let Verdict::Refuse(_) = self.refuse(now, &mut packet, &view, reason, refusal, tuple.dst) {
+                self.stats.refused += 1;
+                self.released.push_back(packet);
+            }
+        }
+    }
+
     /// Gives up what a flow of a masquerade has used.
     pub(super) fn end_masqueraded(&mut self, now: Instant, flow: &Flow) {
         let until = now + self.snapshot.spec.quarantine;
+        if flow.owner.marks.has(Marks::PEER) {
+            self.mappings.forget_peer(flow.mapping, flow.original().dst);
+        }
         self.mappings.end(flow.mapping, has_sent(flow), until);
         if let Some(masquerade) = self.snapshot.pools.masquerade(ServiceId(flow.owner.service)) {
             masquerade.state.end();
@@ -237,6 +299,7 @@ impl Engine {
         // From the start it is one that inside has sent in, if inside begins it.
         if sender == Sender::Client && !had_sent && change != FlowChange::New {
             self.mappings.answer(mapping);
+            self.note_peer(id);
         }
         if before != after || change == FlowChange::New {
             self.tell(now, change, id);
@@ -259,7 +322,9 @@ impl Engine {
     /// The shard that a translated packet of this flow comes in to again; `None`: it goes out.
     pub(super) fn turns_to(&self, flow: &Flow, sender: Sender) -> Option<u16> {
         let is_turned = sender == Sender::Client && flow.owner.marks.has(Marks::HAIRPIN) && is_masqueraded(flow);
-        is_turned.then(|| owner_of_port(flow.reply().sport, self.config.shards))
+        let to = flow.reply();
+        let sharding = Sharding { seed: self.config.seed, shards: self.config.shards };
+        is_turned.then(|| place_of_port(&self.snapshot, (to.dst, to.src), (to.protocol, to.sport), sharding))
     }
 
     /// A translated packet goes to that shard, which may be this one.
@@ -300,11 +365,6 @@ impl Engine {
         }
         assert!(flows.is_empty(), "flows without a mapping: {flows:?}");
     }
-
-    /// Whether what is sent to `addr` is translated here, if it is anybody's.
-    fn is_translated(&self, addr: Addr) -> bool {
-        self.snapshot.pools.of(addr).is_some_and(|pool| pool.usage != PoolUse::Fullnat)
-    }
 }
 
 /// Whether the flow is of a masquerade.
@@ -313,7 +373,7 @@ pub(super) fn is_masqueraded(flow: &Flow) -> bool {
 }
 
 /// The masquerade that a packet without a flow goes out by. What is for a service, or for the gateway's host, does not.
-fn masquerade_of<'a>(snapshot: &'a Snapshot, tuple: &Tuple) -> Option<&'a Masquerade> {
+pub(super) fn masquerade_of<'a>(snapshot: &'a Snapshot, tuple: &Tuple) -> Option<&'a Masquerade> {
     let masquerade = snapshot.pools.masquerade_for(tuple.src, tuple.dst)?;
     let is_own =
         snapshot.is_vip(tuple.dst) || snapshot.is_local(tuple.dst) || snapshot.spec.own_addresses.contains(&tuple.dst);

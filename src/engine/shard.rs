@@ -1,9 +1,11 @@
 //! Which shard a packet belongs to, so that both directions of a flow meet in one. It follows from the packet alone.
 //!
 //! * To a VIP: the client's, its source.
+//! * From an inside host of a masquerade to the outside, or from one that ports are forwarded to: the host's, its source. Where
+//!   that host is a server as well, the packet may be its answer to a client: the client's shard is asked first, and hands over
+//!   what it does not know.
+//! * To a forwarded port: that of the inside host.
 //! * To an address of a pool: that which owns the port ([`owner_of_port`]), since it gave it away.
-//! * From an inside host of a masquerade to the outside: the host's, its source. Where that host is a server as well, the
-//!   packet may be its answer to a client: the client's shard is asked first, and hands over what it does not know.
 //! * Any other: an answer of a server, so its destination's.
 //!
 //! * A fragment to a pool, whose later ones have no port: that of its source. There the first one tells whose they all are, and
@@ -15,7 +17,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::service::{Snapshot, owner_of_port};
 use crate::wire::outer::parse_quoted_outer;
-use crate::wire::{Addr, PacketBuf, Transport, View, icmp};
+use crate::wire::{Addr, PacketBuf, Protocol, Transport, View, icmp};
 
 /// How shards are told apart: by what secret, and how many there are.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +36,29 @@ pub fn place_of(snapshot: &Snapshot, buf: &PacketBuf, view: &View, sharding: Sha
     if let Transport::Icmp(icmp::Kind::Error) = view.transport
         && let Some((inner, ports)) = quoted_in_error(snapshot, buf, view)
     {
-        return place_between(snapshot, (inner.dst, inner.src), ports.map(|(sport, _)| sport), sharding);
+        let ends = (inner.dst, inner.src);
+        return match ports {
+            Some((sport, _)) => place_of_port(snapshot, ends, (inner.protocol, sport), sharding),
+            None => place_between(snapshot, ends, None, sharding),
+        };
     }
-    place_between(snapshot, (view.src, view.dst), view.ports().map(|tuple| tuple.dport), sharding)
+    match view.ports() {
+        Some(tuple) => place_of_port(snapshot, (view.src, view.dst), (tuple.protocol, tuple.dport), sharding),
+        None => place_between(snapshot, (view.src, view.dst), None, sharding),
+    }
+}
+
+/// As [`place_of`], of a packet between these addresses to this port of a protocol, which may be forwarded.
+pub fn place_of_port(
+    snapshot: &Snapshot,
+    (src, dst): (Addr, Addr),
+    (protocol, port): (Protocol, u16),
+    sharding: Sharding,
+) -> u16 {
+    match snapshot.pools.forward_to((dst, port), protocol) {
+        Some((inside, _)) if !is_outbound(snapshot, src, dst) => shard_of(inside, sharding),
+        _ => place_between(snapshot, (src, dst), Some(port), sharding),
+    }
 }
 
 /// As [`place_of`], of a packet between these addresses to this port, or with this identifier of an ICMP query.
@@ -54,18 +76,25 @@ pub(super) fn is_of_pool(snapshot: &Snapshot, (src, dst): (Addr, Addr), port: u1
     is_in_use && !is_outbound(snapshot, src, dst)
 }
 
-/// Whether a packet is from an inside host to the outside, and can be no answer of a server.
-fn is_outbound(snapshot: &Snapshot, src: Addr, dst: Addr) -> bool {
-    !snapshot.is_server(src) && snapshot.pools.masquerade_for(src, dst).is_some()
-}
-
 /// The far endpoint of a packet from `src` to `dst`: whose flow it is.
 ///
 /// Where the client is itself a VIP or a server (a program on the gateway, a server that uses its own cluster), the addresses
 /// of a packet do not tell which end is which: all such flows share one answer.
 pub fn client_between(snapshot: &Snapshot, src: Addr, dst: Addr) -> Addr {
-    let client = if snapshot.is_vip(dst) || is_outbound(snapshot, src, dst) { src } else { dst };
+    let is_outbound = is_outbound(snapshot, src, dst);
+    let client = if snapshot.is_vip(dst) || is_outbound { src } else { dst };
+    if is_outbound && !snapshot.is_vip(dst) {
+        return client;
+    }
     if snapshot.is_vip(client) || snapshot.is_server(client) { Addr::UNSPECIFIED } else { client }
+}
+
+/// Whether a packet from `src` to `dst` goes out by a mapping for all that the addresses tell. A server's may be an answer to a
+/// client, but not to an address that is no client's.
+fn is_outbound(snapshot: &Snapshot, src: Addr, dst: Addr) -> bool {
+    let pools = &snapshot.pools;
+    (pools.masquerade_for(src, dst).is_some() || pools.is_forwarded_to(src))
+        && (!snapshot.is_server(src) || pools.is_mapped(dst))
 }
 
 /// The packet that an error quotes, and its ports.

@@ -230,7 +230,7 @@ impl Fragments {
         }
         let Some(entry) = self.entries.get_mut(&key) else { return Later::Refused };
         self.held_bytes += buf.len();
-        entry.held.push(PacketBuf::from_packet(buf.packet()));
+        entry.held.push(buf.compact());
         Later::Held
     }
 

@@ -102,6 +102,8 @@ impl Marks {
     pub const HAIRPIN: Marks = Marks(32);
     /// Its ends count bytes, or time, differently.
     pub const SHIFTED: Marks = Marks(64);
+    /// Its mapping lets in others from the address of its remote end.
+    pub const PEER: Marks = Marks(1 << 15);
 
     #[inline]
     pub const fn has(self, mark: Marks) -> bool {

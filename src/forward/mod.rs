@@ -48,6 +48,11 @@ pub fn plan_again(server: &Server, planned: Tuple, random: u64, attempt: u16) ->
     }
 }
 
+/// As [`plan_again`], for a tuple of a flow that a helper has announced: the one that its opener does not know yet.
+pub fn other_port(method: Method, planned: Tuple, random: u64, attempt: u16) -> Option<Tuple> {
+    (!method.is_one_way()).then(|| nat::other_source_port(planned, random, attempt))
+}
+
 /// What is done to the packets of a flow from one of its ends. Plain data: what it needs besides is the server's record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {

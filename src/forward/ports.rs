@@ -142,8 +142,13 @@ impl PortSet {
 
     /// Ports that are not free, in ascending order.
     pub fn taken(&self) -> impl Iterator<Item = u16> + '_ {
-        let places = (0..self.slice.places()).filter(|place| !self.is_free(*place));
+        let places = (0..self.slice.places()).filter(|place| !self.is_set(*place));
         places.filter_map(|place| self.slice.port(place))
+    }
+
+    /// Whether this port is free; those of others are not.
+    pub fn is_free(&self, port: u16) -> bool {
+        self.place(port).is_some_and(|place| self.is_set(place))
     }
 
     /// Takes a free port; `random` decides which. `None`: there is none.
@@ -160,14 +165,14 @@ impl PortSet {
 
     /// Takes this port; `false`: it is not free, or not one of these.
     pub fn take_this(&mut self, port: u16) -> bool {
-        let Some(place) = self.slice.place(port).filter(|place| self.is_free(*place)) else { return false };
+        let Some(place) = self.place(port).filter(|place| self.is_set(*place)) else { return false };
         self.clear(place);
         true
     }
 
     /// Gives a port back. `false`: it is none of these, or was not taken.
     pub fn give(&mut self, port: u16) -> bool {
-        let Some(place) = self.slice.place(port).filter(|place| !self.is_free(*place)) else { return false };
+        let Some(place) = self.place(port).filter(|place| !self.is_set(*place)) else { return false };
         self.set(place);
         true
     }
@@ -197,7 +202,7 @@ impl PortSet {
         Some(at * 64 + nth_set(bits, (random >> 16) as u32 % bits.count_ones()))
     }
 
-    fn is_free(&self, place: usize) -> bool {
+    fn is_set(&self, place: usize) -> bool {
         self.free[place / 64] >> (place % 64) & 1 != 0
     }
 

@@ -210,6 +210,12 @@ impl Gateway {
         usize::from(engine::place_between(&self.snapshot.load(), addresses, Some(dport), self.sharding()))
     }
 
+    /// The same of a packet with this tuple.
+    pub fn shard_of_tuple(&self, tuple: &Tuple) -> usize {
+        let (ends, port) = ((tuple.src, tuple.dst), (tuple.protocol, tuple.dport));
+        usize::from(engine::place_of_port(&self.snapshot.load(), ends, port, self.sharding()))
+    }
+
     fn sharding(&self) -> Sharding {
         Sharding { seed: self.seed, shards: self.shards.len() as u16 }
     }
@@ -246,6 +252,8 @@ impl Gateway {
                     break;
                 }
                 engine.handle_timeout(now);
+                drop(engine);
+                self.flush_shard(shard);
             }
         }
     }

@@ -211,10 +211,10 @@ impl Pools {
         self.live.iter().any(|masquerade| masquerade.spec.from.iter().any(|net| net.contains(addr)))
     }
 
-    /// Whether nothing is translated to, or by, an address of a pool.
+    /// Whether there is an address that something is translated to.
     #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.by_address.is_empty()
+    pub fn has_addresses(&self) -> bool {
+        !self.by_address.is_empty()
     }
 
     /// The inside endpoint that a forwarded port of an outside address leads to.
@@ -239,6 +239,12 @@ impl Pools {
         forwards
             .filter(|forward| forward.protocols.list().contains(&protocol))
             .find_map(|forward| forward.outside_of(port))
+    }
+
+    /// Whether what is sent to `addr` is for mappings.
+    #[inline]
+    pub fn is_mapped(&self, addr: Addr) -> bool {
+        self.of(addr).is_some_and(|pool| pool.usage != PoolUse::Fullnat)
     }
 
     /// Whether ports are forwarded to `addr`.

@@ -194,6 +194,14 @@ impl HelperKind {
             HelperKind::Tftp => "tftp",
         }
     }
+
+    /// The protocol of what it reads, and of the flows that it announces.
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            HelperKind::Ftp => Protocol::TCP,
+            HelperKind::Tftp => Protocol::UDP,
+        }
+    }
 }
 
 /// A real server as configured.

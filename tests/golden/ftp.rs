@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use gatun::command::{Command, FlowFilter};
 use gatun::engine::Engine;
+use gatun::flow::Sender;
 use gatun::service::{HelperKind, Limits, Method, Passive, PortRange, Protocols, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
@@ -634,6 +635,27 @@ fn announcements_are_bounded_and_the_oldest_go() {
         }
     }
     assert_eq!(ports(&engine), (3014..3030).collect::<Vec<_>>());
+    // They are told in slices: none twice, and what is over not at all.
+    let told = |now: Instant| {
+        let (mut all, mut slices, mut cursor) = (Vec::new(), 0, Some(0));
+        while let Some(from) = cursor {
+            let slice;
+            (slice, cursor) = engine.expected_flows(now, from, 5);
+            assert!(slice.len() <= 5);
+            all.extend(slice);
+            slices += 1;
+        }
+        (all, slices)
+    };
+    let (all, slices) = told(Instant::from_secs(1));
+    assert_eq!(all.iter().map(|e| e.dport).collect::<Vec<_>>(), ports(&engine));
+    assert_eq!(slices, 4);
+    let first = &all[0];
+    assert_eq!((first.remaining, first.opener), (Duration::from_secs(59), Sender::Server));
+    assert_eq!((first.helper, first.method), (Some(HelperKind::Ftp), Method::Nat));
+    let by = first.by.expect("the connection is there");
+    assert_eq!((by.src, by.sport, by.dport), (first.dst, 40000, 21));
+    assert!(told(Instant::from_secs(60)).0.is_empty());
 }
 
 #[test]

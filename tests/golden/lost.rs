@@ -12,7 +12,7 @@ use gatun::wire::{Addr, Encapsulation, Protocol, Tuple, unwrap};
 use crate::gateway::{Gateway, find};
 use crate::support::oracle::{self, Decoded};
 use crate::support::packet::{ACK, Build, FIN, RST, SYN, tcp, udp};
-use crate::{Net, ftp};
+use crate::{Net, ftp, fullnat};
 
 /// The gateway's end of tunnels.
 fn source(net: Net) -> Addr {
@@ -31,6 +31,7 @@ fn by(net: Net, method: Method) -> Gateway {
 fn set_method(net: Net, spec: &mut SnapshotSpec, name: &str, method: Method) {
     find(spec, name).method = method;
     find(spec, name).tunnel = Encapsulation::Ipip;
+    find(spec, name).pool = fullnat::pool_of(net);
     for server in &mut find(spec, name).servers {
         if method.is_one_way() {
             server.port = None;
@@ -131,7 +132,7 @@ fn the_server_of_a_one_way_method_is_told_by_the_way_of_its_packets() {
 #[test]
 fn a_client_that_has_no_answer_yet_comes_to_another_server() {
     for (net, method) in
-        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| (net, *method)))
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES.iter().map(move |method| (net, *method)))
     {
         for policy in [None, Some(FlowPolicy::Reset), Some(FlowPolicy::Reschedule)] {
             let mut gateway = by(net, method);
@@ -148,7 +149,7 @@ fn a_client_that_has_no_answer_yet_comes_to_another_server() {
 #[test]
 fn a_datagram_moves_at_once() {
     for (net, method) in
-        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| (net, *method)))
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES.iter().map(move |method| (net, *method)))
     {
         for swept in [true, false] {
             let mut gateway = by(net, method);

@@ -6,11 +6,15 @@ mod support;
 
 mod cluster;
 mod conntrack;
+mod filtering;
+mod forwards;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
+mod ftp_fullnat;
 mod fullnat;
 mod gateway;
+mod hairpin;
 mod hop;
 mod icmp;
 mod lost;
@@ -22,14 +26,17 @@ mod one_packet;
 mod one_way;
 mod overlaps;
 mod passive;
+mod pools;
 mod probe;
 mod proxy_protocol;
+mod queries;
 mod rates;
 mod refusal;
 mod reload;
 mod rfc_timers;
 mod rfc_tunnel;
 mod spoofed;
+mod syn_proxy;
 mod tcp_states;
 mod tftp;
 
@@ -101,6 +108,11 @@ fn malformed_packets() {
 }
 
 #[test]
+fn icmp_through_masquerades() {
+    run(queries::rows);
+}
+
+#[test]
 fn spoofed_sources() {
     run(spoofed::rows);
 }
@@ -113,6 +125,11 @@ fn overlapping_fragments() {
 #[test]
 fn thresholds() {
     run(cluster::rows);
+}
+
+#[test]
+fn syn_proxy() {
+    run(syn_proxy::rows);
 }
 
 #[test]
@@ -148,7 +165,9 @@ fn every_reason_to_drop_has_a_row() {
             rates::rows,
             npt::rows,
             overlaps::rows,
+            queries::rows,
             spoofed::rows,
+            syn_proxy::rows,
         ];
         for rows in all {
             for row in rows(&net) {

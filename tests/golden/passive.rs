@@ -7,10 +7,10 @@ use gatun::service::{Method, Passive, PortRange, ServerState};
 use gatun::verdict::Verdict;
 use gatun::wire::{Addr, Encapsulation, PacketBuf};
 
-use crate::Net;
 use crate::gateway::{Gateway, find};
 use crate::support::oracle;
 use crate::support::packet::{ACK, Build, IcmpError, RST, SYN, icmp_error, tcp, udp};
+use crate::{Net, fullnat};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOST_UNREACHABLE: [IcmpError; 2] = [IcmpError::Raw(3, 1, [0; 4]), IcmpError::Raw(1, 3, [0; 4])];
@@ -25,6 +25,7 @@ fn gateway(net: Net, method: Method, fall: u32) -> Gateway {
             let service = find(spec, name);
             service.passive = Some(Passive { fall, hold: 10 * SECOND });
             (service.method, service.tunnel) = (method, Encapsulation::Ipip);
+            service.pool = fullnat::pool_of(net);
             for server in &mut service.servers {
                 server.port = (!method.is_one_way()).then_some(if name == "web" { 8080 } else { 53 });
             }
@@ -78,7 +79,7 @@ fn a_refused_connection_is_a_failure_and_an_answered_one_ends_the_row() {
 #[test]
 fn a_syn_that_comes_again_goes_to_another_server() {
     for (net, method) in
-        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| (net, *method)))
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES.iter().map(move |method| (net, *method)))
     {
         let mut gateway = gateway(net, method, 1);
         let first = gateway.connect(1, 1).expect("served");
@@ -173,15 +174,13 @@ fn error(gateway: &mut Gateway, packet: &Build, kind: IcmpError) -> Result<std::
     assert_eq!(verdict, Verdict::Forward);
     let sent = oracle::complete(&sent);
     let quoted = oracle::decode(&sent).expect("a packet");
-    let outer = quoted.protocol == 4 || quoted.protocol == 41;
-    let to = if outer { quoted.src } else { packet.src.ip() };
-    gateway.send(&icmp_error((gateway.net.inner_router().ip(), 0), (to, 0), kind, &sent))
+    gateway.send(&icmp_error((gateway.net.inner_router().ip(), 0), (quoted.src, 0), kind, &sent))
 }
 
 #[test]
 fn an_error_about_the_server_is_a_failure_unless_it_answers() {
     for (net, method) in
-        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| (net, *method)))
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES.iter().map(move |method| (net, *method)))
     {
         let name = format!("{net:?} {method:?}");
         let unreachable = HOST_UNREACHABLE[usize::from(!net.is_v4())];

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use gatun::command::{Command, FlowFilter, Outcome, ProbeFault};
+use gatun::command::{Command, FlowFilter, FlowRecord, Outcome, ProbeFault};
 use gatun::engine::Engine;
 use gatun::flow::Marks;
 use gatun::service::{Method, PortRange, Protocols, ServerId, Snapshot, SnapshotSpec};
@@ -12,10 +12,10 @@ use gatun::timeouts::Timeouts;
 use gatun::verdict::{DropReason, Verdict};
 use gatun::wire::{Addr, PacketBuf, Protocol, Tuple};
 
-use crate::Net;
 use crate::support::oracle;
 use crate::support::packet::{ACK, Build, IcmpError, SYN, icmp_error, tcp, udp};
 use crate::support::world::{self, ServiceSpecExt, addr, service};
+use crate::{Net, fullnat};
 
 const NOW: Instant = Instant::ZERO;
 /// Flows in the table at most.
@@ -29,14 +29,14 @@ fn own(net: Net, port: u16) -> SocketAddr {
 /// TCP 80 and UDP 53 by `method` to two servers, which have a port of their own where that can be.
 fn spec(net: Net, method: Method) -> SnapshotSpec {
     let vip = net.vip(0).ip().to_string();
-    let port = (method == Method::Nat).then_some(8080);
+    let port = (!method.is_one_way()).then_some(8080);
     let servers = [net.rs(1, 0).ip().to_string(), net.rs(2, 0).ip().to_string()];
     let add =
         |name: &str, at, protocols| {
             let mut service = service(name, &vip, PortRange::single(at), protocols)
                 .server(&servers[0], port, 1)
                 .server(&servers[1], port, 1);
-            service.method = method;
+            (service.method, service.pool) = (method, fullnat::pool_of(net));
             service.servers[1].max_connections = Some(1);
             service
         };
@@ -60,9 +60,7 @@ impl World {
     }
 
     fn every() -> impl Iterator<Item = World> {
-        Net::BOTH
-            .into_iter()
-            .flat_map(|net| Method::OF_SERVICES[..3].iter().map(move |method| World::new(net, *method)))
+        Net::BOTH.into_iter().flat_map(|net| Method::OF_SERVICES.iter().map(move |method| World::new(net, *method)))
     }
 
     fn name(&self) -> String {
@@ -98,10 +96,29 @@ impl World {
         (verdict, buf)
     }
 
-    /// What the probe's server sends back to `to`.
-    fn answer(&self, to: SocketAddr) -> Build {
-        let from = if self.method == Method::Nat { self.net.rs(2, 8080) } else { self.net.vip(80) };
-        tcp(from, to).flags(SYN | ACK).seq(5000, 1001)
+    /// As whom the server knows the probe from `own`.
+    fn seen_as(&self, own: SocketAddr) -> SocketAddr {
+        let (flows, _) = self.engine.flows(NOW, 0, 2000);
+        let is_it = |flow: &&FlowRecord| (flow.original.src.ip(), flow.original.sport) == (own.ip(), own.port());
+        match flows.iter().find(is_it) {
+            Some(flow) => (flow.reply.dst.ip(), flow.reply.dport).into(),
+            None if self.method == Method::Fullnat => fullnat::pool(self.net, 0, 5000),
+            None => own,
+        }
+    }
+
+    /// What becomes of a packet that nobody waits for.
+    fn unexpected(&self) -> Verdict {
+        match self.method {
+            Method::Fullnat => Verdict::Refuse(DropReason::NoService),
+            _ => Verdict::Pass,
+        }
+    }
+
+    /// What the server of the probe from `own` sends back.
+    fn answer(&self, own: SocketAddr) -> Build {
+        let from = if self.method.is_one_way() { self.net.vip(80) } else { self.net.rs(2, 8080) };
+        tcp(from, self.seen_as(own)).flags(SYN | ACK).seq(5000, 1001)
     }
 
     /// That a packet on its way to the second server goes there.
@@ -202,13 +219,17 @@ fn nobody_else_gets_in() {
         let (net, name, id) = (world.net, world.name(), world.server(0));
         let me = own(net, 61002);
         // Before there is a probe: what comes for its port is the host's, and its address is nothing special.
-        assert_eq!(world.device(&world.answer(me)).0, Verdict::Pass, "{name}");
+        assert_eq!(world.device(&world.answer(me)).0, world.unexpected(), "{name}");
         assert_eq!(world.probe(&tcp(me, net.vip(80)).syn()).0, Verdict::Drop(DropReason::ProbeEnded), "{name}");
         world.begin(world.tuple(61002), id);
         // A stranger at every address but the server's, and at the server's other ports.
         for from in [net.stranger(80), net.client(80), net.rs(1, 8080), net.rs(2, 81), net.vip(81)] {
-            let verdict = world.device(&tcp(from, me).flags(SYN | ACK).seq(5000, 1001)).0;
-            assert_eq!(verdict, Verdict::Pass, "{name}: from {from}");
+            let to = world.seen_as(me);
+            let verdict = world.device(&tcp(from, to).flags(SYN | ACK).seq(5000, 1001)).0;
+            // Nobody asks the gateway under its own address.
+            let is_forged = from == net.vip(81) && world.method == Method::Fullnat;
+            let expected = if is_forged { Verdict::Drop(DropReason::SpoofedSource) } else { world.unexpected() };
+            assert_eq!(verdict, expected, "{name}: from {from}");
         }
         // From the device nothing is a probe's, whatever it says of its source.
         let spoofed = world.device(&tcp(me, net.vip(80)).syn()).0;
@@ -323,7 +344,7 @@ fn errors_about_a_probe_come_to_it() {
         let (verdict, out) = world.probe(&question);
         assert_eq!(verdict, Verdict::Forward, "{name}");
         let sent = if world.method == Method::Tunnel { question.bytes() } else { out.packet().to_vec() };
-        let error = icmp_error(net.rs(2, 0), me, IcmpError::PortUnreachable, &sent);
+        let error = icmp_error(net.rs(2, 0), world.seen_as(me), IcmpError::PortUnreachable, &sent);
         let (verdict, told) = world.device(&error);
         assert_eq!(verdict, Verdict::Deliver, "{name}");
         let quoted = &told.packet()[if net.is_v4() { 28 } else { 48 }..];

@@ -17,6 +17,11 @@ const ASK_AGAIN: i64 = 1_000_000;
 /// How long it waits before it connects again.
 const AGAIN: i64 = 50_000;
 
+thread_local! {
+    /// Milliseconds, for timestamps.
+    static CLOCK: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
 pub struct Host {
     pub addresses: Vec<IpAddr>,
     interface: Interface,
@@ -107,6 +112,22 @@ impl Host {
         self.programs.push(Program::Ask { socket, at, to, left: questions, asked: None });
     }
 
+    /// Before anything is sent: connections get so much room, and timestamps by a server's clock or a client's.
+    pub fn prepare(&mut self, room: usize, has_clock: Option<bool>) {
+        for program in &mut self.programs {
+            let (Program::Web { socket, .. } | Program::Get { socket, .. }) = program else { continue };
+            self.sockets.remove(*socket);
+            let buffer = || tcp::SocketBuffer::new(vec![0; room]);
+            let mut with_room = tcp::Socket::new(buffer(), buffer());
+            with_room.set_tsval_generator(has_clock.map(|is_server| match is_server {
+                // It wraps within a few seconds.
+                true => (|| CLOCK.get().wrapping_add(u32::MAX - 3000)) as fn() -> u32,
+                false => || CLOCK.get().wrapping_mul(10),
+            }));
+            *socket = self.sockets.add(with_room);
+        }
+    }
+
     pub fn receive(&mut self, packet: Vec<u8>) {
         self.queue.arrived.push_back(packet);
     }
@@ -114,6 +135,7 @@ impl Host {
     /// Lets stack and programs do what they can at `now`; returns what is sent.
     pub fn poll(&mut self, now: i64) -> Vec<Vec<u8>> {
         let time = Instant::from_micros(now);
+        CLOCK.set((now / 1000) as u32);
         loop {
             self.interface.poll(time, &mut self.queue, &mut self.sockets);
             let mut busy = false;

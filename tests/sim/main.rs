@@ -40,6 +40,26 @@ fn transfers_survive_bad_links_and_reloads() {
 }
 
 #[test]
+fn transfers_survive_when_clients_are_asked_first() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a seed is a number"));
+    let seeds = match number("GATUN_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("GATUN_SEEDS").unwrap_or(SEEDS)).collect::<Vec<u64>>(),
+    };
+    let (mut proven, mut asked_again) = (0, 0);
+    for &seed in &seeds {
+        let _guard = SayOnPanic(seed);
+        let mut network = Network::with_a_syn_proxy(seed);
+        network.run();
+        let (sent, taken, created) = network.cookies();
+        assert!(taken >= network.connections && sent >= taken && created >= taken, "{sent} {taken} {created}");
+        proven += taken;
+        asked_again += sent - taken;
+    }
+    assert!(proven > 0 && (seeds.len() == 1 || asked_again > 0), "nothing was lost");
+}
+
+#[test]
 fn no_client_hangs_when_a_server_dies() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a seed is a number"));
     let seeds = match number("GATUN_SEED") {

@@ -11,7 +11,7 @@ use gatun::command::{Command, Extent, Only, Outcome};
 use gatun::engine::{Engine, EngineConfig};
 use gatun::service::{
     Passive, PortRange, Protocols, ProxyProtocol, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot,
-    SnapshotSpec,
+    SnapshotSpec, SynProxy,
 };
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
@@ -38,7 +38,10 @@ pub struct Network {
     reloads: Vec<i64>,
     scheduler: SchedulerKind,
     proxy_protocol: Option<ProxyProtocol>,
+    syn_proxy: SynProxy,
     death: Option<Death>,
+    /// TCP connections that clients make, if none breaks.
+    pub connections: u64,
 }
 
 /// A server that dies without a word, and when its checks notice.
@@ -79,7 +82,7 @@ impl Network {
             jitter: rng.i64(1..10_000),
         };
         let scheduler = SchedulerKind::ALL[rng.usize(..SchedulerKind::ALL.len())];
-        let snapshot = Snapshot::build(spec(scheduler, &[1; SERVERS], None), None).expect("valid");
+        let snapshot = Snapshot::build(spec((scheduler, SynProxy::Auto), &[1; SERVERS], None), None).expect("valid");
         let config = EngineConfig { shard: 0, shards: 1, max_flows: 256, seed: [seed, 1] };
         let mut network = Network {
             now: 0,
@@ -92,7 +95,9 @@ impl Network {
             reloads: (0..4).map(|_| rng.i64(100_000..8_000_000)).collect(),
             scheduler,
             proxy_protocol: None,
+            syn_proxy: SynProxy::Auto,
             death: None,
+            connections: 0,
             rng,
         };
         network.start_clients();
@@ -109,7 +114,7 @@ impl Network {
         network.death = Some(Death { server, at, noticed, is_noticed: false });
         // A reload could leave the dead one alone.
         network.reloads.clear();
-        network.swap(spec(network.scheduler, &[1; SERVERS], passive));
+        network.swap(spec((network.scheduler, network.syn_proxy), &[1; SERVERS], passive));
         network.hosts.iter_mut().for_each(|host| host.persists = true);
         network
     }
@@ -119,10 +124,31 @@ impl Network {
         let mut network = Network::new(seed);
         network.proxy_protocol = Some(version);
         network.hosts[CLIENTS..].iter_mut().for_each(|host| host.is_told = Some(version));
-        let mut spec = spec(network.scheduler, &[1; SERVERS], None);
+        let mut spec = spec((network.scheduler, network.syn_proxy), &[1; SERVERS], None);
         network.tell(&mut spec);
         network.swap(spec);
         network
+    }
+
+    /// With servers that hear of a connection only once its client is proven. Most hosts have timestamps, and large windows.
+    pub fn with_a_syn_proxy(seed: u64) -> Network {
+        let mut network = Network::new(seed);
+        network.syn_proxy = SynProxy::Always;
+        let spec = spec((network.scheduler, network.syn_proxy), &[1; SERVERS], None);
+        let next = Snapshot::build(spec, Some(network.engine.snapshot())).expect("valid");
+        network.engine.apply(Instant::ZERO, Command::Swap(Arc::new(next)));
+        let has_clocks = seed % 4 != 0;
+        for (n, host) in network.hosts.iter_mut().enumerate() {
+            let room = 1 << network.rng.u32(12..19);
+            host.prepare(room, has_clocks.then_some(n >= CLIENTS));
+        }
+        network
+    }
+
+    /// Cookies sent, cookies proven, flows created.
+    pub fn cookies(&self) -> (u64, u64, u64) {
+        let stats = self.engine.stats();
+        (stats.cookies_sent, stats.cookies_proven, stats.flows_created)
     }
 
     /// Until every transfer is done, and then until every flow is gone.
@@ -282,7 +308,7 @@ impl Network {
         self.reloads.retain(|at| *at > self.now);
         let mut weights: [u32; SERVERS] = std::array::from_fn(|_| self.rng.u32(..4));
         weights[self.rng.usize(..SERVERS)] = 1;
-        let mut spec = spec(self.scheduler, &weights, None);
+        let mut spec = spec((self.scheduler, self.syn_proxy), &weights, None);
         self.tell(&mut spec);
         if self.rng.bool() {
             for service in &mut spec.services {
@@ -313,6 +339,7 @@ impl Network {
                 for _ in 0..self.rng.usize(1..4) {
                     let (at, len) = (self.rng.i64(0..6_000_000), self.rng.usize(1..40_000));
                     self.hosts[client].get(at, local, SocketAddr::new(vip, 80), len);
+                    self.connections += 1;
                     local += 1;
                 }
                 let (at, questions) = (self.rng.i64(0..3_000_000), self.rng.u32(1..20));
@@ -345,7 +372,11 @@ fn server_addresses(n: usize) -> [String; 2] {
 }
 
 /// A web service and an echo service on each VIP, both on other ports than the servers'.
-fn spec(scheduler: SchedulerKind, weights: &[u32; SERVERS], passive: Option<Passive>) -> SnapshotSpec {
+fn spec(
+    (scheduler, syn_proxy): (SchedulerKind, SynProxy),
+    weights: &[u32; SERVERS],
+    passive: Option<Passive>,
+) -> SnapshotSpec {
     let addr = |text: &str| Addr::from(text.parse::<IpAddr>().expect("an address"));
     let service = |(family, vip): (usize, &&str), name: &str, port: u16, server_port: u16, protocols: Protocols| {
         let server = |(n, weight): (usize, &u32)| ServerSpec {
@@ -361,6 +392,7 @@ fn spec(scheduler: SchedulerKind, weights: &[u32; SERVERS], passive: Option<Pass
             ports: PortRange::single(port),
             protocols,
             scheduler,
+            syn_proxy,
             passive,
             servers: weights.iter().enumerate().map(server).collect(),
             ..ServiceSpec::default()

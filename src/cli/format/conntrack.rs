@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use crate::control::api::{Change, Flow, FlowEvent, Side};
 
 /// The version of conntrack-tools whose output this is; its summary lines name it.
-const TOOLS_VERSION: &str = "1.4.7";
+pub(super) const TOOLS_VERSION: &str = "1.4.7";
 
 /// What is shown besides the default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,7 +125,7 @@ fn echo_type(protonum: u8, reply: bool) -> Option<u8> {
 
 /// As glibc's `inet_ntop` has it, which libnetfilter_conntrack uses. It differs from Rust in one point: an address of
 /// the deprecated form `::a.b.c.d` (RFC 4291 section 2.5.5.1) is written so.
-struct Address(IpAddr);
+pub(super) struct Address(pub IpAddr);
 
 impl Display for Address {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

@@ -7,7 +7,8 @@
 //! one change, and every one of them gets the answer that the original would have given it.
 //!
 //! A service is found by protocol, address and port, whatever its name is: those of the configuration file are changed as
-//! well. What ipvsadm has no options for (checks, groups, a sorry server) stays as it is.
+//! well. What ipvsadm has no options for (checks, groups, a sorry server) stays as it is. So does `fullnat`, which is
+//! masquerading to ipvsadm: `-m` in a service by `fullnat` means that.
 
 use std::net::IpAddr;
 
@@ -80,7 +81,7 @@ impl Plan {
         keys.insert("protocol".to_owned(), protocol.word().into());
         keys.extend(service_keys(&settings).into_iter().filter(|(_, value)| !value.is_null()));
         self.edits.push(Edit::AddService { service: name.clone(), keys });
-        self.table.services.push(Service { name, settings, servers: Vec::new() });
+        self.table.services.push(Service { name, settings, servers: Vec::new(), is_fullnat: false });
         Ok(())
     }
 
@@ -124,13 +125,14 @@ impl Plan {
         if service.find(server.at).is_some() {
             return Err("Destination already exists".to_owned());
         }
-        let service = service.name.clone();
+        let (service, is_fullnat) = (service.name.clone(), service.is_fullnat);
         let address = address_of(key, server);
         let mut keys = Keys::new();
         keys.insert("address".to_owned(), address.clone().into());
-        keys.extend(server_keys(server).into_iter().filter(|(_, value)| !value.is_null()));
+        keys.extend(server_keys(server, is_fullnat).into_iter().filter(|(_, value)| !value.is_null()));
         self.edits.push(Edit::AddServer { service: service.clone(), keys });
-        let added = Server { name: address, settings: *server, counts: Counts::default() };
+        let is_fullnat = is_fullnat && server.forward == Forward::Masquerade;
+        let added = Server { name: address, settings: *server, counts: Counts::default(), is_fullnat };
         for line in self.lines(&service) {
             line.servers.push(added.clone());
         }
@@ -143,8 +145,8 @@ impl Plan {
         let service = self.table.find(key).ok_or(NOT_DEFINED)?;
         can_be_used(server)?;
         let before = service.find(server.at).ok_or(NO_DESTINATION)?;
-        let (service, name) = (service.name.clone(), before.name.clone());
-        let mut keys = changed(server_keys(&before.settings), server_keys(server));
+        let (service, name, is_fullnat) = (service.name.clone(), before.name.clone(), service.is_fullnat);
+        let mut keys = changed(server_keys(&before.settings, is_fullnat), server_keys(server, is_fullnat));
         if keys.is_empty() {
             return Ok(());
         }
@@ -304,9 +306,10 @@ fn duration(seconds: u32) -> Value {
     format!("{seconds}s").into()
 }
 
-/// Without the address; `null` where a setting is at its default.
-fn server_keys(server: &Real) -> Keys {
+/// Without the address; `null` where a setting is at its default. `is_fullnat`: of a service by `fullnat`.
+fn server_keys(server: &Real, is_fullnat: bool) -> Keys {
     let (method, tunnel) = match server.forward {
+        Forward::Masquerade if is_fullnat => ("fullnat", Value::Null),
         Forward::Masquerade => ("nat", Value::Null),
         Forward::Route => ("direct", Value::Null),
         Forward::Tunnel(Tunnel::Gue { port, .. }) => ("tunnel", format!("gue:{port}").into()),

@@ -90,6 +90,12 @@ impl<'a> Session<'a> {
                 for line in save::rules(&table, &Printer::new(&self.names, *numeric)) {
                     self.output.line(&line)?;
                 }
+                if table.services.iter().flat_map(|service| &service.servers).any(|server| server.is_fullnat) {
+                    complain(
+                        "servers by fullnat are saved as -m, and would come back by nat: ipvsadm has no option for them; \
+                         `gatun save` loses nothing",
+                    );
+                }
                 Ok(0)
             }
             Command::Zero(key) => self.zero(key.as_ref()),

@@ -28,6 +28,8 @@ pub struct Service {
     pub name: String,
     pub settings: Virtual,
     pub servers: Vec<Server>,
+    /// What IPVS calls masquerading is `fullnat` there, unless a server says otherwise.
+    pub is_fullnat: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +37,8 @@ pub struct Server {
     pub name: String,
     pub settings: Real,
     pub counts: Counts,
+    /// Shown as masquerading: IPVS has no word for it.
+    pub is_fullnat: bool,
 }
 
 /// What was counted, and what goes on per second.
@@ -104,7 +108,7 @@ impl Service {
 }
 
 /// The lines of one of the gateway's services: one for each of its protocols.
-fn services(service: &api::Service) -> Vec<Service> {
+pub fn services(service: &api::Service) -> Vec<Service> {
     let Some((address, ports)) = listen(&service.listen) else { return Vec::new() };
     let protocols: &[Protocol] = match service.protocol.as_str() {
         "tcp" => &[Protocol::Tcp],
@@ -125,6 +129,7 @@ fn services(service: &api::Service) -> Vec<Service> {
                 one_packet: service.one_packet && protocol == Protocol::Udp,
             },
             servers: service.servers.iter().map(|server| self::server(server, ports)).collect(),
+            is_fullnat: service.method == "fullnat",
         }
     };
     protocols.iter().map(line).collect()
@@ -198,6 +203,7 @@ fn server(server: &api::Server, ports: Ports) -> Server {
             ]
             .map(whole),
         },
+        is_fullnat: server.method == "fullnat",
     }
 }
 

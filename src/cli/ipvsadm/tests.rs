@@ -233,6 +233,37 @@ fn a_flow_is_a_connection() {
 }
 
 #[test]
+fn fullnat_is_masquerading_and_stays_what_it_is() {
+    let mut by_fullnat = server("a", "10.20.0.11", Some(8080));
+    by_fullnat.method = "fullnat".to_owned();
+    let service = |method: &str, servers: &[&api::Server]| {
+        let told = json!({ "name": "web", "listen": "203.0.113.10:80", "protocol": "tcp", "method": method,
+                           "scheduler": "wlc", "servers": servers });
+        serde_json::from_value::<api::Service>(told).unwrap()
+    };
+    let edits = |service: api::Service, line: &str| {
+        let mut table = Table::default();
+        table.services = super::table::services(&service);
+        let listed = super::list::services(&table, &List::default(), &Printer::numeric());
+        assert!(listed.contains("  -> 10.20.0.11:8080              Masq    1 "), "{listed}");
+        let mut plan = Plan::new(table);
+        plan.add(&parsed(line).unwrap()).unwrap();
+        serde_json::to_value(&plan.edits).unwrap()
+    };
+    // In a service by nat, only this server is.
+    for method in ["fullnat", "nat"] {
+        let edited = edits(service(method, &[&by_fullnat]), "-e -t 203.0.113.10:80 -r 10.20.0.11:8080 -m -w 7");
+        assert_eq!(edited[0]["keys"], json!({ "weight": 7 }), "{method}");
+    }
+    let added = edits(service("fullnat", &[&by_fullnat]), "-a -t 203.0.113.10:80 -r 10.20.0.12:8080 -m");
+    assert_eq!(added[0]["keys"]["method"], "fullnat");
+    let added = edits(service("fullnat", &[&by_fullnat]), "-a -t 203.0.113.10:80 -r 10.20.0.12 -g");
+    assert_eq!(added[0]["keys"]["method"], "direct");
+    let added = edits(service("nat", &[&by_fullnat]), "-a -t 203.0.113.10:80 -r 10.20.0.12:8080 -m");
+    assert_eq!(added[0]["keys"]["method"], "nat");
+}
+
+#[test]
 fn a_kept_client_is_a_template() {
     let mut plan = Plan::new(Table::default());
     for line in ["-A -u 203.0.113.10:53 -p", "-A -t [2001:db8:f::10]:0 -p"] {

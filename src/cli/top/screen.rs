@@ -9,6 +9,7 @@ use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, Table, TableState
 use super::{Sort, View};
 use crate::cli::format::number::{bits, duration, short};
 use crate::cli::server::state;
+use crate::cli::status::nat;
 use crate::control::api;
 
 /// Eighths of a cell's height, for sparklines within a line.
@@ -26,9 +27,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
     let drops = status.drops.len().min(DROPS_SHOWN) as u16;
     // Services have as much as they need, up to about half.
     let wanted = order.len() as u16 + 2;
-    let room = frame.area().height.saturating_sub(9 + drops);
+    let nat = nat::text(&status.nat);
+    let height = 4 + u16::from(nat.is_some());
+    let room = frame.area().height.saturating_sub(5 + height + drops);
     let [head, spark, list, servers, dropped, keys] = Layout::vertical([
-        Constraint::Length(4),
+        Constraint::Length(height),
         Constraint::Length(2),
         Constraint::Length(wanted.min(room.div_ceil(2).max(3))),
         Constraint::Min(0),
@@ -36,7 +39,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
         Constraint::Length(1),
     ])
     .areas(frame.area());
-    draw_head(frame, head, status, view.trouble.as_deref());
+    draw_head(frame, head, status, nat, view.trouble.as_deref());
     let history: Vec<u64> = history(view, "").collect();
     // The latest at the right.
     let shown = &history[history.len().saturating_sub(usize::from(spark.width))..];
@@ -59,7 +62,7 @@ pub(super) fn rates(service: &api::Service) -> api::Rates {
     sum
 }
 
-fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &api::Status, trouble: Option<&str>) {
+fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &api::Status, nat: Option<String>, trouble: Option<&str>) {
     let up = duration(std::time::Duration::from_secs(status.uptime));
     let device = status.device.as_ref().map(|device| format!(" on {}", device.name)).unwrap_or_default();
     let title = format!("gatun {}{device}, up {up}, generation {}", status.version, status.generation);
@@ -71,7 +74,7 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &api::Status, trouble: O
         Some(trouble) => Line::styled(trouble.to_owned(), Style::new().fg(Color::Red).add_modifier(Modifier::BOLD)),
         None => Line::raw("new flows per second"),
     };
-    let lines = vec![
+    let mut lines = vec![
         Line::styled(title, bold),
         Line::raw(format!(
             "flows {} of {} ({full:.1} %), {} new/s",
@@ -86,8 +89,9 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &api::Status, trouble: O
             short(rates.packets_to_client),
             bits(rates.bytes_to_client)
         )),
-        last,
     ];
+    lines.extend(nat.map(Line::raw));
+    lines.push(last);
     frame.render_widget(Paragraph::new(lines), area);
 }
 
@@ -314,6 +318,25 @@ DROPPED
  q quit  ↑↓ choose  tab services/servers  s sort: configured";
         let shown = screen(&view(), 124, 18);
         assert_eq!(shown, expected, "\n{shown}");
+    }
+
+    #[test]
+    fn masquerades_have_a_line_of_the_head() {
+        let mut with_nat = status(1.0);
+        with_nat.nat = serde_json::from_value(json!({
+            "masquerades": [{"name": "lan", "from": [], "except": [], "to": [], "ports": "*", "prefix": null,
+                             "filtering": "endpoint", "helpers": [], "max_mappings": 1, "flows": 23, "mappings": 17}],
+            "pools": [{"address": "203.0.113.100", "ports": "*", "usage": "masquerade", "users": ["lan"],
+                       "user_count": 1, "retired": false, "in_use": 500, "quarantined": 0, "size": 1000, "fullest": 500}],
+            "forwards": [], "quarantine": 5,
+        }))
+        .unwrap();
+        let mut view = View::new();
+        view.take(Ok(with_nat));
+        let shown = screen(&view, 124, 20);
+        let expected = "masquerades 1, mappings 17; addresses 1, the fullest 203.0.113.100: 50.0 % taken";
+        assert_eq!(shown.lines().nth(3), Some(expected), "{shown}");
+        assert_eq!(shown.lines().nth(4), Some("new flows per second"), "{shown}");
     }
 
     #[test]

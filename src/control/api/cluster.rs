@@ -40,7 +40,7 @@ pub struct Server {
     /// `null`: the port the client asked for.
     pub port: Option<u16>,
     pub weight: u32,
-    /// `nat`, `direct` or `tunnel`.
+    /// `nat`, `fullnat`, `direct` or `tunnel`.
     pub method: String,
     /// How packets are wrapped: `ipip`, `gue`; `null` for other methods.
     pub tunnel: Option<String>,
@@ -119,6 +119,18 @@ pub struct Service {
     pub persistence: Option<Persistence>,
     #[serde(default)]
     pub one_packet: bool,
+    /// The addresses that flows by `fullnat` go on from; empty where there are none.
+    #[serde(default)]
+    pub pool: Vec<IpAddr>,
+    /// `v1`, `v2`; `null`: servers are not told who the client is.
+    #[serde(default)]
+    pub proxy_protocol: Option<String>,
+    /// `auto`, `always`, `never`.
+    #[serde(default = "auto")]
+    pub syn_proxy: String,
+    /// `null`: no limit of its own.
+    #[serde(default)]
+    pub new_flows_per_second: Option<u32>,
 }
 
 /// How clients are kept with their servers.
@@ -130,6 +142,10 @@ pub struct Persistence {
     pub netmask: u8,
     /// Bits of an IPv6 address that name a client.
     pub prefix: u8,
+}
+
+fn auto() -> String {
+    "auto".to_owned()
 }
 
 fn yes() -> bool {

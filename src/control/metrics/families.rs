@@ -53,7 +53,8 @@ impl Collector for Seen {
         self.table(&mut out)?;
         self.packets(&mut out)?;
         self.services(&mut out)?;
-        self.servers(&mut out)
+        self.servers(&mut out)?;
+        self.nat(&mut out)
     }
 }
 
@@ -150,6 +151,48 @@ impl Seen {
     }
 }
 
+impl Seen {
+    fn nat(&self, out: &mut Out<'_>) -> fmt::Result {
+        let api::Nat { masquerades, pools, .. } = &self.status.nat;
+        // By prefix there is no state, and so nothing to count.
+        let counted: Vec<&api::Masquerade> = masquerades.iter().filter(|of| of.prefix.is_none()).collect();
+        if !counted.is_empty() {
+            let of = |value: fn(&api::Masquerade) -> u64| -> Samples<'_> {
+                counted.iter().map(|of| (vec![("masquerade", of.name.as_str())], value(of))).collect()
+            };
+            out.gauge("gatun_masquerade_flows", "Flows of a masquerade.", of(|masquerade| masquerade.flows))?;
+            out.gauge("gatun_masquerade_mappings", "Mappings of a masquerade.", of(|masquerade| masquerade.mappings))?;
+        }
+        // Nothing but forwarded ports: they are never given away.
+        let pools: Vec<(String, &api::Pool)> =
+            pools.iter().filter(|pool| pool.usage != "forward").map(|pool| (pool.address.to_string(), pool)).collect();
+        if pools.is_empty() {
+            return Ok(());
+        }
+        let labels = |(address, pool)| -> Labels<'_> {
+            let (address, pool): (&'_ String, &'_ api::Pool) = (address, pool);
+            vec![("address", address.as_str()), ("method", pool.usage.as_str())]
+        };
+        let mut ports = Samples::new();
+        for (address, pool) in &pools {
+            for (state, count) in [("in_use", pool.in_use), ("quarantined", pool.quarantined)] {
+                let mut labels = labels((address, *pool));
+                labels.push(("state", state));
+                ports.push((labels, count));
+            }
+        }
+        let help = "Ports of an address of a pool that are given away, or rest before they serve again.";
+        out.gauge("gatun_pool_ports", help, ports)?;
+        let of = |value: fn(&api::Pool) -> u64| -> Samples<'_> {
+            pools.iter().map(|(address, pool)| (labels((address, pool)), value(pool))).collect()
+        };
+        let help = "Ports of an address of a pool that could be given away, for what it has been used for so far.";
+        out.gauge("gatun_pool_ports_limit", help, of(|pool| pool.size))?;
+        let help = "What is taken of the part of an address's ports that most is taken of, in thousandths.";
+        out.gauge("gatun_pool_fullest", help, of(|pool| u64::from(pool.fullest)))
+    }
+}
+
 /// The families that services and servers have in common.
 fn traffic(prefix: &str, whose: &str, groups: &[(Labels<'_>, Vec<api::Server>)], out: &mut Out<'_>) -> fmt::Result {
     type Value = fn(&api::Server) -> u64;
@@ -206,7 +249,12 @@ fn help(counter: &str) -> &'static str {
         "resets" => "RSTs sent to the ends of such flows.",
         "rst_ignored" => "RSTs that did not fit their flow and did not end it.",
         "icmp_errors" => "ICMP errors that were translated, both ways.",
+        "cookies_sent" => "SYNs that were answered by a SYN cookie.",
+        "cookies_proven" => "SYN cookies that clients acknowledged, so that a server was asked.",
         "fragments_held" => "Fragments that had to wait for their first one.",
+        "syns_unanswered" => {
+            "SYNs from outside that nobody inside waits for, never answered since too many waited for that."
+        }
         "helper_skipped" => "Segments that a helper did not read, because it had too many connections.",
         "events_lost" => "Flow events that nobody took in time.",
         _ => "A counter of the engines.",

@@ -36,6 +36,16 @@ pub fn html(status: &api::Status) -> String {
             ["Server", "Weight", "Active", "Inactive", "Admitted", "New/s", "Bytes/s to server", "Bytes/s to client"];
         table(&mut page, &heads, service.servers.iter().map(server));
     }
+    let api::Nat { masquerades, pools, .. } = &status.nat;
+    if !masquerades.is_empty() {
+        line(&mut page, "<h2>Masquerades</h2>");
+        table(&mut page, &["Masquerade", "From", "To", "Flows", "Mappings"], masquerades.iter().map(masquerade));
+    }
+    if !pools.is_empty() {
+        line(&mut page, "<h2>Pools</h2>");
+        let heads = ["Address", "Ports", "For", "In use", "Quarantine", "Size", "Fullest"];
+        table(&mut page, &heads, pools.iter().map(pool));
+    }
     if !status.drops.is_empty() {
         line(&mut page, "<h2>Dropped packets</h2>");
         let row = |drops: &api::Drops| vec![escape(&drops.reason), drops.packets.to_string(), escape(&drops.meaning)];
@@ -54,6 +64,26 @@ fn server(server: &api::Server) -> Vec<String> {
         format!("{:.1}", server.rates.flows),
         format!("{:.0}", server.rates.bytes_to_server),
         format!("{:.0}", server.rates.bytes_to_client),
+    ]
+}
+
+fn masquerade(masquerade: &api::Masquerade) -> Vec<String> {
+    let api::Masquerade { name, from, to, prefix, flows, mappings, .. } = masquerade;
+    let pool = || to.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let to = prefix.clone().unwrap_or_else(pool);
+    let figure = |figure: &u64| if prefix.is_some() { "-".to_owned() } else { figure.to_string() };
+    vec![escape(name), from.join(", "), to, figure(flows), figure(mappings)]
+}
+
+fn pool(pool: &api::Pool) -> Vec<String> {
+    vec![
+        pool.address.to_string(),
+        pool.ports.clone(),
+        format!("{} {}", pool.usage, escape(&pool.users.join(", "))),
+        pool.in_use.to_string(),
+        pool.quarantined.to_string(),
+        pool.size.to_string(),
+        format!("{:.1} %", f64::from(pool.fullest) / 10.0),
     ]
 }
 

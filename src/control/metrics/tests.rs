@@ -7,7 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::control::context::About;
 use crate::io::Gateway;
-use crate::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
+use crate::service::{
+    MasqueradeSpec, Network, PoolSpec, PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot,
+    SnapshotSpec,
+};
 use crate::verdict::DropReason;
 use crate::wire::{Addr, PacketBuf};
 
@@ -28,6 +31,12 @@ fn control() -> Arc<Control> {
             scheduler: SchedulerKind::Rr,
             servers: vec![server(1, 1), server(2, 3)],
             ..ServiceSpec::default()
+        }],
+        masquerades: vec![MasqueradeSpec {
+            name: "lan".to_owned(),
+            from: vec![Network { address: Addr::from_v4([10, 21, 0, 0]), len: 24 }],
+            pool: PoolSpec { addresses: vec![Addr::from_v4([203, 0, 113, 100])], ..PoolSpec::default() },
+            ..MasqueradeSpec::default()
         }],
         ..SnapshotSpec::default()
     };
@@ -93,6 +102,10 @@ fn the_format_is_right_and_the_values_are_those_of_the_engines() {
         (r#"gatun_server_flows{service="web",server="rs\"1\\",state="inactive"}"#, 2),
         (r#"gatun_server_flows_admitted_total{service="web",server="rs\"2\\"}"#, 1),
         (r#"gatun_server_weight{service="web",server="rs\"2\\"}"#, 3),
+        (r#"gatun_masquerade_mappings{masquerade="lan"}"#, 0),
+        (r#"gatun_pool_ports{address="203.0.113.100",method="masquerade",state="in_use"}"#, 0),
+        (r#"gatun_pool_ports{address="203.0.113.100",method="masquerade",state="quarantined"}"#, 0),
+        (r#"gatun_pool_ports_limit{address="203.0.113.100",method="masquerade"}"#, 0),
     ];
     for (name, value) in rows {
         assert_eq!(samples.get(name), Some(&f64::from(value)), "{name}");
@@ -130,6 +143,7 @@ async fn http() {
     assert!(metrics.to_lowercase().contains("content-type: application/openmetrics-text; version=1.0.0"), "{metrics}");
     assert!(metrics.contains("\ngatun_flows 3\n"), "{metrics}");
     let page = get(address, "/").await;
+    assert!(page.contains("<td>lan</td><td>10.21.0.0/24</td><td>203.0.113.100</td>"), "{page}");
     assert!(page.contains("203.0.113.10:80") && page.contains("rs&quot;1"), "{page}");
     assert!(get(address, "/other").await.starts_with("HTTP/1.1 404"));
     server.abort();

@@ -70,6 +70,7 @@ fn drops(received: &receive::Received) -> Vec<Drops> {
             reason: reason.word().to_owned(),
             packets,
             meaning: reason.sentence().to_owned(),
+            shortage: reason.is_shortage(),
         })
         .collect()
 }

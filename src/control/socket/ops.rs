@@ -1,5 +1,7 @@
 //! What a client can ask for. `docs/CONTROL-API.md` shows every operation with an example.
 
+mod lists;
+
 use std::io;
 use std::sync::Arc;
 
@@ -15,7 +17,6 @@ use crate::control::context::{Control, Told, What};
 use crate::control::drain;
 use crate::control::explain::{Question, ask_gateway};
 use crate::control::view;
-use crate::service::Persisted;
 
 /// Events that go to a watcher in one write.
 const EVENTS_PER_WRITE: usize = 256;
@@ -56,9 +57,9 @@ pub(super) async fn perform(
             Ok(zeroed) => out.ok(&api::Zeroed { zeroed }),
             Err(fault) => return Ok(Err(fault)),
         },
-        Request::PersistenceList {} => list_kept(control, out).await?,
+        Request::PersistenceList {} => lists::kept(control, out).await?,
         Request::ConntrackList { filter } => match view::filter(&control.gateway().snapshot(), &filter) {
-            Ok(filter) => list(control, &filter, out).await?,
+            Ok(filter) => lists::flows(control, &filter, out).await?,
             Err(fault) => return Ok(Err(fault)),
         },
         Request::ConntrackWatch { filter } => match view::filter(&control.gateway().snapshot(), &filter) {
@@ -73,6 +74,12 @@ pub(super) async fn perform(
         Request::ConntrackFlush {} => {
             out.ok(&api::Deleted { deleted: delete_all(control, &FlowFilter::default()).await });
         }
+        Request::ConntrackExpect {} => lists::expected(control, out).await?,
+        Request::NatMappings { filter } => match view::MappingFilter::new(&control.gateway().snapshot(), &filter) {
+            Ok(filter) => lists::mappings(control, &filter, out).await?,
+            Err(fault) => return Ok(Err(fault)),
+        },
+        Request::NatPools {} => out.ok(&control.nat()),
         Request::Explain { proto, src, dst, sport, dport, tcp_flags } => {
             match Question::new(&proto, (src, sport), (dst, dport), tcp_flags.as_deref()) {
                 Ok(question) => out.ok(&ask_gateway(control.gateway(), question)),
@@ -173,59 +180,6 @@ async fn watch_servers(
             }
         }
     }
-}
-
-/// Sends the flow table slice by slice; the lock of a shard is held for one slice only.
-async fn list(control: &Control, filter: &FlowFilter, out: &mut Out) -> io::Result<()> {
-    let gateway = control.gateway();
-    let mut shown = 0;
-    for shard in gateway.shards() {
-        let mut cursor = Some(0);
-        while let Some(from) = cursor {
-            let flows;
-            (flows, cursor) = shard.lock().flows(gateway.now(), from, out.limits.slice);
-            let snapshot = gateway.snapshot();
-            for flow in flows.iter().filter(|flow| filter.matches(flow)) {
-                out.item(&view::flow(&snapshot, flow));
-                shown += 1;
-            }
-            out.flush().await?;
-            // A client that reads fast must not keep the others waiting.
-            tokio::task::yield_now().await;
-        }
-    }
-    out.ok(&api::Shown { shown });
-    Ok(())
-}
-
-/// Sends the clients that persistence keeps, a slice per lock hold. Services of a group share theirs: they are told once.
-async fn list_kept(control: &Control, out: &mut Out) -> io::Result<()> {
-    let gateway = control.gateway();
-    let snapshot = gateway.snapshot();
-    let mut told: Vec<&Arc<Persisted>> = Vec::new();
-    let mut shown = 0;
-    for service in &snapshot.live {
-        let Some(table) = &service.persisted else { continue };
-        if service.spec.group.is_some() {
-            if told.iter().any(|other| Arc::ptr_eq(other, table)) {
-                continue;
-            }
-            told.push(table);
-        }
-        let mut cursor = Some(0);
-        while let Some(from) = cursor {
-            let entries;
-            (entries, cursor) = table.entries(gateway.now(), from, out.limits.slice);
-            for entry in &entries {
-                out.item(&view::kept_client(service, entry));
-                shown += 1;
-            }
-            out.flush().await?;
-            tokio::task::yield_now().await;
-        }
-    }
-    out.ok(&api::Shown { shown });
-    Ok(())
 }
 
 /// Tells events until the client goes or asks something else.
@@ -364,7 +318,10 @@ mod tests {
             proptest::sample::select(api::OPS).prop_map(Value::from),
         ];
         leaf.prop_recursive(3, 24, 6, |inner| {
-            let key = prop_oneof![".{0,4}", "(v|op|filter|proto|src|dst|sport|state|server|service|config)"];
+            let key = prop_oneof![
+                ".{0,4}",
+                "(v|op|filter|proto|src|dst|sport|state|server|service|config|inside|outside|masquerade)"
+            ];
             prop_oneof![
                 proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
                 proptest::collection::hash_map(key, inner, 0..6)
@@ -391,8 +348,11 @@ mod tests {
                 fields.insert("v".to_owned(), api::VERSION.into());
                 fields.insert("op".to_owned(), op.into());
                 fields.insert("filter".to_owned(), filter);
-                if let Ok(Request::ConntrackList { filter }) = parse(value.to_string().as_bytes()) {
-                    let _ = view::filter(&crate::service::Snapshot::default(), &filter);
+                let snapshot = crate::service::Snapshot::default();
+                match parse(value.to_string().as_bytes()) {
+                    Ok(Request::ConntrackList { filter }) => drop(view::filter(&snapshot, &filter)),
+                    Ok(Request::NatMappings { filter }) => drop(view::MappingFilter::new(&snapshot, &filter)),
+                    _ => {}
                 }
             }
         }

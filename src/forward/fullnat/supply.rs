@@ -69,6 +69,22 @@ impl Supply {
         Some(port)
     }
 
+    /// Takes this port; `false`: it is not free, or not one of these.
+    pub fn take_this(&mut self, port: u16) -> bool {
+        let taken = match &mut self.ports {
+            Ports::Many(set) => return set.take_this(port),
+            Ports::Few(taken) => taken,
+        };
+        let is_free = self.slice.place(port).is_some() && !taken.contains(&port);
+        if is_free {
+            taken.push(port);
+            if taken.len() > MANY {
+                self.ports = Ports::Many(set_of(self.slice, taken));
+            }
+        }
+        is_free
+    }
+
     pub fn give(&mut self, port: u16) {
         let known = match &mut self.ports {
             Ports::Few(taken) => remove(taken, port),

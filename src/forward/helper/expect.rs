@@ -51,25 +51,31 @@ pub struct Expectation {
     pub client: Addr,
     pub vip: Addr,
     pub server: Addr,
+    /// What the server knows the client by.
+    pub peer: Addr,
     /// The port at the end that does not open the flow: the server's if the client does, the VIP's if the server does.
     /// `None`: the one at which the first packet shows the other side of it.
     pub port: Option<u16>,
+    /// The client's own port, if the server opens the flow and knows it by another one.
+    pub client_port: Option<u16>,
     pub deadline: Instant,
 }
 
 impl Expectation {
-    /// Original and reply tuple of the flow that begins with a packet of this tuple.
+    /// Original and reply tuple of the flow that begins with a packet of this tuple. Where flows get a port of a pool, one that
+    /// the client opens has yet to get it: the reply tuple has the client's.
     pub fn tuples(&self, first: &Tuple) -> (Tuple, Tuple) {
         let Key { protocol, .. } = self.key;
         match self.opener {
             Sender::Client => {
                 let sport = self.port.unwrap_or(first.dport);
-                let reply = Tuple { src: self.server, dst: self.client, sport, dport: first.sport, protocol };
+                let reply = Tuple { src: self.server, dst: self.peer, sport, dport: first.sport, protocol };
                 (*first, reply)
             }
             Sender::Server => {
                 let dport = self.port.unwrap_or(first.sport);
-                let original = Tuple { src: self.client, dst: self.vip, sport: first.dport, dport, protocol };
+                let sport = self.client_port.unwrap_or(first.dport);
+                let original = Tuple { src: self.client, dst: self.vip, sport, dport, protocol };
                 (original, *first)
             }
         }
@@ -117,6 +123,11 @@ impl Expectations {
         self.all.values()
     }
 
+    /// Those from the number `cursor` on, each with its number, the oldest first. Numbers are never used again.
+    pub fn from(&self, cursor: u64) -> impl Iterator<Item = (u64, &Expectation)> {
+        self.all.range(cursor..).map(|(serial, expectation)| (*serial, expectation))
+    }
+
     /// What is known of a packet with this tuple.
     pub fn find(&self, now: Instant, tuple: &Tuple) -> Option<&Expectation> {
         let found = self.all.get(self.by_key.get(&Key::of(tuple))?)?;
@@ -127,6 +138,12 @@ impl Expectations {
     pub fn is_taken(&self, now: Instant, key: &Key, server: (Addr, Option<u16>)) -> bool {
         let found = self.by_key.get(key).and_then(|serial| self.all.get(serial));
         found.is_some_and(|found| found.deadline > now && (found.server, found.port) != server)
+    }
+
+    /// Whether anything is expected of these packets.
+    pub fn is_known(&self, now: Instant, key: &Key) -> bool {
+        let found = self.by_key.get(key).and_then(|serial| self.all.get(serial));
+        found.is_some_and(|found| found.deadline > now)
     }
 
     /// Adds one, in place of an older one of the same packets; at most `max` there may be.

@@ -23,14 +23,14 @@
 //!
 //! What cannot change goes on at once; the argument that will waits until it is whole (see [`super::sequence`]). An argument
 //! that does not end where it should goes on as it is. One that never ends is not delivered: with the connection's end it
-//! is no line. A client's argument does not change, since the server sees the client's own address, and never waits.
+//! is no line. Where the server sees the client's own address, a client's argument does not change, and never waits.
 
 use super::{Desk, Helper};
 use crate::flow::Sender;
-use crate::wire::Addr;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 
 /// Bytes of an argument at most. The longest that means something, an `EPRT` with an IPv6 address, has less than 64.
 const MAX_ARGUMENT: usize = 80;
@@ -41,8 +41,9 @@ const CR: u8 = b'\r';
 const LF: u8 = b'\n';
 
 /// One control connection.
-#[derive(Default)]
 pub struct Ftp {
+    /// Who sends commands.
+    client: Sender,
     commands: Commands,
     replies: Replies,
     /// The commands without an answer so far, the oldest first: whether they are passive ones.
@@ -51,11 +52,19 @@ pub struct Ftp {
     asks_tls: bool,
 }
 
+impl Ftp {
+    /// `client`: who sends commands.
+    pub fn new(client: Sender) -> Ftp {
+        let (commands, replies) = (Commands::default(), Replies::default());
+        Ftp { client, commands, replies, asked: VecDeque::new(), asks_tls: false }
+    }
+}
+
 impl Helper for Ftp {
     fn read(&mut self, sender: Sender, bytes: &[u8], desk: &mut Desk<'_>) {
-        match sender {
-            Sender::Client => self.read_commands(bytes, desk),
-            Sender::Server => self.read_replies(bytes, desk),
+        match sender == self.client {
+            true => self.read_commands(bytes, desk),
+            false => self.read_replies(bytes, desk),
         }
     }
 }
@@ -65,8 +74,8 @@ impl Helper for Ftp {
 enum Commands {
     /// In the word that begins the line.
     Word(Vec<u8>),
-    /// In an argument that matters.
-    Argument { of: Announces, text: Vec<u8> },
+    /// In an argument that matters; part of it has been taken out of earlier segments if `waits`.
+    Argument { of: Announces, text: Vec<u8>, waits: bool },
     /// In the rest of a line that does not.
     Rest,
 }
@@ -88,7 +97,9 @@ impl Default for Commands {
 
 impl Ftp {
     fn read_commands(&mut self, bytes: &[u8], desk: &mut Desk<'_>) {
-        for &byte in bytes {
+        // Where the argument begins in `bytes`.
+        let mut from = 0;
+        for (at, &byte) in bytes.iter().enumerate() {
             let is_end = byte == LF;
             match &mut self.commands {
                 Commands::Word(word) => match byte {
@@ -96,6 +107,7 @@ impl Ftp {
                     LF | b' ' => {
                         let word = std::mem::take(word).to_ascii_uppercase();
                         self.commands = self.command(&word, byte == b' ');
+                        from = at + 1;
                     }
                     // The longest word that is looked for has four letters.
                     _ if word.len() > 4 => {
@@ -104,36 +116,33 @@ impl Ftp {
                     }
                     _ => word.push(byte),
                 },
-                Commands::Argument { of, text } => match byte {
-                    CR | LF => {
-                        let announced = match of {
-                            Announces::Port => address_and_port(text),
-                            Announces::ExtendedPort => extended(text),
-                            Announces::Passive => None,
-                        };
-                        if *of == Announces::Passive
-                            && text.trim_ascii().eq_ignore_ascii_case(b"ALL")
-                            && let Some(last) = self.asked.back_mut()
-                        {
-                            *last = false;
-                        }
-                        if let Some((address, port)) = announced
-                            && Addr::from(address) == desk.client()
-                        {
-                            // RFC 959 section 3.2: the server's data port is the one before its control port.
-                            let control = desk.flow.original().dport;
-                            desk.expect_server(port, Some(control.wrapping_sub(1)).filter(|port| *port != 0));
-                        }
-                        self.commands = Commands::Rest;
+                Commands::Argument { text, .. } if !matches!(byte, CR | LF) && text.len() < MAX_ARGUMENT => {
+                    text.push(byte);
+                }
+                Commands::Argument { of, text, waits } => {
+                    let (of, waits, text) = (*of, *waits, std::mem::take(text));
+                    self.commands = Commands::Rest;
+                    if of == Announces::Passive
+                        && text.trim_ascii().eq_ignore_ascii_case(b"ALL")
+                        && let Some(last) = self.asked.back_mut()
+                    {
+                        *last = false;
                     }
-                    _ if text.len() == MAX_ARGUMENT => self.commands = Commands::Rest,
-                    _ => text.push(byte),
-                },
+                    let shown = if matches!(byte, CR | LF) { active(self.client, of, &text, desk) } else { None };
+                    put(desk, (from, at), byte, waits, text, shown);
+                }
                 Commands::Rest => {}
             }
             if is_end {
                 self.commands = Commands::default();
             }
+        }
+        let Commands::Argument { of: Announces::Port | Announces::ExtendedPort, text, waits } = &mut self.commands
+        else {
+            return;
+        };
+        if desk.is_hidden(self.client) && !text.is_empty() && !wait(desk, from..bytes.len(), waits) {
+            self.commands = Commands::Rest;
         }
     }
 
@@ -148,7 +157,7 @@ impl Ftp {
             b"EPSV" => Announces::Passive,
             _ => return Commands::Rest,
         };
-        if has_argument { Commands::Argument { of, text: Vec::new() } } else { Commands::Rest }
+        if has_argument { Commands::Argument { of, text: Vec::new(), waits: false } } else { Commands::Rest }
     }
 
     fn ask(&mut self, is_passive: bool) {
@@ -237,43 +246,20 @@ impl Ftp {
                         continue;
                     }
                     let (is_extended, waits, text) = (*is_extended, *waits, std::mem::take(text));
-                    let shown = passive(is_extended, &text, desk);
+                    let shown = passive(self.client.other(), is_extended, &text, desk);
                     self.replies.line = match (&shown, byte) {
                         (_, LF) => Line::default(),
                         (None, _) => Line::Text { is_extended },
                         (Some(_), _) => Line::Rest,
                     };
-                    match (shown, waits) {
-                        // What ends the argument comes with it: of a range of bytes there must be one.
-                        (shown, true) => {
-                            let mut text = shown.unwrap_or(text);
-                            text.push(byte);
-                            desk.replace(0..at + 1, text);
-                        }
-                        (Some(shown), false) if shown != text => desk.replace(from..at, shown),
-                        _ => {}
-                    }
+                    put(desk, (from, at), byte, waits, text, shown);
                 }
                 Line::Rest if byte == LF => self.replies.line = Line::default(),
                 Line::Rest => {}
             }
         }
-        self.wait(from, bytes.len(), desk);
-    }
-
-    /// What there is of an argument at the end of a segment waits for the rest.
-    fn wait(&mut self, from: usize, end: usize, desk: &mut Desk<'_>) {
         let Line::Argument { text, waits, .. } = &mut self.replies.line else { return };
-        if text.is_empty() {
-            return;
-        }
-        if *waits {
-            desk.replace(0..end, Vec::new());
-        } else if desk.has_room(2) {
-            // One for what waits, one for what comes in its place.
-            *waits = true;
-            desk.replace(from..end, Vec::new());
-        } else {
+        if desk.is_hidden(self.client.other()) && !text.is_empty() && !wait(desk, from..bytes.len(), waits) {
             self.replies.line = Line::Rest;
         }
     }
@@ -303,25 +289,77 @@ impl Ftp {
     }
 }
 
+/// What there is of an argument at the end of a segment, `range` of it, waits for the rest. `false`: there is no room for that.
+fn wait(desk: &mut Desk<'_>, range: Range<usize>, waits: &mut bool) -> bool {
+    if *waits {
+        desk.replace(0..range.end, Vec::new());
+    } else if desk.has_room(2) {
+        // One for what waits, one for what comes in its place.
+        *waits = true;
+        desk.replace(range, Vec::new());
+    } else {
+        return false;
+    }
+    true
+}
+
+/// Puts `shown` in place of an argument, which was `text`, and stands from `from` to the byte at `at` that ends it.
+fn put(desk: &mut Desk<'_>, (from, at): (usize, usize), end: u8, waits: bool, text: Vec<u8>, shown: Option<Vec<u8>>) {
+    match (shown, waits) {
+        // What ends the argument comes with it: of a range of bytes there must be one.
+        (shown, true) => {
+            let mut text = shown.unwrap_or(text);
+            text.push(end);
+            desk.replace(0..at + 1, text);
+        }
+        (Some(shown), false) if shown != text => desk.replace(from..at, shown),
+        _ => {}
+    }
+}
+
+/// What the server is to read in place of the argument of `PORT` or `EPRT`; `None`: just that.
+fn active(client: Sender, of: Announces, text: &[u8], desk: &mut Desk<'_>) -> Option<Vec<u8>> {
+    let (address, port) = match of {
+        Announces::Port => address_and_port(text)?,
+        Announces::ExtendedPort => extended(text)?,
+        Announces::Passive => return None,
+    };
+    if desk.is_hidden(client) && !desk.has_room(1) {
+        return None;
+    }
+    let (address, port) = desk.announce(client, Some(address.into()), port)?;
+    match (of, address.ip()) {
+        (Announces::Port, IpAddr::V4(address)) => Some(six(address, port)),
+        (Announces::Port, _) => None,
+        (_, address) => {
+            let bar = char::from(*text.first()?);
+            let family = if address.is_ipv4() { 1 } else { 2 };
+            Some(format!("{bar}{family}{bar}{address}{bar}{port}{bar}").into_bytes())
+        }
+    }
+}
+
 /// What the client is to read in place of a passive reply's argument; `None`: just that.
-fn passive(is_extended: bool, text: &[u8], desk: &mut Desk<'_>) -> Option<Vec<u8>> {
+fn passive(server: Sender, is_extended: bool, text: &[u8], desk: &mut Desk<'_>) -> Option<Vec<u8>> {
     if !desk.has_room(1) {
         return None;
     }
     if is_extended {
         let (delimiter, port) = port_alone(text)?;
-        let shown = desk.expect_client(port)?;
+        let (_, shown) = desk.announce(server, None, port)?;
         return Some(format!("{delimiter}{delimiter}{delimiter}{shown}{delimiter}").into_bytes());
     }
     let (address, port) = address_and_port(text)?;
-    if Addr::from(address) != desk.server() && Addr::from(address) != desk.vip() {
-        return None;
-    }
     // The form has no room for another family.
-    let IpAddr::V4(vip) = desk.vip().ip() else { return None };
-    let shown = desk.expect_client(port)?;
-    let [a, b, c, d] = vip.octets();
-    Some(format!("{a},{b},{c},{d},{},{}", shown >> 8, shown & 0xff).into_bytes())
+    desk.vip().is_v4().then_some(())?;
+    let (address, port) = desk.announce(server, Some(address.into()), port)?;
+    let IpAddr::V4(address) = address.ip() else { return None };
+    Some(six(address, port))
+}
+
+fn six(address: Ipv4Addr, port: u16) -> Vec<u8> {
+    let [a, b, c, d] = address.octets();
+    format!("{a},{b},{c},{d},{},{}", port >> 8, port & 0xff).into_bytes()
 }
 
 /// `h1,h2,h3,h4,p1,p2` (RFC 959 section 4.1.2, RFC 1123 section 4.1.2.12).

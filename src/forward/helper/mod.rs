@@ -18,6 +18,8 @@
 //!
 //! Methods that go one way have no helpers: the server answers under the VIP by itself, and takes announced connections at
 //! it if the service has all ports and persistence.
+//!
+//! Where the server knows the client by another address, what the client announces is replaced as well.
 
 pub mod expect;
 pub mod ftp;
@@ -30,9 +32,10 @@ use std::ops::Range;
 use expect::{Expectation, Expectations, Key, LIFETIME};
 
 use crate::flow::{Flow, FlowId, Marks, Owner, Sender};
-use crate::service::{HelperKind, PortRange, Server, Service, Snapshot};
+use crate::forward::ports::Slice;
+use crate::service::{HelperKind, Method, PortRange, Server, Service, Snapshot};
 use crate::time::Instant;
-use crate::wire::{Addr, Protocol};
+use crate::wire::Addr;
 
 pub use session::{Outcome, Session};
 
@@ -48,11 +51,11 @@ pub trait Helper: Send {
     fn read(&mut self, sender: Sender, bytes: &[u8], desk: &mut Desk<'_>);
 }
 
-/// The helper of a new flow.
-pub fn start(kind: HelperKind) -> Box<dyn Helper> {
+/// The helper of a new flow; `asks` is the end that asks the other one for something.
+pub fn start(kind: HelperKind, asks: Sender) -> Box<dyn Helper> {
     match kind {
-        HelperKind::Ftp => Box::<ftp::Ftp>::default(),
-        HelperKind::Tftp => Box::new(tftp::Tftp),
+        HelperKind::Ftp => Box::new(ftp::Ftp::new(asks)),
+        HelperKind::Tftp => Box::new(tftp::Tftp::new(asks)),
     }
 }
 
@@ -80,6 +83,8 @@ pub struct Desk<'a> {
     pub expectations: &'a mut Expectations,
     /// For the choice of a port.
     pub random: u64,
+    /// Which shard this is, of how many: it gives away its own ports of a pool alone.
+    pub shard: (u16, u16),
     pub(super) edits: Vec<Edit>,
     /// Edits that there is room for.
     pub(super) room: usize,
@@ -90,13 +95,14 @@ pub struct Desk<'a> {
 impl<'a> Desk<'a> {
     pub fn new(
         now: Instant,
-        id: FlowId,
-        flow: &'a Flow,
+        (id, flow): (FlowId, &'a Flow),
         snapshot: &'a Snapshot,
         expectations: &'a mut Expectations,
         random: u64,
+        shard: (u16, u16),
     ) -> Desk<'a> {
-        Desk { now, id, flow, snapshot, expectations, random, edits: Vec::new(), room: 0, is_left_alone: false }
+        let (edits, room, is_left_alone) = (Vec::new(), 0, false);
+        Desk { now, id, flow, snapshot, expectations, random, shard, edits, room, is_left_alone }
     }
 
     pub fn client(&self) -> Addr {
@@ -129,33 +135,62 @@ impl<'a> Desk<'a> {
         self.is_left_alone = true;
     }
 
-    /// The client will connect to `port` of the server, which it is to know as a port of the VIP: the answer. `None`: this
-    /// is not allowed, or no port is free.
-    pub fn expect_client(&mut self, port: u16) -> Option<u16> {
+    /// Whether `end` is known to the other one by another address or port than its own, so that what it announces of itself has
+    /// to be replaced.
+    pub fn is_hidden(&self, end: Sender) -> bool {
+        match (Method::numbered(self.flow.owner.method), end) {
+            (Method::Nat, Sender::Server) => true,
+            (Method::Fullnat, _) => true,
+            _ => false,
+        }
+    }
+
+    /// `end` announces that the other one will connect to its `port`; at which of its addresses, if it says so. What the other end
+    /// is to be told instead; `None`: what it said. An end announces itself and nobody else.
+    pub fn announce(&mut self, end: Sender, address: Option<Addr>, port: u16) -> Option<(Addr, u16)> {
         if port < LOWEST_PORT {
             return None;
         }
+        let is_own = |own: &[Addr]| address.is_none_or(|address| own.contains(&address));
+        match end {
+            Sender::Server if is_own(&[self.server(), self.vip()]) => self.expect_client(port),
+            Sender::Client if is_own(&[self.client()]) => self.expect_server(port),
+            _ => None,
+        }
+    }
+
+    /// The client will connect to `port` of the server, which it is to know as a port of the VIP: the answer. `None`: no port is
+    /// free.
+    fn expect_client(&mut self, port: u16) -> Option<(Addr, u16)> {
         let (flow, server) = (self.flow, (self.server(), Some(port)));
         let key = |dport| Key { protocol: flow.protocol, src: self.client(), dst: self.vip(), dport };
         let shown = self
             .ports(port)
             .find(|shown| self.is_nobodys(*shown) && !self.expectations.is_taken(self.now, &key(*shown), server))?;
-        self.expect(key(shown), Sender::Client, Some(port));
-        Some(shown)
+        self.expect(key(shown), Sender::Client, Some(port), None);
+        Some((self.vip(), shown))
     }
 
-    /// The server will connect to, or answer from another port at, `port` of the client, which is to see it as `shown` of
-    /// the VIP; `None`: as the port it uses. Whether this is allowed.
-    pub fn expect_server(&mut self, port: u16, shown: Option<u16>) -> bool {
-        if port < LOWEST_PORT && self.flow.protocol == Protocol::TCP {
-            return false;
-        }
-        let key = Key { protocol: self.flow.protocol, src: self.server(), dst: self.flow.reply().dst, dport: port };
-        self.expect(key, Sender::Server, shown);
-        true
+    /// The server will connect to `port` of the client, which it is to know as the answer says. The client sees it come from the
+    /// port of the VIP before that of the control connection (RFC 959 section 3.2).
+    fn expect_server(&mut self, port: u16) -> Option<(Addr, u16)> {
+        let key = match Method::numbered(self.flow.owner.method) {
+            Method::Fullnat => self.of_pool()?,
+            _ => Key { protocol: self.flow.protocol, src: self.server(), dst: self.client(), dport: port },
+        };
+        let shown = Some(self.flow.original().dport.wrapping_sub(1)).filter(|shown| *shown != 0);
+        self.expect(key, Sender::Server, shown, Some(port));
+        Some((key.dst, key.dport))
     }
 
-    fn expect(&mut self, key: Key, opener: Sender, port: Option<u16>) {
+    /// The server will answer from another port, which the client is to see as the same one of the VIP.
+    pub fn expect_answer(&mut self) {
+        let reply = self.flow.reply();
+        let key = Key { protocol: reply.protocol, src: reply.src, dst: reply.dst, dport: reply.dport };
+        self.expect(key, Sender::Server, None, Some(self.flow.original().sport));
+    }
+
+    fn expect(&mut self, key: Key, opener: Sender, port: Option<u16>, client_port: Option<u16>) {
         let expectation = Expectation {
             key,
             opener,
@@ -164,10 +199,26 @@ impl<'a> Desk<'a> {
             client: self.client(),
             vip: self.vip(),
             server: self.server(),
+            peer: self.flow.reply().dst,
             port,
+            client_port,
             deadline: self.now + LIFETIME,
         };
         self.expectations.add(expectation, self.snapshot.spec.limits.expectations);
+    }
+
+    /// What comes from the server to a port of the pool that nothing is expected at: at the address that the server knows the
+    /// client by already, for some take data from no other one. `None`: none was found.
+    fn of_pool(&self) -> Option<Key> {
+        let (pool, (shard, shards)) = (self.snapshot.pools.of(self.flow.reply().dst)?, self.shard);
+        let slice = Slice::new(pool.ports, shard, shards);
+        let start = self.random as usize % slice.places().max(1);
+        // Whoever knows one port of a client's is not to know the next one.
+        let stride = 1 + 2 * ((self.random >> 32) as usize % 1021);
+        let places = (0..usize::from(PORT_ATTEMPTS)).map(|n| (start + n * stride) % slice.places().max(1));
+        let ports = places.filter_map(|place| slice.port(place)).filter(|port| *port >= LOWEST_PORT);
+        let (protocol, src, dst) = (self.flow.protocol, self.server(), pool.address);
+        ports.map(|dport| Key { protocol, src, dst, dport }).find(|key| !self.expectations.is_known(self.now, key))
     }
 
     /// Ports of the VIP for `port` of the server: the same one, and then others at random. They lie among those that the

@@ -10,15 +10,22 @@ use crate::flow::Sender;
 const REQUESTS: [[u8; 2]; 2] = [[0, 1], [0, 2]];
 
 /// Nothing is kept from one datagram to the next.
-pub struct Tftp;
+pub struct Tftp {
+    /// Who requests.
+    asks: Sender,
+}
+
+impl Tftp {
+    pub fn new(asks: Sender) -> Tftp {
+        Tftp { asks }
+    }
+}
 
 impl Helper for Tftp {
     fn read(&mut self, sender: Sender, bytes: &[u8], desk: &mut Desk<'_>) {
         let is_request = bytes.first_chunk().is_some_and(|opcode| REQUESTS.contains(opcode));
-        if sender == Sender::Client && is_request {
-            // As the server sees the client's port.
-            let port = desk.flow.reply().dport;
-            desk.expect_server(port, None);
+        if sender == self.asks && is_request {
+            desk.expect_answer();
         }
     }
 }

@@ -39,20 +39,24 @@
 mod hosts;
 mod numbers;
 mod outside;
+mod peers;
 mod settle;
+mod unsolicited;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use siphasher::sip::SipHasher13;
 
-use crate::service::{Masquerade, PoolUse, Pools};
+use crate::service::{Masquerade, Pool, PoolId, PoolUse, Pools, owner_of_port};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Protocol};
 use hosts::{Hosts, NONE};
 use numbers::Numbers;
 use outside::Outside;
+use peers::Peers;
+pub use unsolicited::{Unsolicited, UnsolicitedSyns};
 
 /// Flows of one mapping, besides forwarded ones, that were begun outside and have not been answered, at a time.
 pub const MAX_UNANSWERED: u32 = (1 << UNANSWERED_BITS) - 1;
@@ -157,6 +161,29 @@ pub struct Wanted<'a> {
     pub pools: &'a Pools,
 }
 
+impl Wanted<'_> {
+    /// The addresses of the pool that are of the host's family.
+    fn ids(&self) -> &[PoolId] {
+        &self.masquerade.pools[usize::from(!self.inside.0.is_v4())]
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = &Pool> {
+        self.ids().iter().filter_map(|id| self.pools.pool(*id).map(AsRef::as_ref))
+    }
+}
+
+/// The mapping that an inside endpoint has, or would get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreseen {
+    pub inside: Endpoint,
+    pub address: Addr,
+    /// `None`: one that is chosen at random.
+    pub port: Option<u16>,
+    /// There is one already; forwarded ports always have one.
+    pub exists: bool,
+    pub is_forward: bool,
+}
+
 struct Quarantined {
     until: Instant,
     address: u16,
@@ -178,6 +205,7 @@ pub struct Mappings {
     /// Forwarded ports that have a record.
     forwarded: Map<(u16, Kind, u16), MappingId>,
     quarantine: VecDeque<Quarantined>,
+    peers: Peers,
     key: [u64; 2],
     shard: (u16, u16),
 }
@@ -198,6 +226,7 @@ impl Mappings {
             by_address: Map::default(),
             forwarded: Map::default(),
             quarantine: VecDeque::new(),
+            peers: Peers::default(),
             key,
             shard: (shard, shards),
         }
@@ -260,7 +289,36 @@ impl Mappings {
         Ok(number)
     }
 
-    /// The same for a forwarded port. `None`: there is no room.
+    /// What [`Mappings::map`] would answer.
+    pub fn foresee(&self, wanted: &Wanted<'_>) -> Result<Foreseen, DropReason> {
+        let inside = wanted.inside;
+        if let Some(number) = self.of_inside(wanted) {
+            let Known { outside: (address, port), is_forward, .. } = self.known(number);
+            return Ok(Foreseen { inside, address, port: Some(port), exists: true, is_forward });
+        }
+        let host = self.hosts.find(inside.0);
+        if host.is_some_and(|host| self.hosts.host(host).mappings >= wanted.masquerade.spec.max_mappings) {
+            return Err(DropReason::SourceLimit);
+        }
+        let has_room = |address: &Addr| self.outside_of(*address).is_none_or(|outside| outside.may_have(wanted.kind));
+        let paired = self.paired(host, wanted).and_then(|number| self.outsides[usize::from(number)].as_ref());
+        let address = match paired {
+            Some(outside) => Some(outside.address).filter(has_room),
+            None => {
+                let all = wanted.addresses().map(|pool| pool.address);
+                self.candidates(wanted).into_iter().flatten().chain(all).find(has_room)
+            }
+        };
+        let address = address.ok_or(DropReason::PoolExhausted)?;
+        let is_free = self.outside_of(address).is_none_or(|outside| outside.is_free(wanted.kind, inside.1));
+        let is_own = wanted.pools.of(address).is_some_and(|pool| pool.ports.contains(inside.1))
+            && owner_of_port(inside.1, self.shard.1) == self.shard.0
+            && wanted.pools.forward_to((address, inside.1), wanted.kind.protocol(address.is_v4())).is_none();
+        let port = Some(inside.1).filter(|_| is_free && is_own);
+        Ok(Foreseen { inside, address, port, exists: false, is_forward: false })
+    }
+
+    /// The same for a forwarded port.
     pub fn map_forward(
         &mut self,
         inside: Endpoint,
@@ -313,6 +371,19 @@ impl Mappings {
         if !record.has(FORWARD) {
             record.flows = record.flows - 1 + (1 << UNANSWERED_BITS);
         }
+    }
+
+    /// A flow goes to `peer`, which the mapping lets in for that; [`Mappings::forget_peer`] when it ends.
+    pub fn note_peer(&mut self, number: MappingId, peer: Addr) {
+        self.peers.note(number, peer);
+    }
+
+    pub fn forget_peer(&mut self, number: MappingId, peer: Addr) {
+        self.peers.forget(number, peer);
+    }
+
+    pub fn has_peer(&self, number: MappingId, peer: Addr) -> bool {
+        self.peers.knows(number, peer)
     }
 
     /// A flow ends; with the last one the mapping does. Its port can be given away again after `quarantine`.
@@ -371,13 +442,18 @@ impl Mappings {
         (address.unwrap_or_default(), record.outside)
     }
 
-    /// Of an outside address: ports with a mapping, in quarantine, and in all.
-    pub fn usage(&self, address: Addr) -> (u64, u64, u64) {
-        let Some(number) = self.by_address.get(&address).copied() else { return (0, 0, 0) };
-        let Some(outside) = &self.outsides[usize::from(number)] else { return (0, 0, 0) };
-        let waiting = self.quarantine.iter().filter(|port| port.address == number).count() as u64;
-        let forwarded = self.forwarded.keys().filter(|(of, ..)| *of == number).count() as u64;
-        (outside.taken().saturating_sub(waiting) + forwarded, waiting, outside.size() + forwarded)
+    /// Of each outside address: ports with a mapping, ports in quarantine, and all.
+    pub fn usage(&self) -> Vec<(Addr, [u64; 3])> {
+        let mut waiting = vec![0; self.outsides.len()];
+        self.quarantine.iter().for_each(|port| waiting[usize::from(port.address)] += 1);
+        let mut forwarded = vec![0; self.outsides.len()];
+        self.forwarded.keys().for_each(|(address, ..)| forwarded[usize::from(*address)] += 1);
+        let each = self.outsides.iter().enumerate().filter_map(|(at, outside)| {
+            let outside = outside.as_ref()?;
+            let in_use = outside.taken().saturating_sub(waiting[at]) + forwarded[at];
+            Some((outside.address, [in_use, waiting[at], outside.size() + forwarded[at]]))
+        });
+        each.collect()
     }
 
     fn attached(&self, (address, port): Endpoint, kind: Kind) -> Option<MappingId> {
@@ -408,46 +484,49 @@ impl Mappings {
         pool.is_some_and(|pool| !pool.is_retired && pool.usage == PoolUse::Masquerade(wanted.masquerade.id))
     }
 
-    /// The outside address of a host: the one that it has, or one of two that its address leads to, whichever has fewer hosts.
+    /// The outside address of a host's next mapping: the one that it has, or one of the pool's with a port left.
     fn address_for(&mut self, host: Option<u32>, wanted: &Wanted<'_>) -> Result<u16, DropReason> {
-        let paired = host.map(|host| self.hosts.host(host).outside).filter(|address| self.is_paired(*address, wanted));
-        if let Some(address) = paired {
+        if let Some(address) = self.paired(host, wanted) {
             self.prepare(address, wanted.kind);
             return Ok(address);
         }
-        let pools = &wanted.masquerade.pools[usize::from(!wanted.inside.0.is_v4())];
+        let all = wanted.addresses().map(|pool| pool.address);
+        self.candidates(wanted)
+            .into_iter()
+            .flatten()
+            .chain(all)
+            .find_map(|address| {
+                let number = self.outside_number(address, wanted.pools)?;
+                self.prepare(number, wanted.kind);
+                self.outsides[usize::from(number)].as_ref().filter(|outside| outside.left(wanted.kind) > 0)?;
+                Some(number)
+            })
+            .ok_or(DropReason::PoolExhausted)
+    }
+
+    /// The outside address that goes with a host, if it still may.
+    fn paired(&self, host: Option<u32>, wanted: &Wanted<'_>) -> Option<u16> {
+        let address = self.hosts.host(host?).outside;
+        self.is_paired(address, wanted).then_some(address)
+    }
+
+    /// Of two addresses that a host's own leads to, the one with fewer hosts first.
+    fn candidates(&self, wanted: &Wanted<'_>) -> [Option<Addr>; 2] {
+        let pools = wanted.ids();
         if pools.is_empty() {
-            return Err(DropReason::PoolExhausted);
+            return [None, None];
         }
         let hash = self.hosts.hash(wanted.inside.0);
-        let mut number = |at: usize| {
-            let address = wanted.pools.pool(pools[at % pools.len()])?.address;
-            let number = self.outside_number(address, wanted.pools)?;
-            self.prepare(number, wanted.kind);
-            Some(number)
-        };
-        let two = [number(hash as u32 as usize), number((hash >> 32) as usize)];
-        let outside = |number: u16| self.outsides[usize::from(number)].as_ref();
-        let hosts = |number: u16| outside(number).map_or(0, |outside| outside.hosts);
-        let has_room = |number: &u16| outside(*number).is_some_and(|outside| outside.left(wanted.kind) > 0);
-        let better = match two {
-            // Who comes back had better find the address that it had.
-            [Some(first), Some(second)] if hosts(first) > hosts(second) + hosts(second) / 64 + 1 => [second, first],
-            [Some(first), Some(second)] => [first, second],
-            [Some(one), None] | [None, Some(one)] => [one, one],
-            [None, None] => return Err(DropReason::PoolExhausted),
-        };
-        if let Some(found) = better.into_iter().find(has_room) {
-            return Ok(found);
-        }
-        let found = (0..pools.len()).find_map(|at| {
-            let address = wanted.pools.pool(pools[at])?.address;
-            let number = self.outside_number(address, wanted.pools)?;
-            self.prepare(number, wanted.kind);
-            self.outsides[usize::from(number)].as_ref().filter(|outside| outside.left(wanted.kind) > 0)?;
-            Some(number)
-        });
-        found.ok_or(DropReason::PoolExhausted)
+        let address = |at: u64| wanted.pools.pool(pools[at as usize % pools.len()]).map(|pool| pool.address);
+        let two = [address(hash & 0xffff_ffff), address(hash >> 32)];
+        let hosts = |address: Option<Addr>| self.outside_of(address?).map(|outside| outside.hosts);
+        let [first, second] = two.map(|address| hosts(address).unwrap_or(0));
+        // Who comes back had better find the address that it had.
+        if first > second + second / 64 + 1 { [two[1], two[0]] } else { two }
+    }
+
+    fn outside_of(&self, address: Addr) -> Option<&Outside> {
+        self.outsides[usize::from(*self.by_address.get(&address)?)].as_ref()
     }
 
     /// From now on this is the host's outside address.

@@ -68,6 +68,16 @@ impl Outside {
         self.ports[kind as usize].as_ref().map_or(0, |ports| ports.low.left() + ports.high.left())
     }
 
+    /// Whether there may be a free port: nobody has asked for one yet, or there is one.
+    pub fn may_have(&self, kind: Kind) -> bool {
+        self.ports[kind as usize].is_none() || self.left(kind) > 0
+    }
+
+    /// Whether a port is free; where nobody has asked for one yet all are.
+    pub fn is_free(&self, kind: Kind, port: u16) -> bool {
+        self.ports[kind as usize].as_ref().is_none_or(|ports| ports.low.is_free(port) || ports.high.is_free(port))
+    }
+
     /// Takes a free port that is as much like `port` as there is one; `random` decides between others.
     pub fn take(&mut self, kind: Kind, port: u16, random: u64) -> Option<u16> {
         self.ports[kind as usize].as_mut()?.take(kind, port, random)

@@ -60,6 +60,25 @@ fn changed(old: &str, new: &str) -> (Vec<String>, Vec<String>) {
 }
 
 #[test]
+fn a_service_by_fullnat_comes_with_its_pool() {
+    let keys = json!({"listen": "203.0.113.10:443", "method": "fullnat", "pool": ["10.20.0.100", "10.20.0.101"],
+                      "pool_ports": "2000-3000", "proxy_protocol": "v2", "syn_proxy": "always",
+                      "new_flows_per_second": 500, "server": [{"address": "10.20.0.11:8443"}]});
+    let added = edited(FILE, json!([{"edit": "service.add", "service": "tls", "keys": keys}]));
+    let (gone, come) = changed(FILE, &added);
+    assert!(gone.is_empty(), "{gone:?}");
+    assert!(come.contains(&r#"pool = ["10.20.0.100", "10.20.0.101"]"#.to_owned()), "{come:?}");
+    let compiled = Config::parse(Path::new("x.toml"), &added).unwrap().compiled().unwrap();
+    let spec = compiled.snapshot.services.last().unwrap();
+    assert_eq!((spec.pool.addresses.len(), spec.pool.ports.to_string()), (2, "2000-3000".to_owned()));
+    assert_eq!(spec.proxy_protocol.map(|version| version.word()), Some("v2"));
+    assert_eq!((spec.syn_proxy.word(), spec.new_flows_per_second), ("always", Some(500)));
+    let set = json!([{"edit": "service.set", "service": "tls", "keys": {"pool_ports": null, "syn_proxy": "never"}}]);
+    let (gone, come) = changed(&added, &edited(&added, set));
+    assert_eq!((gone.len(), come), (2, vec![r#"syn_proxy = "never""#.to_owned()]));
+}
+
+#[test]
 fn a_value_changes_and_all_else_stays() {
     let rows = [
         (

@@ -1,0 +1,207 @@
+//! Mappings for those who look: lists, and what would become of a packet.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::masquerade::{is_masqueraded, masquerade_of};
+use super::{Engine, Sharding, shard_of};
+use crate::command::{MappingRecord, PoolRecord};
+use crate::forward::masquerade::{Foreseen, Kind, MappingId, Wanted};
+use crate::service::{Filtering, ForwardSpec, PoolUse, ServiceId};
+use crate::time::Instant;
+use crate::verdict::DropReason;
+use crate::wire::{Addr, Protocol, Tuple, tcp};
+
+/// In a cursor: what comes after the mappings that have flows.
+const FORWARDS: usize = 1 << 40;
+
+/// Flows that are looked at for how long mappings of one slice have left. With more there are, nobody waits for the answer.
+const MAX_FLOWS_LOOKED_AT: usize = 1 << 16;
+
+/// What would become of a packet without a flow that a masquerade takes out, or that comes to a mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeseenMapping {
+    /// `None`: of an address with nothing but forwarded ports.
+    pub masquerade: Option<String>,
+    pub mapping: Foreseen,
+    pub is_from_inside: bool,
+    pub filtering: Filtering,
+    /// It comes in again.
+    pub is_hairpin: bool,
+}
+
+impl Engine {
+    /// A slice of the mappings: at most `max` from `cursor` on (0 to start), and where to go on, `None` at the end. Those that
+    /// have flows come first, then the forwarded ports of this shard that have none. What `remaining` says is looked for among the
+    /// flows, where these are not too many; else it is zero.
+    pub fn mappings(&self, now: Instant, cursor: usize, max: usize) -> (Vec<MappingRecord>, Option<usize>) {
+        let mut records = Vec::new();
+        let mut cursor = cursor;
+        if cursor < FORWARDS {
+            let mut numbers = Vec::new();
+            while let Some((number, next)) = self.mappings.next_from(cursor).filter(|_| numbers.len() < max) {
+                numbers.push(number);
+                cursor = next;
+            }
+            let remaining = self.remaining(now, &numbers);
+            records.extend(numbers.iter().map(|number| self.mapping_record(*number, &remaining)));
+            if self.mappings.next_from(cursor).is_some() {
+                return (records, Some(cursor));
+            }
+            cursor = FORWARDS;
+        }
+        while let Some((record, next)) = self.next_forward(cursor - FORWARDS) {
+            if records.len() >= max {
+                return (records, Some(cursor));
+            }
+            records.extend(record);
+            cursor = FORWARDS + next;
+        }
+        (records, None)
+    }
+
+    /// How much of the addresses that mappings have this shard uses.
+    pub(super) fn pools_of_mappings(&self) -> Vec<PoolRecord> {
+        let usage: HashMap<Addr, [u64; 3]> = self.mappings.usage().into_iter().collect();
+        let pools = self.snapshot.pools.iter().filter(|pool| pool.usage != PoolUse::Fullnat);
+        let record = |pool: &std::sync::Arc<crate::service::Pool>| {
+            let mut record = PoolRecord::unused(self.config.shard, pool.id);
+            let [in_use, quarantined, size] = usage.get(&pool.address).copied().unwrap_or_default();
+            record.add((in_use, quarantined, size));
+            record
+        };
+        pools.map(record).collect()
+    }
+
+    /// What would become of a packet without a flow. `None`: it is nothing for a masquerade.
+    pub(crate) fn foresee_masqueraded(
+        &self,
+        tuple: &Tuple,
+        tcp_flags: u8,
+    ) -> Option<Result<ForeseenMapping, (DropReason, Option<String>)>> {
+        let snapshot = &self.snapshot;
+        let kind = Kind::of(tuple.protocol)?;
+        let starts = tuple.protocol != Protocol::TCP || tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        if let Some(masquerade) = masquerade_of(snapshot, tuple) {
+            let name = Some(masquerade.spec.name.clone());
+            if !starts {
+                return Some(Err((DropReason::NoFlow, name)));
+            }
+            let inside = (tuple.src, tuple.sport);
+            let mapping = match snapshot.pools.forward_from(inside, tuple.protocol) {
+                Some((address, port)) => {
+                    Ok(Foreseen { inside, address, port: Some(port), exists: true, is_forward: true })
+                }
+                None => self.mappings.foresee(&Wanted { inside, kind, masquerade, pools: &snapshot.pools }),
+            };
+            let (filtering, is_hairpin) = (masquerade.spec.filtering, snapshot.pools.is_mapped(tuple.dst));
+            return Some(match mapping {
+                Ok(mapping) => {
+                    Ok(ForeseenMapping { masquerade: name, mapping, is_from_inside: true, filtering, is_hairpin })
+                }
+                Err(reason) => Err((reason, name)),
+            });
+        }
+        let pool = snapshot.pools.of(tuple.dst).filter(|pool| pool.usage != PoolUse::Fullnat)?;
+        let masquerade = match pool.usage {
+            PoolUse::Masquerade(id) => snapshot.pools.masquerade(id).map(AsRef::as_ref),
+            _ => None,
+        };
+        let name = masquerade.map(|masquerade| masquerade.spec.name.clone());
+        if !starts {
+            return Some(Err((DropReason::NoFlow, name)));
+        }
+        let (outside, remote) = ((tuple.dst, tuple.dport), (tuple.src, tuple.sport));
+        let inside = match snapshot.pools.forward_to(outside, tuple.protocol) {
+            Some(inside) => Ok((inside, true)),
+            None => self.lets_in(masquerade, kind, outside, remote).map(|id| (self.mappings.inside(id), false)),
+        };
+        Some(inside.map_err(|reason| (reason, name.clone())).map(|(inside, is_forward)| ForeseenMapping {
+            masquerade: name,
+            mapping: Foreseen { inside, address: outside.0, port: Some(outside.1), exists: true, is_forward },
+            is_from_inside: false,
+            filtering: masquerade.filter(|_| !is_forward).map_or(Filtering::Endpoint, |of| of.spec.filtering),
+            is_hairpin: snapshot.pools.is_mapped(tuple.src),
+        }))
+    }
+
+    fn mapping_record(&self, number: MappingId, remaining: &HashMap<MappingId, Duration>) -> MappingRecord {
+        let known = self.mappings.known(number);
+        MappingRecord {
+            shard: self.config.shard,
+            masquerade: self.masquerade_at(known.outside.0),
+            protocol: known.protocol,
+            inside: known.inside,
+            outside: known.outside,
+            flows: known.flows,
+            is_forward: known.is_forward,
+            remaining: remaining.get(&number).copied().unwrap_or_default(),
+        }
+    }
+
+    fn masquerade_at(&self, address: Addr) -> ServiceId {
+        match self.snapshot.pools.of(address).map(|pool| pool.usage) {
+            Some(PoolUse::Masquerade(id)) => id,
+            _ => ServiceId::FORWARD,
+        }
+    }
+
+    fn remaining(&self, now: Instant, numbers: &[MappingId]) -> HashMap<MappingId, Duration> {
+        let mut longest: HashMap<MappingId, Duration> =
+            numbers.iter().map(|number| (*number, Duration::ZERO)).collect();
+        if self.table.len() > MAX_FLOWS_LOOKED_AT {
+            return longest;
+        }
+        let mut cursor = 0;
+        while let Some((id, next)) = self.table.next_from(cursor) {
+            let flow = self.table.flow(id);
+            if is_masqueraded(flow)
+                && let Some(longest) = longest.get_mut(&flow.mapping)
+            {
+                *longest = (*longest).max((flow.seen + flow.timeout(&self.snapshot.spec.timeouts)) - now);
+            }
+            cursor = next;
+        }
+        longest
+    }
+
+    /// The forwarded port number `at` of all there are, if it is of this shard and has no flow, and where to go on.
+    fn next_forward(&self, at: usize) -> Option<(Option<MappingRecord>, usize)> {
+        let mut before = 0;
+        let size = |forward: &ForwardSpec| {
+            (usize::from(forward.ports.last - forward.ports.first) + 1) * forward.protocols.list().len()
+        };
+        for forward in &self.snapshot.pools.forwards {
+            let end = before + size(forward);
+            if at < end {
+                let sharding = Sharding { seed: self.config.seed, shards: self.config.shards };
+                if shard_of(forward.to, sharding) != self.config.shard {
+                    return Some((None, end));
+                }
+                return Some((self.idle_forward(forward, at - before), at + 1));
+            }
+            before = end;
+        }
+        None
+    }
+
+    fn idle_forward(&self, forward: &ForwardSpec, at: usize) -> Option<MappingRecord> {
+        let protocols = forward.protocols.list();
+        let protocol = protocols[at % protocols.len()];
+        let outside = (forward.address, forward.ports.first + (at / protocols.len()) as u16);
+        let inside = forward.inside_of(outside.1)?;
+        if self.mappings.forwarded(inside, outside, Kind::of(protocol)?).is_some() {
+            return None;
+        }
+        Some(MappingRecord {
+            shard: self.config.shard,
+            masquerade: self.masquerade_at(outside.0),
+            protocol,
+            inside,
+            outside,
+            flows: 0,
+            is_forward: true,
+            remaining: Duration::ZERO,
+        })
+    }
+}
