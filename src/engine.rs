@@ -379,7 +379,8 @@ impl Engine {
         let expected = self.helpers.expectations.next_deadline();
         let clients = self.snapshot.persisted().iter().filter_map(|clients| clients.next_deadline());
         let ports = self.lanes.next_deadline(self.snapshot.spec.quarantine);
-        let others = clients.chain(expected).chain(self.next_raise()).chain(ports).chain(self.unsolicited.next_deadline());
+        let others =
+            clients.chain(expected).chain(self.next_raise()).chain(ports).chain(self.unsolicited.next_deadline());
         flows.into_iter().chain(self.fragments.next_deadline()).chain(others).min()
     }
 
