@@ -112,7 +112,7 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
         }
         Explained::Expected { announcement, from_client, translated } => {
             told.chosen_by = Some(announcement.to_string());
-            (told.service, told.server) = (Some(announcement.service), Some(announcement.server));
+            (told.service, told.server) = (Some(announcement.service), announcement.server);
             told.keeps_flow = Some(true);
             told.method = Some(announcement.method.word().to_owned());
             told.direction = Some(if from_client { "to_server" } else { "to_client" }.to_owned());
