@@ -36,7 +36,7 @@ use std::time::Duration;
 use crate::command::{Command, DELETE_BUDGET, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
 use crate::flow::{Fate as FragmentFate, Flow, FlowId, FlowTable, Fragments, MAX_PROBES, Marks, Sender, track};
 use crate::forward::fullnat::Lanes;
-use crate::forward::masquerade::Mappings;
+use crate::forward::masquerade::{Mappings, UnsolicitedSyns};
 use crate::forward::refuse::{RateLimit, Refusal, is_answerable, refuse};
 use crate::forward::{self, Action, Context, Obstacle, echo};
 use crate::service::{Method, ServerId, ServiceId, Snapshot};
@@ -90,6 +90,7 @@ pub struct Engine {
     handed_over: VecDeque<(u16, PacketBuf)>,
     helpers: helper::Helpers,
     mappings: Mappings,
+    unsolicited: UnsolicitedSyns,
     clients: rates::ClientRates,
     proxy: syn_proxy::Proxy,
     /// What became of the first fragment just handled, where it is no flow's.
@@ -113,6 +114,7 @@ impl Engine {
             handed_over: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
             mappings: Mappings::new(config.max_flows, config.shard, config.shards, config.seed),
+            unsolicited: UnsolicitedSyns::default(),
             clients: rates::ClientRates::new(config.seed),
             proxy: syn_proxy::Proxy::new(config.seed),
             alone: None,
@@ -177,10 +179,7 @@ impl Engine {
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
             self.note_first_fragment(now, buf, view, decided);
         }
-        match verdict {
-            Verdict::Elsewhere(shard) if shard == self.config.shard => self.come_in_again(now, buf),
-            verdict => verdict,
-        }
+        verdict
     }
 
     /// What is no flow's and no service's.
@@ -244,9 +243,9 @@ impl Engine {
             return self.answer_probe(now, buf, view, id, sender);
         }
         // Between two addresses of pools there is nothing but what the gateway itself has turned back.
-        if let Some((id, Sender::Server)) = found
-            && self.table.flow(id).owner.marks.has(Marks::HAIRPIN)
+        if let Some((id, sender)) = found
             && !buf.is_turned
+            && self.is_turned_back(id, sender)
         {
             return Verdict::Drop(DropReason::SpoofedSource);
         }
@@ -364,7 +363,9 @@ impl Engine {
         self.lanes.expire(now, self.snapshot.spec.quarantine, SWEEP);
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
+        self.leave_expected(now);
         self.mappings.release(now, SWEEP);
+        self.answer_unsolicited(now);
         self.raise_held(now);
         let mut budget = SWEEP;
         self.snapshot.persisted().iter().for_each(|clients| clients.expire(now, &mut budget));
@@ -376,12 +377,14 @@ impl Engine {
         let expected = self.helpers.expectations.next_deadline();
         let clients = self.snapshot.persisted().iter().filter_map(|clients| clients.next_deadline());
         let ports = self.lanes.next_deadline(self.snapshot.spec.quarantine);
-        let others = clients.chain(expected).chain(self.next_raise()).chain(ports);
+        let others =
+            clients.chain(expected).chain(self.next_raise()).chain(ports).chain(self.unsolicited.next_deadline());
         flows.into_iter().chain(self.fragments.next_deadline()).chain(others).min()
     }
 
     /// The next packet to send besides the one just handled: a fragment that was held until its first one came, the rest of
-    /// a packet that a helper made longer, a RST for one end of a flow whose server is gone.
+    /// a packet that a helper made longer, a RST for one end of a flow whose server is gone, an answer
+    /// to a SYN that had to wait.
     pub fn poll_transmit(&mut self) -> Option<PacketBuf> {
         self.released.pop_front()
     }
@@ -409,6 +412,8 @@ impl Engine {
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
                 self.helpers.expectations.trim(self.snapshot.spec.limits.expectations);
+                self.leave_expected(now);
+                self.stats.syns_unanswered += self.unsolicited.trim(self.snapshot.spec.limits.unsolicited_syns);
                 Outcome::Done
             }
             Command::Watch(on) => {
@@ -494,6 +499,7 @@ impl Engine {
         self.helpers.expectations.check_invariants();
         self.mappings.check_invariants();
         self.check_mappings();
+        assert!(self.unsolicited.len() <= self.snapshot.spec.limits.unsolicited_syns);
         assert!(self.helpers.expectations.len() <= self.snapshot.spec.limits.expectations);
         self.fragments.check_invariants();
         assert!(self.fragments.len() <= self.snapshot.spec.limits.fragmented_packets);
@@ -516,6 +522,12 @@ impl Engine {
             snapshot.pools.of(src).is_some() || snapshot.is_vip(src) && (snapshot.is_vip(dst) || snapshot.is_ours(dst))
         };
         is_own() && !snapshot.is_local(src)
+    }
+
+    /// Whether what `sender` sends in this flow has been turned back before it comes here.
+    #[inline]
+    fn is_turned_back(&self, id: FlowId, sender: Sender) -> bool {
+        sender == Sender::Server && self.table.flow(id).owner.marks.has(Marks::HAIRPIN)
     }
 
     fn is_ours(&self, addr: Addr) -> bool {

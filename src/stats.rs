@@ -43,6 +43,8 @@ pub struct Stats {
     pub cookies_proven: u64,
     /// Segments with payload that a helper did not read, because there were too many connections to read.
     pub helper_skipped: u64,
+    /// SYNs that no inside host waited for and that were never answered, since too many waited for that.
+    pub syns_unanswered: u64,
     /// Events lost because nobody took them in time.
     pub events_lost: u64,
 }
@@ -71,6 +73,7 @@ impl Default for Stats {
             cookies_sent: 0,
             cookies_proven: 0,
             helper_skipped: 0,
+            syns_unanswered: 0,
             events_lost: 0,
         }
     }
@@ -110,7 +113,7 @@ impl Stats {
     }
 
     /// The counters besides drops, by name.
-    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 21] {
+    pub fn counters_mut(&mut self) -> [(&'static str, &mut u64); 22] {
         [
             ("forwarded", &mut self.forwarded),
             ("passed", &mut self.passed),
@@ -132,6 +135,7 @@ impl Stats {
             ("cookies_sent", &mut self.cookies_sent),
             ("cookies_proven", &mut self.cookies_proven),
             ("helper_skipped", &mut self.helper_skipped),
+            ("syns_unanswered", &mut self.syns_unanswered),
             ("events_lost", &mut self.events_lost),
         ]
     }

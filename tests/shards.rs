@@ -280,17 +280,24 @@ fn fragments_are_handed_over_in_order() {
 #[test]
 fn debug_hairpin() {
     for net in NETS {
-    for shards in [1, 2] {
-        let mut world = World::new(net, shards);
-        let out = Step { kind: Kind::Out, client: 4, service: 0, order: None };
-        world.step(&out);
-        let next = world.sent_out[4].clone().unwrap();
-        let seen = oracle::decode(&next).unwrap();
-        let packet = udp(net.inside(3), (seen.src, seen.ports.unwrap().0)).payload(vec![3; 304]);
-        let (sent, v) = world.send(&packet, Some([0, 1, 2, 3]));
-        eprintln!("{net:?} {shards} {v:?}");
-        for p in &sent { eprintln!("{:02x?}", &p[..72.min(p.len())]); }
-        let whole = oracle::reassemble(&sent).unwrap();
-        eprintln!("{:?} right {}", oracle::decode(&whole).map(|d| (d.src, d.dst, d.ports)), oracle::checksums_are_right(&whole));
-    }}
+        for shards in [1, 2] {
+            let mut world = World::new(net, shards);
+            let out = Step { kind: Kind::Out, client: 4, service: 0, order: None };
+            world.step(&out);
+            let next = world.sent_out[4].clone().unwrap();
+            let seen = oracle::decode(&next).unwrap();
+            let packet = udp(net.inside(3), (seen.src, seen.ports.unwrap().0)).payload(vec![3; 304]);
+            let (sent, v) = world.send(&packet, Some([0, 1, 2, 3]));
+            eprintln!("{net:?} {shards} {v:?}");
+            for p in &sent {
+                eprintln!("{:02x?}", &p[..72.min(p.len())]);
+            }
+            let whole = oracle::reassemble(&sent).unwrap();
+            eprintln!(
+                "{:?} right {}",
+                oracle::decode(&whole).map(|d| (d.src, d.dst, d.ports)),
+                oracle::checksums_are_right(&whole)
+            );
+        }
+    }
 }

@@ -124,7 +124,7 @@ impl Engine {
                     ipv4_id(buf.packet_mut(), id);
                 }
                 match (verdict, on) {
-                    (Verdict::Forward, Some(shard)) => Verdict::Elsewhere(shard),
+                    (Verdict::Forward, Some(shard)) => self.turn(buf, shard),
                     (verdict, _) => verdict,
                 }
             }

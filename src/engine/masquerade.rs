@@ -21,19 +21,20 @@ use super::admit::next_random;
 use super::{Engine, Refusal, Sharding, place_of_port, shard_of};
 use crate::command::FlowChange;
 use crate::flow::{Flow, FlowId, InsertError, Marks, Owner, Sender, TcpState, track};
-use crate::forward::masquerade::{Endpoint, Kind, MappingId, Wanted};
+use crate::forward::helper;
+use crate::forward::masquerade::{Endpoint, Kind, MappingId, Unsolicited, Wanted};
 use crate::service::{Filtering, Masquerade, Method, PoolUse, ServiceId, Snapshot};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, tcp};
 
 /// A flow that is about to begin.
-struct Planned {
-    mapping: MappingId,
-    original: Tuple,
-    reply: Tuple,
-    masquerade: ServiceId,
-    opener: Sender,
+pub(super) struct Planned {
+    pub mapping: MappingId,
+    pub original: Tuple,
+    pub reply: Tuple,
+    pub masquerade: ServiceId,
+    pub opener: Sender,
 }
 
 impl Engine {
@@ -132,8 +133,11 @@ impl Engine {
         }
         let (outside, remote) = ((tuple.dst, tuple.dport), (tuple.src, tuple.sport));
         let forwarded = self.snapshot.pools.forward_to(outside, tuple.protocol);
-        if forwarded.is_none() {
-            self.lets_in(masquerade, kind, outside, remote).map_err(Verdict::Drop)?;
+        if forwarded.is_none()
+            && let Err(reason) = self.lets_in(masquerade, kind, outside, remote)
+        {
+            self.note_unsolicited(now, buf, view, tuple);
+            return Err(Verdict::Drop(reason));
         }
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, outside.0));
@@ -160,31 +164,43 @@ impl Engine {
         masquerade: Option<&Masquerade>,
         kind: Kind,
         outside: Endpoint,
-        _remote: Endpoint,
+        remote: Endpoint,
     ) -> Result<MappingId, DropReason> {
         let mapping = self.mappings.at_outside(outside, kind).ok_or(DropReason::NoMapping)?;
         let filtering = masquerade.map_or(Filtering::AddressPort, |masquerade| masquerade.spec.filtering);
-        match filtering {
-            Filtering::Endpoint => {}
-            Filtering::Address | Filtering::AddressPort => return Err(DropReason::Filtered),
+        let is_let_in = match filtering {
+            Filtering::Endpoint => true,
+            Filtering::Address => self.mappings.has_peer(mapping, remote.0),
+            // Whoever has been sent to has a flow.
+            Filtering::AddressPort => false,
+        };
+        if !is_let_in {
+            return Err(DropReason::Filtered);
         }
         if self.mappings.is_open(mapping) { Ok(mapping) } else { Err(DropReason::Unanswered) }
     }
 
-    fn enter_masqueraded(&mut self, now: Instant, planned: &Planned) -> Result<FlowId, Verdict> {
+    pub(super) fn enter_masqueraded(&mut self, now: Instant, planned: &Planned) -> Result<FlowId, Verdict> {
         let &Planned { mapping, mut original, mut reply, masquerade, opener } = planned;
         // The identifier of a query stands for both ports, on each side its own (RFC 5508 section 3.2).
         if original.protocol.is_icmp() {
             (original.dport, reply.sport) = (original.sport, reply.dport);
         }
         let is_hairpin = self.snapshot.pools.is_mapped(original.dst);
-        let marks = if is_hairpin { Marks::HAIRPIN } else { Marks::NONE };
+        let mut marks = if is_hairpin { Marks::HAIRPIN } else { Marks::NONE };
+        let by = self.snapshot.pools.masquerade(masquerade);
+        if by.is_some_and(|by| helper::of_masquerade(by, &original, &reply).is_some()) {
+            marks = marks.with(Marks::HELPED);
+        }
         let method = Method::Masquerade as u8;
         let owner = Owner { service: masquerade.0, server: u32::MAX, method, one_way: false, marks };
         match self.table.insert(now, original, reply, owner, &self.snapshot.spec.timeouts) {
             Ok(id) => {
                 self.table.set_mapping(id, mapping);
                 self.mappings.start(mapping, opener == Sender::Client);
+                if opener == Sender::Client {
+                    self.note_peer(id);
+                }
                 if let Some(masquerade) = self.snapshot.pools.masquerade(masquerade) {
                     masquerade.state.start();
                 }
@@ -202,9 +218,44 @@ impl Engine {
         }
     }
 
+    /// The inside host has sent to the remote end of a flow: the mapping lets in what else comes from there.
+    fn note_peer(&mut self, id: FlowId) {
+        let flow = self.table.flow(id);
+        let masquerade = self.snapshot.pools.masquerade(ServiceId(flow.owner.service));
+        if masquerade.is_some_and(|masquerade| masquerade.spec.filtering == Filtering::Address) {
+            self.mappings.note_peer(flow.mapping, flow.original().dst);
+            self.table.mark(id, Marks::PEER);
+        }
+    }
+
+    /// A packet from outside was not let in. If it is a SYN, its sender is told so later on.
+    fn note_unsolicited(&mut self, now: Instant, buf: &PacketBuf, view: &View, tuple: &Tuple) {
+        let max = self.snapshot.spec.limits.unsolicited_syns;
+        if matches!(view.transport, Transport::Tcp(_)) && !self.unsolicited.note(now, tuple, view, buf.packet(), max) {
+            self.stats.syns_unanswered += 1;
+        }
+    }
+
+    /// Answers SYNs whose time has come, unless there is a flow by now.
+    pub(super) fn answer_unsolicited(&mut self, now: Instant) {
+        while let Some(Unsolicited { tuple, view, mut packet, .. }) = self.unsolicited.next(now) {
+            if self.table.lookup(&tuple).is_some() {
+                continue;
+            }
+            let (reason, refusal) = (DropReason::NoMapping, Refusal::PortUnreachable);
+            if let Verdict::Refuse(_) = self.refuse(now, &mut packet, &view, reason, refusal, tuple.dst) {
+                self.stats.refused += 1;
+                self.released.push_back(packet);
+            }
+        }
+    }
+
     /// Gives up what a flow of a masquerade has used.
     pub(super) fn end_masqueraded(&mut self, now: Instant, flow: &Flow) {
         let until = now + self.snapshot.spec.quarantine;
+        if flow.owner.marks.has(Marks::PEER) {
+            self.mappings.forget_peer(flow.mapping, flow.original().dst);
+        }
         self.mappings.end(flow.mapping, has_sent(flow), until);
         if let Some(masquerade) = self.snapshot.pools.masquerade(ServiceId(flow.owner.service)) {
             masquerade.state.end();
@@ -253,6 +304,7 @@ impl Engine {
         // From the start it is one that inside has sent in, if inside begins it.
         if sender == Sender::Client && !had_sent && change != FlowChange::New {
             self.mappings.answer(mapping);
+            self.note_peer(id);
         }
         if before != after || change == FlowChange::New {
             self.tell(now, change, id);
@@ -288,14 +340,6 @@ impl Engine {
         Verdict::Elsewhere(shard)
     }
 
-    /// A packet that was translated here and belongs here as well.
-    pub(super) fn come_in_again(&mut self, now: Instant, buf: &mut PacketBuf) -> Verdict {
-        match View::parse(buf.packet()) {
-            Ok(view) => self.handle_parsed(now, buf, &view),
-            Err(reason) => Verdict::Drop(reason),
-        }
-    }
-
     /// Panics when flows and mappings contradict each other; for tests.
     pub(super) fn check_mappings(&self) {
         let mut flows = std::collections::BTreeMap::new();
@@ -310,6 +354,9 @@ impl Engine {
                 assert_eq!(inside, self.mappings.inside(flow.mapping), "the mapping of {:?}", flow.original());
             }
             cursor = next;
+        }
+        for expectation in self.expectations().filter(|expectation| expectation.mapping != u32::MAX) {
+            *flows.entry(expectation.mapping).or_insert(0) += 1;
         }
         let mut cursor = 0;
         while let Some((mapping, next)) = self.mappings.next_from(cursor) {

@@ -29,16 +29,8 @@ impl Engine {
         let mut pools: BTreeMap<PoolId, PoolRecord> = BTreeMap::new();
         for (address, in_use, quarantined, size) in self.lanes.counts() {
             let Some(pool) = self.snapshot.pools.of(address) else { continue };
-            let record = pools.entry(pool.id).or_insert(PoolRecord {
-                shard: self.config.shard,
-                pool: pool.id,
-                in_use: 0,
-                quarantined: 0,
-                size: 0,
-            });
-            record.in_use += in_use;
-            record.quarantined += quarantined;
-            record.size += size;
+            let record = pools.entry(pool.id).or_insert_with(|| PoolRecord::unused(self.config.shard, pool.id));
+            record.add((in_use, quarantined, size));
         }
         let of_mappings = self.pools_of_mappings().into_iter().filter(|record| !pools.contains_key(&record.pool));
         let of_mappings: Vec<PoolRecord> = of_mappings.collect();

@@ -252,6 +252,8 @@ impl Gateway {
                     break;
                 }
                 engine.handle_timeout(now);
+                drop(engine);
+                self.flush_shard(shard);
             }
         }
     }

@@ -6,12 +6,16 @@ mod support;
 
 mod cluster;
 mod conntrack;
+mod filtering;
+mod forwards;
 mod fragments;
 mod ftp;
 mod ftp_bounds;
 mod ftp_fullnat;
+mod ftp_masquerade;
 mod fullnat;
 mod gateway;
+mod hairpin;
 mod hop;
 mod icmp;
 mod lost;

@@ -23,7 +23,7 @@ pub fn spec(net: Net) -> SnapshotSpec {
 }
 
 /// The same with other settings.
-fn with(net: Net, change: impl FnOnce(&mut MasqueradeSpec)) -> SnapshotSpec {
+pub fn with(net: Net, change: impl FnOnce(&mut MasqueradeSpec)) -> SnapshotSpec {
     let mut spec = spec(net);
     change(&mut spec.masquerades[0]);
     spec
@@ -50,7 +50,7 @@ pub fn rows(net: &Net) -> Vec<Row> {
             "a super-packet goes out whole",
             spec(),
             data.clone().payload(vec![7; 64_000]).super_packet(1448),
-            { data.clone().payload(vec![7; 64_000]).with_src(outside) },
+            data.clone().payload(vec![7; 64_000]).with_src(outside),
         )
         .after([&syn, &syn_ack]),
         Row::forward("another remote end, the same mapping", spec(), udp(inside, other), udp(outside, other))
@@ -136,21 +136,21 @@ fn prohibited(net: Net) -> IcmpError {
     }
 }
 
-/// An engine, its time, and what went out last.
-struct World {
-    engine: Engine,
-    now: Instant,
+/// An engine, and its time.
+pub struct World {
+    pub engine: Engine,
+    pub now: Instant,
 }
 
 impl World {
-    fn new(spec: SnapshotSpec) -> World {
+    pub fn new(spec: SnapshotSpec) -> World {
         World {
             engine: world::engine(Snapshot::build(spec, None).expect("it is valid").into(), 64),
             now: Instant::ZERO,
         }
     }
 
-    fn wait(&mut self, seconds: u64) {
+    pub fn wait(&mut self, seconds: u64) {
         self.now = self.now + std::time::Duration::from_secs(seconds);
         while self.engine.poll_timeout().is_some_and(|due| due <= self.now) {
             self.engine.handle_timeout(self.now);
@@ -158,7 +158,7 @@ impl World {
         self.engine.check_invariants();
     }
 
-    fn give(&mut self, packet: impl Packet) -> (Verdict, Vec<u8>) {
+    pub fn give(&mut self, packet: impl Packet) -> (Verdict, Vec<u8>) {
         let mut buf = packet.buf();
         let verdict = self.engine.handle_packet(self.now, &mut buf);
         self.engine.check_invariants();
@@ -166,14 +166,37 @@ impl World {
     }
 
     /// A packet that must go on; from whom to whom.
-    fn send(&mut self, packet: impl Packet) -> (SocketAddr, SocketAddr) {
+    pub fn send(&mut self, packet: impl Packet) -> (SocketAddr, SocketAddr) {
         let (verdict, sent) = self.give(packet);
         assert_eq!(verdict, Verdict::Forward);
         ends(&sent)
     }
+
+    /// A packet that must be dropped without a word, and why.
+    pub fn lose(&mut self, packet: impl Packet) -> DropReason {
+        match self.give(packet) {
+            (Verdict::Drop(reason), _) => reason,
+            (verdict, _) => panic!("{verdict:?}"),
+        }
+    }
+
+    /// Whatever is sent besides.
+    pub fn sent(&mut self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.engine.poll_transmit()).map(|buf| buf.packet().to_vec()).collect()
+    }
+
+    /// As lists show the first flow.
+    pub fn state(&self) -> (&'static str, bool) {
+        let flow = &self.engine.flows(self.now, 0, 1).0[0];
+        (flow.state_word().unwrap_or("UDP"), flow.assured)
+    }
+
+    pub fn flows(&self) -> usize {
+        self.engine.occupancy().0
+    }
 }
 
-fn ends(packet: &[u8]) -> (SocketAddr, SocketAddr) {
+pub fn ends(packet: &[u8]) -> (SocketAddr, SocketAddr) {
     let seen = crate::oracle::decode(packet).expect("a packet");
     let (sport, dport) = seen.ports.expect("it has ports");
     ((seen.src, sport).into(), (seen.dst, dport).into())

@@ -183,9 +183,13 @@ impl Seen {
         }
         let help = "Ports of an address of a pool that are given away, or rest before they serve again.";
         out.gauge("gatun_pool_ports", help, ports)?;
-        let limits = pools.iter().map(|(address, pool)| (labels((address, pool)), pool.size)).collect();
+        let of = |value: fn(&api::Pool) -> u64| -> Samples<'_> {
+            pools.iter().map(|(address, pool)| (labels((address, pool)), value(pool))).collect()
+        };
         let help = "Ports of an address of a pool that could be given away, for what it has been used for so far.";
-        out.gauge("gatun_pool_ports_limit", help, limits)
+        out.gauge("gatun_pool_ports_limit", help, of(|pool| pool.size))?;
+        let help = "What is taken of the part of an address's ports that most is taken of, in thousandths.";
+        out.gauge("gatun_pool_fullest", help, of(|pool| u64::from(pool.fullest)))
     }
 }
 
@@ -248,6 +252,9 @@ fn help(counter: &str) -> &'static str {
         "cookies_sent" => "SYNs that were answered by a SYN cookie.",
         "cookies_proven" => "SYN cookies that clients acknowledged, so that a server was asked.",
         "fragments_held" => "Fragments that had to wait for their first one.",
+        "syns_unanswered" => {
+            "SYNs from outside that nobody inside waits for, never answered since too many waited for that."
+        }
         "helper_skipped" => "Segments that a helper did not read, because it had too many connections.",
         "events_lost" => "Flow events that nobody took in time.",
         _ => "A counter of the engines.",

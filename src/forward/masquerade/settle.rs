@@ -103,6 +103,8 @@ impl Mappings {
             let paired = self.hosts.iter().filter(|(_, host)| usize::from(host.outside) == number).count();
             assert_eq!(paired as u32, slot.hosts, "hosts of {}", slot.address);
         }
+        assert!(self.peers.len() <= self.max && self.quarantine.len() <= super::MAX_QUARANTINED);
+        assert!(self.peers.mappings().all(|number| !self.records[number as usize].has(FREE)), "peers of no mapping");
         for port in &self.quarantine {
             let Some(outside) = &self.outsides[usize::from(port.address)] else { panic!("an address that is gone") };
             assert_eq!(outside.mapping(port.kind, port.port), None, "{} in quarantine has a mapping", port.port);
