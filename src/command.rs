@@ -196,6 +196,25 @@ pub struct PoolRecord {
     pub quarantined: u64,
     /// Ports that the shard could give away at most, counted in the same way over what it has used the address for so far.
     pub size: u64,
+    /// How much is taken of what is taken most, be it towards one server or of one protocol, in thousandths: at 1000 that is
+    /// exhausted, whatever is left elsewhere.
+    pub fullest: u16,
+}
+
+impl PoolRecord {
+    /// Without a port in use.
+    pub fn unused(shard: u16, pool: PoolId) -> PoolRecord {
+        PoolRecord { shard, pool, in_use: 0, quarantined: 0, size: 0, fullest: 0 }
+    }
+
+    /// Adds what the address is used for besides: ports in use, in quarantine, and in all.
+    pub fn add(&mut self, (in_use, quarantined, size): (u64, u64, u64)) {
+        self.in_use += in_use;
+        self.quarantined += quarantined;
+        self.size += size;
+        let taken = (in_use + quarantined).min(size) * 1000 / size.max(1);
+        self.fullest = self.fullest.max(taken as u16);
+    }
 }
 
 /// What an engine has to tell.

@@ -3,12 +3,12 @@
 mod support;
 
 use gatun::service::scheduler::Request;
-use gatun::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
+use gatun::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec, SynProxy};
 use gatun::time::Instant;
-use gatun::verdict::Verdict;
-use gatun::wire::Addr;
+use gatun::verdict::{DropReason, Verdict};
+use gatun::wire::{Addr, PacketBuf};
 use support::counting;
-use support::packet::{ACK, PSH};
+use support::packet::{ACK, PSH, tcp};
 use support::traffic::{Client, Inside, PER_HOST, established, masquerade};
 
 #[global_allocator]
@@ -26,6 +26,31 @@ fn a_hit_allocates_nothing() {
             assert_eq!(engine.handle_packet(Instant::from_millis(n.into()), &mut buf), Verdict::Forward);
         }
         assert_eq!(counting::allocations() - before, 0);
+    }
+}
+
+#[test]
+fn a_syn_cookie_allocates_nothing_and_is_remembered_by_nothing() {
+    for (src, dst) in [("198.51.100.2:1", "203.0.113.10:80"), ("[2001:db8:1::2]:1", "[2001:db8:f::10]:80")] {
+        let mut spec = support::traffic::snapshot().spec.clone();
+        spec.services.iter_mut().for_each(|service| service.syn_proxy = SynProxy::Always);
+        let snapshot = Snapshot::build(spec, None).expect("it is sound");
+        let mut engine = support::world::engine(snapshot.into(), 50);
+        let linux = [2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
+        let syn = tcp(src, dst).syn().tcp_options(&linux).bytes();
+        // What an ACK without a cookie costs, which a flood may have as well.
+        let ack = tcp(src, dst).flags(ACK).tcp_options(&[1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]).bytes();
+        let mut buf = PacketBuf::with_capacity(2000);
+        let (before, bytes) = (counting::allocations(), counting::bytes());
+        for n in 0..1000 {
+            assert!(buf.replace(&syn));
+            assert_eq!(engine.handle_packet(Instant::from_millis(n), &mut buf), Verdict::Reply);
+            assert!(buf.replace(&ack));
+            let verdict = engine.handle_packet(Instant::from_millis(n), &mut buf);
+            assert_eq!(verdict, Verdict::Refuse(DropReason::NoFlow));
+        }
+        assert_eq!((counting::allocations() - before, counting::bytes() - bytes), (0, 0));
+        assert_eq!(engine.occupancy().0, 0);
     }
 }
 

@@ -36,6 +36,15 @@ proptest! {
     }
 
     #[test]
+    fn many_clients_share_few_ports(limit in 8u8..32, ops in vec(many_clients(), 20..120)) {
+        let mut world = World::new(6 << 5 | limit);
+        for op in &ops {
+            world.step(op);
+        }
+        world.finish();
+    }
+
+    #[test]
     fn a_control_connection_survives_a_bad_network(head in vec(any::<u8>(), 24..120), data in vec(any::<u8>(), 0..1200)) {
         harness::ftp::run(&[head, data].concat());
     }
@@ -48,6 +57,40 @@ proptest! {
 
 fn op() -> impl Strategy<Value = Op> {
     vec(any::<u8>(), 16..40).prop_map(|bytes| Op::decode(&mut Bytes(&bytes)))
+}
+
+/// Clients of services by fullnat, more than there are ports; whoever is over or unanswered gives way after a few seconds.
+fn many_clients() -> impl Strategy<Value = Op> {
+    let flags = prop::sample::select(vec![2u8, 2, 2, 16, 17, 4]);
+    let shape = (prop::bool::weighted(0.2), 0u8..7, 0u8..7, 0u8..4, 0u8..2, 0u8..9, flags, 0u8..3).prop_map(
+        |(v6, client, sport, vip, dport, protocol, flags, seq)| Shape {
+            v6,
+            client,
+            sport,
+            vip,
+            dport,
+            protocol,
+            flags,
+            seq,
+            ack: 1,
+            ttl: 64,
+            ..Shape::default()
+        },
+    );
+    let answer = prop::sample::select(vec![18u8, 18, 16, 17, 20]);
+    prop_oneof![
+        12 => shape.clone().prop_map(Op::Client),
+        5 => (answer, 0u8..3).prop_map(|(flags, seq)| Op::Answer { flags, seq, len: 2 }),
+        1 => (any::<u8>(), any::<u8>(), any::<bool>()).prop_map(|(kind, quoted, from_router)| {
+            Op::Error { kind, quoted, from_router, corrupt: false }
+        }),
+        1 => (shape, 0u8..2, any::<u8>(), Just(0u8))
+            .prop_map(|(shape, id, order, mask)| Op::Fragments { shape, id, order, mask }),
+        2 => (1u8..60, prop::sample::select(vec![2u8, 3, 0x82, 0x83])).prop_map(|(mantissa, exponent)| {
+            Op::Wait { mantissa, exponent }
+        }),
+        1 => any::<u8>().prop_map(Op::Delete),
+    ]
 }
 
 /// Mostly the packets of a proper connection between two clients and two services, so that flows get somewhere.

@@ -78,7 +78,7 @@ impl Said {
 }
 
 fn shift(len: u8, stage: LeadStage, server: u32, time: u32) -> Shift {
-    Shift { lead: Lead { len, form: 0, stage, at: AT }, server, time }
+    Shift { lead: Lead { len, form: 0, stage, at: AT }, server, time, ..Shift::default() }
 }
 
 /// Whether the packet says just that, with right sums, in the form in which it came.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use gatun::command::{Event, FlowChange};
-use gatun::service::{Method, SnapshotSpec};
+use gatun::service::{Method, ServiceSpec, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::wire::{Addr, Protocol, Tuple};
 
@@ -23,10 +23,12 @@ pub enum Cause {
 
 pub struct Model {
     pub spec: SnapshotSpec,
-    /// VIPs that were ever configured.
+    /// VIPs that were ever configured, and addresses of pools.
     pub vips: Vec<Addr>,
     pub limit: usize,
     flows: Vec<Flow>,
+    /// Flows by fullnat that have ended, and when.
+    ended: Vec<(Flow, Instant)>,
     /// What became of the first fragment of a packet: where it went and its new identification.
     fragments: HashMap<FragmentKey, (IpAddr, IpAddr, u32)>,
 }
@@ -46,6 +48,7 @@ impl Model {
             vips: Vec::new(),
             limit,
             flows: Vec::new(),
+            ended: Vec::new(),
             fragments: HashMap::new(),
         };
         model.swap(spec);
@@ -54,6 +57,7 @@ impl Model {
 
     pub fn swap(&mut self, spec: SnapshotSpec) {
         self.vips.extend(spec.services.iter().map(|service| service.vip));
+        self.vips.extend(spec.services.iter().flat_map(|service| &service.pool.addresses));
         self.spec = spec;
     }
 
@@ -86,7 +90,10 @@ impl Model {
     pub fn quoted(&self, quoted: &Tuple) -> Option<(Tuple, Addr, Option<Addr>)> {
         self.flows.iter().find_map(|flow| match quoted.reversed() {
             t if t == flow.reply => Some((flow.original, flow.original.src, Some(flow.original.dst))),
-            t if t == flow.original => Some((flow.reply, flow.reply.src, None)),
+            t if t == flow.original => {
+                let of_pool = (flow.method == Method::Fullnat).then_some(flow.reply.dst);
+                Some((flow.reply, flow.reply.src, of_pool))
+            }
             _ => None,
         })
     }
@@ -105,11 +112,18 @@ impl Model {
                     // A new connection over its ports, or the table was full.
                     // Or its server is down.
                     Cause::Packet(Some(tuple)) => {
-                        tuple == flow.original || tuple == flow.reply || self.flows.len() + 1 == self.limit
+                        let gives_up_port = flow.method == Method::Fullnat && idle >= self.spec.quarantine;
+                        tuple == flow.original
+                            || tuple == flow.reply
+                            || self.flows.len() + 1 == self.limit
+                            || gives_up_port
                     }
                     Cause::Packet(None) => false,
                 };
                 assert!(legitimate, "{flow:?} ended after {idle:?} by {cause:?}");
+                if flow.method == Method::Fullnat {
+                    self.ended.push((flow, now));
+                }
             }
             (change, _) => panic!("{change:?} of {:?}, which the model has at {at:?}", event.flow),
         }
@@ -128,26 +142,65 @@ impl Model {
         }
         let server = servers.iter().find(|(addr, port, _)| (*addr, *port) == (reply.src, reply.sport));
         assert!(server.is_some_and(|(_, _, weight)| *weight > 0), "{reply:?} is from none of {servers:?}");
-        assert_eq!((reply.dst, reply.protocol), (original.src, original.protocol));
-        let planned = Tuple { dport: original.sport, ..reply };
-        assert!(
-            reply == planned || self.translation(&planned).is_some(),
-            "{reply:?} has another port than {original:?} without need"
-        );
+        assert_eq!(reply.protocol, original.protocol);
+        if method == Method::Fullnat {
+            self.check_pool(now, &original, &reply);
+        } else {
+            assert_eq!(reply.dst, original.src);
+            let planned = Tuple { dport: original.sport, ..reply };
+            assert!(
+                reply == planned || self.translation(&planned).is_some(),
+                "{reply:?} has another port than {original:?} without need"
+            );
+        }
         for tuple in [original, reply] {
             assert!(self.translation(&tuple).is_none(), "two flows have {tuple:?}");
         }
         self.flows.push(Flow { original, reply, method, seen: now });
     }
 
-    /// Address, port and weight of each server that the service for this packet has; `None` without a service.
-    pub fn servers(&self, tuple: &Tuple) -> Option<Vec<(Addr, u16, u32)>> {
+    /// The port is of the service's pool, and in no quarantine: its last flow has ended, or been silent, for that time.
+    fn check_pool(&mut self, now: Instant, original: &Tuple, reply: &Tuple) {
+        let pool = &self.service(original).expect("no service takes this flow").pool;
+        let is_of_pool = pool.addresses.contains(&reply.dst) && pool.ports.contains(reply.dport);
+        assert!(is_of_pool && reply.dst.is_v4() == original.dst.is_v4(), "{reply:?} is not of {pool:?}");
+        let quarantine = self.spec.quarantine;
+        for (flow, ended) in self.ended.iter().filter(|(flow, _)| flow.reply == *reply) {
+            let has_waited = now - *ended >= quarantine || (*ended == now && now - flow.seen >= quarantine);
+            assert!(has_waited, "{reply:?} is in quarantine: {flow:?} has ended at {ended:?}");
+        }
+        self.ended.retain(|(flow, _)| flow.reply != *reply);
+    }
+
+    /// Whether every port of the pool towards some server of the service for this packet is live or in quarantine.
+    pub fn is_exhausted(&self, now: Instant, tuple: &Tuple) -> bool {
+        let (Some(service), Some(servers)) = (self.service(tuple), self.servers(tuple)) else { return false };
+        let live = self.flows.iter().map(|flow| flow.reply);
+        let waits = |ended: &&(Flow, Instant)| now - ended.1 < self.spec.quarantine;
+        let used: std::collections::HashSet<Tuple> =
+            live.chain(self.ended.iter().filter(waits).map(|(flow, _)| flow.reply)).collect();
+        servers.iter().any(|(src, sport, _)| {
+            let pools = service.pool.addresses.iter().filter(|pool| pool.is_v4() == tuple.dst.is_v4());
+            let mut tuples = pools.flat_map(|dst| {
+                let ports = service.pool.ports.first..=service.pool.ports.last;
+                ports.map(|dport| Tuple { src: *src, dst: *dst, sport: *sport, dport, protocol: tuple.protocol })
+            });
+            tuples.all(|tuple| used.contains(&tuple))
+        })
+    }
+
+    fn service(&self, tuple: &Tuple) -> Option<&ServiceSpec> {
         let fits = self.spec.services.iter().filter(|service| {
             service.vip == tuple.dst
                 && service.protocols.list().contains(&tuple.protocol)
                 && (service.ports.first..=service.ports.last).contains(&tuple.dport)
         });
-        let service = fits.min_by_key(|service| service.ports.last - service.ports.first)?;
+        fits.min_by_key(|service| service.ports.last - service.ports.first)
+    }
+
+    /// Address, port and weight of each server that the service for this packet has; `None` without a service.
+    pub fn servers(&self, tuple: &Tuple) -> Option<Vec<(Addr, u16, u32)>> {
+        let service = self.service(tuple)?;
         let servers = service.servers.iter().chain(&service.sorry);
         let port = |base: Option<u16>| base.map_or(tuple.dport, |base| base + (tuple.dport - service.ports.first));
         Some(servers.map(|server| (server.address, port(server.port), server.weight)).collect())

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use gatun::service::{
-    FlowPolicy, Limits, Method, Passive, Persistence, PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec,
-    SnapshotSpec,
+    FlowPolicy, Limits, Method, Passive, Persistence, PoolSpec, PortRange, Protocols, SchedulerKind, ServerSpec,
+    ServiceSpec, SnapshotSpec,
 };
 use gatun::wire::outer::GUE_PORT;
 use gatun::wire::{Addr, Encapsulation};
@@ -25,6 +25,9 @@ const SCHEDULERS: [SchedulerKind; 13] = [
     SchedulerKind::Ovf,
     SchedulerKind::Twos,
 ];
+
+/// A configuration whose services are by fullnat, through a few ports.
+pub const FULLNAT: u8 = 9;
 
 /// A few configurations that differ in everything a reload may change.
 pub fn spec(number: u8) -> SnapshotSpec {
@@ -58,7 +61,17 @@ pub fn spec(number: u8) -> SnapshotSpec {
     use Protocols::{Tcp, TcpAndUdp, Udp};
     let kept = |service: ServiceSpec| keep_clients(number, service);
     let by = |method: Method, tunnel: Encapsulation, service: ServiceSpec| ServiceSpec { method, tunnel, ..service };
+    // One address is a VIP as well.
+    let pool = PoolSpec { addresses: vec![v4(100), v4(10), v6(100)], ports: PortRange { first: 20_000, last: 20_001 } };
+    let full = |service: ServiceSpec| ServiceSpec { method: Method::Fullnat, pool: pool.clone(), ..service };
     let services = match number % 6 {
+        _ if number % 12 == FULLNAT => vec![
+            full(service("web", v4(10), 80, 80, Tcp, &[(11, Some(8080), 1), (12, Some(8080), 2)])),
+            full(service("dns", v4(10), 53, 53, TcpAndUdp, &[(11, Some(53), 1)])),
+            service("range", v4(10), 8000, 8099, Udp, &[(12, Some(9000), 1)]),
+            full(service("all", v4(11), 1, 65535, TcpAndUdp, &[(11, None, 1), (12, None, 1)])),
+            full(service("web6", v6(10), 80, 80, Tcp, &[(11, Some(8080), 1), (12, None, 1)])),
+        ],
         4 => vec![
             by(
                 Method::Direct,
@@ -129,13 +142,14 @@ fn keep_clients(number: u8, mut service: ServiceSpec) -> ServiceSpec {
             (server.max_connections, server.slow_start) = (Some(2), Some(Duration::from_secs(50)));
         }
         let address = server_addr(service.vip.is_v4(), 13);
-        let port = (service.method == Method::Nat).then_some(9);
+        let port = (!service.method.is_one_way()).then_some(9);
         service.sorry = Some(ServerSpec { name: "sorry".into(), address, port, ..ServerSpec::default() });
         if service.ports.first != service.ports.last || service.method == Method::Tunnel {
             service.sorry = None;
         }
     }
-    service.one_packet = number & 0x80 != 0 && service.protocols == Protocols::Udp;
+    let is_full = service.method == Method::Fullnat;
+    service.one_packet = number & 0x80 != 0 && service.protocols == Protocols::Udp && !is_full;
     service
 }
 

@@ -148,7 +148,7 @@ pub fn pool_table(pools: &[api::Pool]) -> Table {
         ("IN USE", Align::Right),
         ("QUARANTINE", Align::Right),
         ("SIZE", Align::Right),
-        ("TAKEN", Align::Right),
+        ("FULLEST", Align::Right),
         ("USED BY", Align::Left),
     ];
     let mut table = Table::new(&columns);
@@ -160,11 +160,16 @@ pub fn pool_table(pools: &[api::Pool]) -> Table {
             pool.in_use.to_string(),
             pool.quarantined.to_string(),
             pool.size.to_string(),
-            format!("{:.1} %", pool.percent()),
+            per_cent(pool.fullest),
             users(pool),
         ]);
     }
     table
+}
+
+/// Thousandths as per cent.
+pub fn per_cent(thousandths: u16) -> String {
+    format!("{:.1} %", f64::from(thousandths) / 10.0)
 }
 
 /// Who uses it: a few names, and how many more there are.
@@ -213,7 +218,7 @@ udp       [fd20::11]:5000  [2001:db8:f::100]:5000  lan             2      4m59s"
 
     #[test]
     fn pools() {
-        let pool = |address: &str, usage: &str, users: &[&str], (in_use, quarantined, size)| api::Pool {
+        let pool = |address: &str, usage: &str, users: &[&str], (in_use, quarantined, size, fullest)| api::Pool {
             address: address.parse().unwrap(),
             ports: "1024-65535".to_owned(),
             usage: usage.to_owned(),
@@ -223,15 +228,16 @@ udp       [fd20::11]:5000  [2001:db8:f::100]:5000  lan             2      4m59s"
             in_use,
             quarantined,
             size,
+            fullest,
         };
-        let many = pool("10.20.0.1", "fullnat", &["web", "dns", "mail", "ftp", "ntp"], (600, 45, 64_512));
-        let gone = api::Pool { retired: true, ..pool("203.0.113.9", "masquerade", &["lan"], (1, 0, 2)) };
-        let idle = pool("203.0.113.100", "forward", &["ssh"], (0, 0, 0));
+        let many = pool("10.20.0.1", "fullnat", &["web", "dns", "mail", "ftp", "ntp"], (600, 45, 64_512, 12));
+        let gone = api::Pool { retired: true, ..pool("203.0.113.9", "masquerade", &["lan"], (1, 0, 2, 500)) };
+        let idle = pool("203.0.113.100", "forward", &["ssh"], (0, 0, 0, 0));
         let expected = "\
-ADDRESS        PORTS       FOR         IN USE  QUARANTINE   SIZE   TAKEN  USED BY
-10.20.0.1      1024-65535  fullnat        600          45  64512   1.0 %  web, dns, mail and 2 more
-203.0.113.9    1024-65535  masquerade       1           0      2  50.0 %  lan (retired)
-203.0.113.100  1024-65535  forward          0           0      0   0.0 %  ssh";
+ADDRESS        PORTS       FOR         IN USE  QUARANTINE   SIZE  FULLEST  USED BY
+10.20.0.1      1024-65535  fullnat        600          45  64512    1.2 %  web, dns, mail and 2 more
+203.0.113.9    1024-65535  masquerade       1           0      2   50.0 %  lan (retired)
+203.0.113.100  1024-65535  forward          0           0      0    0.0 %  ssh";
         assert_eq!(pool_table(&[many, gone, idle]).lines().join("\n"), expected);
     }
 }

@@ -3,24 +3,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Engine;
 use super::admit::{PORT_ATTEMPTS, next_random};
+use super::{Engine, SWEEP};
 use crate::command::PoolRecord;
 use crate::flow::{Flow, FlowId, InsertError, Owner, Standing};
 use crate::forward::fullnat::Lane;
 use crate::service::{Method, Pool, PoolId, PoolUse, Server, Service};
 use crate::time::Instant;
 use crate::verdict::DropReason;
-use crate::wire::Tuple;
+use crate::wire::{Protocol, Tuple};
 
 /// Ports whose quarantine is over that are released when another one is taken.
 const RELEASED: usize = 2;
 
 /// A port that is taken: the number of its lane, and the reply tuple of its flow.
 #[derive(Clone, Copy, Debug)]
-struct Grant {
-    lane: u32,
-    reply: Tuple,
+pub(super) struct Grant {
+    pub lane: u32,
+    pub reply: Tuple,
 }
 
 impl Engine {
@@ -29,16 +29,8 @@ impl Engine {
         let mut pools: BTreeMap<PoolId, PoolRecord> = BTreeMap::new();
         for (address, in_use, quarantined, size) in self.lanes.counts() {
             let Some(pool) = self.snapshot.pools.of(address) else { continue };
-            let record = pools.entry(pool.id).or_insert(PoolRecord {
-                shard: self.config.shard,
-                pool: pool.id,
-                in_use: 0,
-                quarantined: 0,
-                size: 0,
-            });
-            record.in_use += in_use;
-            record.quarantined += quarantined;
-            record.size += size;
+            let record = pools.entry(pool.id).or_insert_with(|| PoolRecord::unused(self.config.shard, pool.id));
+            record.add((in_use, quarantined, size));
         }
         let of_mappings = self.pools_of_mappings().into_iter().filter(|record| !pools.contains_key(&record.pool));
         let of_mappings: Vec<PoolRecord> = of_mappings.collect();
@@ -54,8 +46,9 @@ impl Engine {
         original: &Tuple,
         owner: Owner,
     ) -> Result<FlowId, DropReason> {
+        let to = (service.server_port(server, original.dport), original.protocol);
         for _ in 0..=PORT_ATTEMPTS {
-            let Grant { lane, reply } = self.grant(now, service, server, original)?;
+            let Grant { lane, reply } = self.grant(now, service, server, to)?;
             match self.table.insert(now, *original, reply, owner, &self.snapshot.spec.timeouts) {
                 Ok(id) => {
                     self.table.set_mapping(id, lane);
@@ -72,30 +65,35 @@ impl Engine {
         Err(DropReason::PortCollision)
     }
 
-    /// Takes a port for a flow to `server`: of an address of the pool at random, or of another one if that has none.
+    /// Takes a port for a flow to this port of `server`: of an address of the pool at random, or of another one if that has none.
     ///
     /// Without any the client's packet is dropped and nobody told: it sends its SYN or its question again, and there may be a
     /// port by then; a RST would end what only has to wait (so does netfilter where `nf_nat` finds no tuple).
-    fn grant(
+    pub(super) fn grant(
         &mut self,
         now: Instant,
         service: &Service,
         server: &Server,
-        original: &Tuple,
+        to: (u16, Protocol),
     ) -> Result<Grant, DropReason> {
         let quarantine = self.snapshot.spec.quarantine;
-        self.lanes.expire(now, quarantine, &mut { RELEASED });
         self.random = next_random(self.random);
         let random = next_random(self.random);
         let snapshot = self.snapshot.clone();
         let pools = || pools_of(&snapshot, service, server, self.random);
-        for pool in pools() {
-            let lane = Lane::to(service, server, original, pool.address);
-            if let Some((number, port)) = self.lanes.take(&lane, pool, random) {
-                return Ok(Grant { lane: number, reply: lane.reply(port) });
+        // Time may have passed without the engine being told.
+        for budget in [RELEASED, SWEEP] {
+            if self.lanes.expire(now, quarantine, budget) == 0 && budget == SWEEP {
+                break;
+            }
+            for pool in pools() {
+                let lane = Lane::to(server, to, pool.address);
+                if let Some((number, port)) = self.lanes.take(&lane, pool, random) {
+                    return Ok(Grant { lane: number, reply: lane.reply(port) });
+                }
             }
         }
-        let lanes = pools().map(|pool| Lane::to(service, server, original, pool.address));
+        let lanes = pools().map(|pool| Lane::to(server, to, pool.address));
         let found = lanes.clone().find_map(|lane| self.reclaimable(now, &lane));
         let Some((lane, id)) = found else { return Err(DropReason::PoolExhausted) };
         let flow = self.take_out(now, id);
@@ -123,7 +121,8 @@ impl Engine {
     ) -> Result<Tuple, DropReason> {
         let first = next_random(self.random);
         let random = next_random(first);
-        let lane = |pool: &Pool| Lane::to(service, server, original, pool.address);
+        let to = (service.server_port(server, original.dport), original.protocol);
+        let lane = |pool: &Pool| Lane::to(server, to, pool.address);
         let pools = || pools_of(&self.snapshot, service, server, first);
         let free = |pool: &Arc<Pool>| Some(lane(pool).reply(self.lanes.foresee(&lane(pool), pool, random)?));
         let reclaimed = |pool: &Arc<Pool>| Some(self.table.flow(self.reclaimable(now, &lane(pool))?.1).reply());

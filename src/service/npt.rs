@@ -184,7 +184,7 @@ mod tests {
         // Section 3.7: the inside one goes on with zeros.
         let npt = npt("fd01:203:405::/48", "2001:db8:1:ab00::/56");
         let mapped = npt.outward(addr("fd01:203:405:12::7")).expect("its subnet begins with zeros");
-        assert_eq!(&mapped.octets()[..8], addr("2001:db8:1:ab12::").octets()[..8].as_ref());
+        assert_eq!(mapped.octets()[..8], addr("2001:db8:1:ab12::").octets()[..8]);
         assert_eq!(npt.outward(addr("fd01:203:405:112::7")), Err(Unmapped::Subnet));
     }
 

@@ -16,7 +16,7 @@ use crate::support::packet::{ACK, Build, FIN, IcmpError, RST, SYN, icmp_error, m
 use crate::{Net, Row, refusal};
 
 /// The only port of the pool in most rows.
-const PORT: u16 = 5000;
+pub const PORT: u16 = 5000;
 
 /// An address of the pool, by number from 0.
 pub fn pool(net: Net, number: u8, port: u16) -> SocketAddr {
@@ -34,7 +34,7 @@ pub fn pool_of(net: Net) -> PoolSpec {
 }
 
 /// The services of [`Net::spec`], all by fullnat, through one address and these ports.
-fn spec(net: Net, first: u16, last: u16) -> SnapshotSpec {
+pub fn spec(net: Net, first: u16, last: u16) -> SnapshotSpec {
     let mut spec = net.spec();
     let other = if net.is_v4() { Net::V6 } else { Net::V4 };
     for service in &mut spec.services {
@@ -154,22 +154,22 @@ fn errors(net: Net, spec: impl Fn() -> SnapshotSpec, query: &Build, asked: &Buil
 }
 
 /// By fullnat through ports `first` to `last`.
-fn by_fullnat(net: Net, first: u16, last: u16) -> Gateway {
+pub fn by_fullnat(net: Net, first: u16, last: u16) -> Gateway {
     Gateway::new(net, |all| *all = spec(net, first, last))
 }
 
 /// The reply tuples of all flows.
-fn replies(gateway: &Gateway) -> Vec<Tuple> {
+pub fn replies(gateway: &Gateway) -> Vec<Tuple> {
     gateway.flows().iter().map(|flow| flow.reply).collect()
 }
 
 /// How many ports are live, in quarantine, and reclaimed so far.
-fn ports(gateway: &Gateway) -> (u64, u64, u64) {
+pub fn ports(gateway: &Gateway) -> (u64, u64, u64) {
     let sum = |field: fn(&PoolRecord) -> u64| gateway.engine.pools().iter().map(field).sum();
     (sum(|pool| pool.in_use), sum(|pool| pool.quarantined), gateway.engine.stats().ports_reclaimed)
 }
 
-const EXHAUSTED: Result<SocketAddr, Verdict> = Err(Verdict::Drop(DropReason::PoolExhausted));
+pub const EXHAUSTED: Result<SocketAddr, Verdict> = Err(Verdict::Drop(DropReason::PoolExhausted));
 
 #[test]
 fn every_port_is_given_away_once() {
@@ -216,7 +216,7 @@ fn a_port_waits_until_it_is_used_again() {
 }
 
 /// A connection of client `n`, to the end of its handshake; the server's end of it.
-fn establish(gateway: &mut Gateway, n: u8) -> Tuple {
+pub fn establish(gateway: &mut Gateway, n: u8) -> Tuple {
     let net = gateway.net;
     let (client, vip) = (net.other(n, 1), net.vip(53));
     assert!(gateway.send(&tcp(client, vip).syn().seq(1000, 0)).is_ok());
@@ -226,18 +226,18 @@ fn establish(gateway: &mut Gateway, n: u8) -> Tuple {
     reply
 }
 
-fn tuple(src: SocketAddr, dst: SocketAddr) -> Tuple {
+pub fn tuple(src: SocketAddr, dst: SocketAddr) -> Tuple {
     let (sport, dport, protocol) = (src.port(), dst.port(), Protocol::TCP);
     Tuple { src: src.ip().into(), dst: dst.ip().into(), sport, dport, protocol }
 }
 
 /// A segment that has this tuple.
-fn from(tuple: Tuple) -> Build {
+pub fn from(tuple: Tuple) -> Build {
     tcp((tuple.src.ip(), tuple.sport), (tuple.dst.ip(), tuple.dport))
 }
 
 /// Both ends close it.
-fn close(gateway: &mut Gateway, n: u8, reply: Tuple) {
+pub fn close(gateway: &mut Gateway, n: u8, reply: Tuple) {
     let (client, vip) = (gateway.net.other(n, 1), gateway.net.vip(53));
     for packet in [
         tcp(client, vip).flags(FIN | ACK).seq(1001, 5001),

@@ -4,15 +4,16 @@ use std::net::IpAddr;
 
 use super::Line;
 use crate::cli::format::table::{Align, Table};
+use crate::cli::nat::per_cent;
 use crate::cli::output::Colour;
 use crate::control::api;
 
 /// Masquerades and addresses that the screen has room for.
 const SHOWN: usize = 8;
-/// From so many percent on a pool is nearly used up.
-const NEARLY: f64 = 80.0;
+/// From so many thousandths on a pool is nearly used up.
+const NEARLY: u16 = 800;
 /// And from so many on new flows are about to be refused.
-const AS_GOOD_AS: f64 = 95.0;
+const AS_GOOD_AS: u16 = 950;
 
 /// One line for the head of the screen; `None` where no source is translated.
 pub(super) fn summary(nat: &api::Nat) -> Option<Line> {
@@ -31,8 +32,8 @@ pub fn text(nat: &api::Nat) -> Option<String> {
         parts.push(format!("masquerades {}, mappings {mappings}", nat.masquerades.len()));
     }
     if let Some(fullest) = worst_first(&nat.pools).first() {
-        let api::Pool { address, .. } = fullest;
-        parts.push(format!("addresses {}, the fullest {address}: {:.1} % taken", nat.pools.len(), fullest.percent()));
+        let api::Pool { address, fullest, .. } = fullest;
+        parts.push(format!("addresses {}, the fullest {address}: {} taken", nat.pools.len(), per_cent(*fullest)));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
 }
@@ -93,7 +94,7 @@ fn pool_table(pools: &[&api::Pool], shown: usize) -> Table {
         ("IN USE", Align::Right),
         ("QUARANTINE", Align::Right),
         ("SIZE", Align::Right),
-        ("TAKEN", Align::Right),
+        ("FULLEST", Align::Right),
     ];
     let mut table = Table::new(&columns);
     for pool in pools.iter().take(shown) {
@@ -104,7 +105,7 @@ fn pool_table(pools: &[&api::Pool], shown: usize) -> Table {
             pool.in_use.to_string(),
             pool.quarantined.to_string(),
             pool.size.to_string(),
-            format!("{:.1} %", pool.percent()),
+            per_cent(pool.fullest),
         ]);
     }
     table
@@ -127,12 +128,12 @@ pub fn few(list: &[String]) -> String {
 /// An address with nothing but forwarded ports cannot run out.
 fn worst_first(pools: &[api::Pool]) -> Vec<&api::Pool> {
     let mut pools: Vec<&api::Pool> = pools.iter().filter(|pool| pool.usage != "forward").collect();
-    pools.sort_by(|a, b| b.percent().total_cmp(&a.percent()));
+    pools.sort_by_key(|pool| std::cmp::Reverse((pool.fullest, pool.in_use)));
     pools
 }
 
 fn colour(pool: &api::Pool) -> Option<Colour> {
-    match pool.percent() {
+    match pool.fullest {
         taken if taken >= AS_GOOD_AS => Some(Colour::Red),
         taken if taken >= NEARLY => Some(Colour::Yellow),
         _ => None,
@@ -158,6 +159,7 @@ mod tests {
             in_use,
             quarantined: 10,
             size: 1000,
+            fullest: in_use as u16 + 10,
         }
     }
 
@@ -208,11 +210,11 @@ masquerades
   six   fd20::/48     2001:db8:20::/48                             -         -  none, by prefix
 
 pools
-  ADDRESS        FOR              IN USE  QUARANTINE  SIZE   TAKEN
-Red:  203.0.113.101  masquerade lan      945          10  1000  95.5 %
-Yellow:  203.0.113.102  masquerade lan      800          10  1000  81.0 %
-  203.0.113.100  masquerade lan        5          10  1000   1.5 %
-  203.0.113.103  fullnat 4 users       0          10  1000   1.0 %";
+  ADDRESS        FOR              IN USE  QUARANTINE  SIZE  FULLEST
+Red:  203.0.113.101  masquerade lan      945          10  1000   95.5 %
+Yellow:  203.0.113.102  masquerade lan      800          10  1000   81.0 %
+  203.0.113.100  masquerade lan        5          10  1000    1.5 %
+  203.0.113.103  fullnat 4 users       0          10  1000    1.0 %";
         let lines: Vec<String> = sections(&nat(), false).iter().map(plain).collect();
         assert_eq!(lines.join("\n"), expected);
         let head = "nat      masquerades 2, mappings 17; addresses 5, the fullest 203.0.113.101: 95.5 % taken";

@@ -327,7 +327,7 @@ DROPPED
             "masquerades": [{"name": "lan", "from": [], "except": [], "to": [], "ports": "*", "prefix": null,
                              "filtering": "endpoint", "helpers": [], "max_mappings": 1, "flows": 23, "mappings": 17}],
             "pools": [{"address": "203.0.113.100", "ports": "*", "usage": "masquerade", "users": ["lan"],
-                       "user_count": 1, "retired": false, "in_use": 500, "quarantined": 0, "size": 1000}],
+                       "user_count": 1, "retired": false, "in_use": 500, "quarantined": 0, "size": 1000, "fullest": 500}],
             "forwards": [], "quarantine": 5,
         }))
         .unwrap();

@@ -62,10 +62,12 @@ pub struct Mapping {
     pub protonum: u8,
     pub inside: Endpoint,
     pub outside: Endpoint,
+    /// `forward` of a forwarded port of an address that is no masquerade's.
     pub masquerade: String,
     /// Flows that use it.
     pub flows: u32,
-    /// Seconds that the longest-lived of its flows lives without a packet; `null` of one without flows.
+    /// Seconds that the longest-lived of its flows lives without a packet; `null` of one without flows, and where there are
+    /// so many flows that nobody looks.
     pub timeout: Option<u64>,
     /// Of a forwarded port: it stays without flows.
     pub forward: bool,
@@ -102,7 +104,7 @@ pub struct Masquerade {
     pub helpers: Vec<String>,
     /// Mappings that one inside host may have.
     pub max_mappings: u32,
-    /// Over all shards; a mapping may have several flows. Forwarded ports are not counted among mappings.
+    /// Over all shards; a mapping may have several flows. A forwarded port counts while it has some.
     pub flows: u64,
     pub mappings: u64,
 }
@@ -128,14 +130,9 @@ pub struct Pool {
     pub quarantined: u64,
     /// Ports that could be given away at most, counted in the same way over what the address has been used for so far.
     pub size: u64,
-}
-
-impl Pool {
-    /// How much of it is not to be had, in percent; 0 of one without size.
-    pub fn percent(&self) -> f64 {
-        let taken = self.in_use + self.quarantined;
-        if self.size == 0 { 0.0 } else { 100.0 * taken as f64 / self.size as f64 }
-    }
+    /// How much is taken of what is taken most, in thousandths: of a shard's part of the ports towards one server (`fullnat`)
+    /// or of one protocol (`masquerade`). At 1000 new flows are refused there, whatever is left elsewhere.
+    pub fullest: u16,
 }
 
 /// Ports of an outside address that lead to an inside host.

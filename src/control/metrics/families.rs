@@ -183,9 +183,13 @@ impl Seen {
         }
         let help = "Ports of an address of a pool that are given away, or rest before they serve again.";
         out.gauge("gatun_pool_ports", help, ports)?;
-        let limits = pools.iter().map(|(address, pool)| (labels((address, pool)), pool.size)).collect();
+        let of = |value: fn(&api::Pool) -> u64| -> Samples<'_> {
+            pools.iter().map(|(address, pool)| (labels((address, pool)), value(pool))).collect()
+        };
         let help = "Ports of an address of a pool that could be given away, for what it has been used for so far.";
-        out.gauge("gatun_pool_ports_limit", help, limits)
+        out.gauge("gatun_pool_ports_limit", help, of(|pool| pool.size))?;
+        let help = "What is taken of the part of an address's ports that most is taken of, in thousandths.";
+        out.gauge("gatun_pool_fullest", help, of(|pool| u64::from(pool.fullest)))
     }
 }
 

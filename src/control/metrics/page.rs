@@ -43,7 +43,7 @@ pub fn html(status: &api::Status) -> String {
     }
     if !pools.is_empty() {
         line(&mut page, "<h2>Pools</h2>");
-        let heads = ["Address", "Ports", "For", "In use", "Quarantine", "Size", "Taken"];
+        let heads = ["Address", "Ports", "For", "In use", "Quarantine", "Size", "Fullest"];
         table(&mut page, &heads, pools.iter().map(pool));
     }
     if !status.drops.is_empty() {
@@ -83,7 +83,7 @@ fn pool(pool: &api::Pool) -> Vec<String> {
         pool.in_use.to_string(),
         pool.quarantined.to_string(),
         pool.size.to_string(),
-        format!("{:.1} %", pool.percent()),
+        format!("{:.1} %", f64::from(pool.fullest) / 10.0),
     ]
 }
 

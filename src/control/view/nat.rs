@@ -16,8 +16,12 @@ use crate::wire::{Addr, Protocol, Tuple};
 /// Names of those who use an address that are told; a large cluster may have thousands of services on one.
 const USERS_TOLD: usize = 16;
 
-/// A flow's service, or its masquerade; `-` when neither is known any more.
+/// A flow's service, or its masquerade; `forward` by a forwarded port of an address that is no masquerade's; `-` when none
+/// of these is known any more.
 pub fn owner(snapshot: &Snapshot, id: ServiceId) -> String {
+    if id == ServiceId::FORWARD {
+        return "forward".to_owned();
+    }
     let masquerade = || snapshot.pools.masquerade(id).map(|masquerade| masquerade.spec.name.clone());
     let service = snapshot.service(id).map(|service| service.spec.name.clone());
     service.or_else(masquerade).unwrap_or_else(|| "-".to_owned())
@@ -62,7 +66,7 @@ pub fn mapping(snapshot: &Snapshot, record: &MappingRecord) -> api::Mapping {
         outside: endpoint(record.outside),
         masquerade: owner(snapshot, record.masquerade),
         flows: record.flows,
-        timeout: (record.flows > 0).then_some(record.remaining.as_secs()),
+        timeout: (!record.remaining.is_zero()).then_some(record.remaining.as_secs()),
         forward: record.is_forward,
         shard: record.shard,
     }
@@ -130,12 +134,13 @@ pub fn nat(gateway: &Gateway, snapshot: &Snapshot) -> api::Nat {
     let (sums, users) = (sums(gateway, snapshot), users(snapshot));
     let pool = |pool: &Pool| {
         let users = users.get(&pool.address).map_or(&[][..], Vec::as_slice);
-        shown_pool(snapshot, pool, users, sums.get(&pool.id).copied().unwrap_or_default())
+        let unused = || PoolRecord::unused(0, pool.id);
+        shown_pool(snapshot, pool, users, &sums.get(&pool.id).copied().unwrap_or_else(unused))
     };
-    // A mapping has one port of the masquerade's pool; forwarded ports have theirs besides.
+    // A mapping has one port of the masquerade's pool.
     let mappings = |id: ServiceId| {
         let of_masquerade = snapshot.pools.iter().filter(|pool| pool.usage == PoolUse::Masquerade(id));
-        of_masquerade.filter_map(|pool| sums.get(&pool.id)).map(|(in_use, ..)| in_use).sum()
+        of_masquerade.filter_map(|pool| sums.get(&pool.id)).map(|sum| sum.in_use).sum()
     };
     api::Nat {
         masquerades: snapshot.pools.live.iter().map(|of| shown_masquerade(of, mappings(of.id))).collect(),
@@ -145,19 +150,18 @@ pub fn nat(gateway: &Gateway, snapshot: &Snapshot) -> api::Nat {
     }
 }
 
-/// Ports of an address in use, resting, and in all.
-type Use = (u64, u64, u64);
-
 /// Over the shards, one lock at a time.
-fn sums(gateway: &Gateway, snapshot: &Snapshot) -> BTreeMap<PoolId, Use> {
-    let mut sums: BTreeMap<PoolId, Use> = BTreeMap::new();
+fn sums(gateway: &Gateway, snapshot: &Snapshot) -> BTreeMap<PoolId, PoolRecord> {
+    let mut sums: BTreeMap<PoolId, PoolRecord> = BTreeMap::new();
     if snapshot.pools.iter().next().is_none() {
         return sums;
     }
     for engine in gateway.shards() {
-        for PoolRecord { pool, in_use, quarantined, size, .. } in engine.lock().pools() {
-            let sum = sums.entry(pool).or_default();
-            *sum = (sum.0 + in_use, sum.1 + quarantined, sum.2 + size);
+        for PoolRecord { shard, pool, in_use, quarantined, size, fullest } in engine.lock().pools() {
+            let sum = sums.entry(pool).or_insert_with(|| PoolRecord::unused(shard, pool));
+            let before = sum.fullest;
+            sum.add((in_use, quarantined, size));
+            sum.fullest = before.max(fullest);
         }
     }
     sums
@@ -185,7 +189,7 @@ pub fn pool_of(spec: &ServiceSpec) -> Vec<IpAddr> {
     spec.pool.addresses.iter().filter(|_| is_used).map(Addr::ip).collect()
 }
 
-fn shown_pool(snapshot: &Snapshot, pool: &Pool, users: &[&str], (in_use, quarantined, size): Use) -> api::Pool {
+fn shown_pool(snapshot: &Snapshot, pool: &Pool, users: &[&str], sum: &PoolRecord) -> api::Pool {
     let masquerade;
     let (usage, users) = match pool.usage {
         PoolUse::Fullnat => ("fullnat", users),
@@ -202,9 +206,10 @@ fn shown_pool(snapshot: &Snapshot, pool: &Pool, users: &[&str], (in_use, quarant
         users: users.iter().take(USERS_TOLD).map(|name| (*name).to_owned()).collect(),
         user_count: users.len(),
         retired: pool.is_retired,
-        in_use,
-        quarantined,
-        size,
+        in_use: sum.in_use,
+        quarantined: sum.quarantined,
+        size: sum.size,
+        fullest: sum.fullest,
     }
 }
 

@@ -33,7 +33,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::flow::{FlowId, Standing};
 use crate::forward::ports::Slice;
-use crate::service::{InUse, Pool, Server, Service};
+use crate::service::{InUse, Pool, Server};
 use crate::time::Instant;
 use crate::wire::{Addr, Protocol, Tuple};
 use queues::{Ends, Queue, Queues};
@@ -49,10 +49,9 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// That of a flow to `server`.
-    pub fn to(service: &Service, server: &Server, original: &Tuple, pool: Addr) -> Lane {
-        let port = service.server_port(server, original.dport);
-        Lane { pool, server: server.address, port, protocol: original.protocol }
+    /// That of flows to this port of `server`.
+    pub fn to(server: &Server, (port, protocol): (u16, Protocol), pool: Addr) -> Lane {
+        Lane { pool, server: server.address, port, protocol }
     }
 
     /// The reply tuple of its flow with this port of the pool's.
@@ -220,21 +219,23 @@ impl Lanes {
         heads.into_iter().flatten().flatten().filter_map(move |flow| Some((number?, flow)))
     }
 
-    /// Releases ports whose quarantine is over, no more than `budget`, and takes them off it.
-    pub fn expire(&mut self, now: Instant, quarantine: Duration, budget: &mut usize) {
-        while *budget > 0
+    /// Releases ports whose quarantine is over, no more than `budget`. Returns how many.
+    pub fn expire(&mut self, now: Instant, quarantine: Duration, budget: usize) -> usize {
+        let mut released = 0;
+        while released < budget
             && let Some(first) = self.waiting.front()
             && first.since + quarantine <= now
         {
             let Waiting { lane, port, .. } = *first;
             self.waiting.pop_front();
-            *budget -= 1;
+            released += 1;
             if let Some(used) = self.used.get_mut(lane as usize).and_then(Option::as_mut) {
                 used.waiting -= 1;
                 used.supply.give(port);
                 self.close(lane);
             }
         }
+        released
     }
 
     /// When [`Lanes::expire`] has work, at the earliest.
@@ -307,5 +308,75 @@ impl Lanes {
         }
         assert_eq!((lanes, live), (self.numbers.len(), flows));
         assert_eq!(self.used.len(), lanes + self.free.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::{PortRange, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
+
+    const QUARANTINE: Duration = Duration::from_secs(5);
+
+    fn pool(ports: PortRange) -> Arc<Pool> {
+        let address = Addr::from_v4([203, 0, 113, 100]);
+        let mut service = ServiceSpec { method: crate::service::Method::Fullnat, ..ServiceSpec::default() };
+        service.vip = Addr::from_v4([203, 0, 113, 10]);
+        service.pool = crate::service::PoolSpec { addresses: vec![address], ports };
+        service.servers = vec![ServerSpec { address: Addr::from_v4([10, 20, 0, 11]), ..ServerSpec::default() }];
+        let spec = SnapshotSpec { services: vec![service], ..SnapshotSpec::default() };
+        Snapshot::build(spec, None).expect("it is valid").pools.of(address).expect("it is there").clone()
+    }
+
+    fn lane(port: u16) -> Lane {
+        let (pool, server) = (Addr::from_v4([203, 0, 113, 100]), Addr::from_v4([10, 20, 0, 11]));
+        Lane { pool, server, port, protocol: Protocol::TCP }
+    }
+
+    fn lanes(max_waiting: usize) -> Lanes {
+        Lanes::new((0, 1), [1, 2], 1024, max_waiting)
+    }
+
+    #[test]
+    fn quarantine_has_a_bound() {
+        let (pool, now) = (pool(PortRange { first: 1000, last: 1999 }), Instant::from_secs(9));
+        let mut lanes = lanes(4);
+        let taken: Vec<_> = (0..6).filter_map(|n| lanes.take(&lane(80), &pool, n << 40)).collect();
+        taken[..4].iter().for_each(|(number, port)| lanes.give(now, *number, *port));
+        assert_eq!((lanes.take(&lane(80), &pool, 1), lanes.foresee(&lane(81), &pool, 1)), (None, None));
+        // Those that there were come to an end all the same.
+        taken[4..].iter().for_each(|(number, port)| lanes.give(now, *number, *port));
+        assert_eq!(pool.state.count(), 0);
+        assert_eq!(lanes.expire(now + QUARANTINE, QUARANTINE, 2), 2, "as many as the budget has");
+        assert_eq!(lanes.take(&lane(80), &pool, 1), None);
+        assert_eq!(lanes.expire(now + QUARANTINE, QUARANTINE, 9), 4);
+        assert!(lanes.numbers.is_empty() && lanes.next_deadline(QUARANTINE).is_none(), "nothing is left of the lane");
+        assert!(lanes.take(&lane(80), &pool, 1).is_some());
+    }
+
+    #[test]
+    fn a_lane_takes_little_while_it_has_few_ports() {
+        let pool = pool(PortRange { first: 1024, last: 65535 });
+        let mut lanes = lanes(1 << 16);
+        // A scan of all ports of a server.
+        let taken: Vec<_> = (1..=9999).filter_map(|port| lanes.take(&lane(port), &pool, u64::from(port))).collect();
+        assert_eq!((taken.len(), lanes.numbers.len(), pool.state.count()), (9999, 9999, 9999));
+        assert!(size_of::<Used>() <= 256, "{}", size_of::<Used>());
+        for (number, port) in taken {
+            lanes.give_unused(number, port);
+        }
+        assert!(lanes.numbers.is_empty());
+        assert_eq!(pool.state.count(), 0);
+    }
+
+    #[test]
+    fn time_that_was_taken_first_may_come_last() {
+        let pool = pool(PortRange { first: 1000, last: 1999 });
+        let mut lanes = lanes(4);
+        let [first, second] = [1, 2].map(|random| lanes.take(&lane(80), &pool, random << 40).expect("it is free"));
+        lanes.give(Instant::from_secs(2), first.0, first.1);
+        lanes.give(Instant::from_secs(1), second.0, second.1);
+        assert_eq!(lanes.expire(Instant::from_secs(6), QUARANTINE, 9), 0);
+        assert_eq!(lanes.expire(Instant::from_secs(7), QUARANTINE, 9), 2);
     }
 }
