@@ -179,10 +179,7 @@ impl Engine {
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
             self.note_first_fragment(now, buf, view, decided);
         }
-        match verdict {
-            Verdict::Elsewhere(shard) if shard == self.config.shard => self.come_in_again(now, buf),
-            verdict => verdict,
-        }
+        verdict
     }
 
     /// What is no flow's and no service's.
@@ -366,6 +363,7 @@ impl Engine {
         self.lanes.expire(now, self.snapshot.spec.quarantine, SWEEP);
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
+        self.leave_expected(now);
         self.mappings.release(now, SWEEP);
         self.answer_unsolicited(now);
         self.raise_held(now);
@@ -414,6 +412,7 @@ impl Engine {
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
                 self.helpers.expectations.trim(self.snapshot.spec.limits.expectations);
+                self.leave_expected(now);
                 self.stats.syns_unanswered += self.unsolicited.trim(self.snapshot.spec.limits.unsolicited_syns);
                 Outcome::Done
             }
