@@ -278,7 +278,8 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     };
     let translated = match reply {
         Ok(reply) => reply.reversed(),
-        Err(reason) => return dropped(reason, Some(&service.spec.name)),
+        // The client is to try again.
+        Err(reason) => return Explained::Dropped { reason, service: Some(choice.service), answer: None },
     };
     Explained::Admitted { choice, translated, via: Via::to(server) }
 }
@@ -305,6 +306,7 @@ fn answer(reason: DropReason, protocol: Protocol, tcp_flags: u8) -> Option<Answe
         (DropReason::NoService | DropReason::NoServer | DropReason::ServersFull, Protocol::UDP) => {
             Some(Answer::PortUnreachable)
         }
+        // Of a masquerade: its inside hosts.
         (DropReason::PoolExhausted | DropReason::SourceLimit, _) => Some(Answer::Prohibited),
         _ => None,
     }

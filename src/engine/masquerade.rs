@@ -340,14 +340,6 @@ impl Engine {
         Verdict::Elsewhere(shard)
     }
 
-    /// A packet that was translated here and belongs here as well.
-    pub(super) fn come_in_again(&mut self, now: Instant, buf: &mut PacketBuf) -> Verdict {
-        match View::parse(buf.packet()) {
-            Ok(view) => self.handle_parsed(now, buf, &view),
-            Err(reason) => Verdict::Drop(reason),
-        }
-    }
-
     /// Panics when flows and mappings contradict each other; for tests.
     pub(super) fn check_mappings(&self) {
         let mut flows = std::collections::BTreeMap::new();

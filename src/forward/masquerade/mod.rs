@@ -484,8 +484,9 @@ impl Mappings {
         (address.unwrap_or_default(), record.outside)
     }
 
-    /// Of each outside address: ports with a mapping, ports in quarantine, and all.
-    pub fn usage(&self) -> Vec<(Addr, [u64; 3])> {
+    /// Of each outside address: ports with a mapping, ports in quarantine, and all; and how much of those of one protocol is
+    /// taken, in thousandths, where most is.
+    pub fn usage(&self) -> Vec<(Addr, [u64; 3], u16)> {
         let mut waiting = vec![0; self.outsides.len()];
         self.quarantine.iter().for_each(|port| waiting[usize::from(port.address)] += 1);
         let mut forwarded = vec![0; self.outsides.len()];
@@ -493,7 +494,7 @@ impl Mappings {
         let each = self.outsides.iter().enumerate().filter_map(|(at, outside)| {
             let outside = outside.as_ref()?;
             let in_use = outside.taken().saturating_sub(waiting[at]) + forwarded[at];
-            Some((outside.address, [in_use, waiting[at], outside.size() + forwarded[at]]))
+            Some((outside.address, [in_use, waiting[at], outside.size() + forwarded[at]], outside.fullest()))
         });
         each.collect()
     }
