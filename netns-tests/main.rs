@@ -30,6 +30,7 @@ mod flood;
 mod forged;
 mod fragments;
 mod ftp;
+mod ftp_pools;
 mod health;
 mod health_path;
 mod icmp_errors;
