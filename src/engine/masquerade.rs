@@ -95,6 +95,7 @@ impl Engine {
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, gateway));
         }
+        self.may_begin(now, tuple.src, None).map_err(Verdict::Drop)?;
         let inside = (tuple.src, tuple.sport);
         self.make_room(now).map_err(Verdict::Drop)?;
         let mapping = match snapshot.pools.forward_from(inside, tuple.protocol) {
@@ -138,6 +139,8 @@ impl Engine {
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, outside.0));
         }
+        // It counts for who begins it: a stranger must not use up what the inside host may.
+        self.may_begin(now, tuple.src, None).map_err(Verdict::Drop)?;
         // What gives way may be what the mapping lived by.
         self.make_room(now).map_err(Verdict::Drop)?;
         let mapping = match forwarded {

@@ -1,6 +1,7 @@
 //! The engine's part in limits on new flows: of one client, of a service, in all.
 //!
-//! A client belongs to one shard, so its bucket is the shard's alone; those of services and of all are shared by shards
+//! Client is who begins the flow: with masquerades the inside host, or who reaches it from outside. It belongs to one shard (but for
+//! those who reach several inside hosts), so its bucket is the shard's alone; those of services and of all are shared by shards
 //! ([`crate::service::rate`]). A packet over a limit is dropped without an answer: a SYN comes again.
 //!
 //! # What strangers can do
