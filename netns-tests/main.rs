@@ -57,6 +57,7 @@ mod segment_vip;
 mod server_stopped;
 mod services;
 mod spread;
+mod syn_proxy;
 mod tap;
 mod tap_down;
 mod tap_methods;
