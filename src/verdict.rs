@@ -210,6 +210,8 @@ impl DropReason {
                 | DropReason::NeighbourQueueFull
                 | DropReason::NeighbourEvicted
                 | DropReason::ServersFull
+                | DropReason::PoolExhausted
+                | DropReason::SourceLimit
         )
     }
 }

@@ -25,6 +25,9 @@ fn run(directory: &Path, args: &[&str]) -> (Option<i32>, String, String) {
 fn a_good_file_is_counted() {
     let (code, stdout, stderr) = check(SERVICE);
     assert_eq!((code, stdout.as_str()), (Some(0), "x.toml: ok: 1 service, 1 server\n"), "{stderr}");
+    let lan = "[[masquerade]]\nname = \"lan\"\nfrom = [\"10.21.0.0/24\"]\nto = [\"203.0.113.100\"]\n";
+    let (code, stdout, stderr) = check(&format!("{SERVICE}{lan}"));
+    assert_eq!((code, stdout.as_str()), (Some(0), "x.toml: ok: 1 service, 1 server, 1 masquerade\n"), "{stderr}");
 }
 
 #[test]

@@ -57,7 +57,11 @@ fn conversation() -> Vec<(u64, Vec<u8>)> {
 }
 
 fn replay(directory: &Path, input: &str, extra: &[&str]) -> Output {
-    std::fs::write(directory.join("gatun.toml"), CONFIG).unwrap();
+    replay_by(CONFIG, directory, input, extra)
+}
+
+fn replay_by(config: &str, directory: &Path, input: &str, extra: &[&str]) -> Output {
+    std::fs::write(directory.join("gatun.toml"), config).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_gatun"));
     command.args(["replay", "-c", "gatun.toml", input, "out.pcap"]).args(extra).current_dir(directory);
     command.output().unwrap()
@@ -116,11 +120,15 @@ fn what_should_be_written() -> Vec<(u128, String)> {
 }
 
 fn pcap(path: &Path, datalink: DataLink, frame: impl Fn(&[u8]) -> Vec<u8>) {
+    pcap_of(&conversation(), path, datalink, frame);
+}
+
+fn pcap_of(packets: &[(u64, Vec<u8>)], path: &Path, datalink: DataLink, frame: impl Fn(&[u8]) -> Vec<u8>) {
     let header = PcapHeader { datalink, ..PcapHeader::default() };
     let mut writer = PcapWriter::with_header(File::create(path).unwrap(), header).unwrap();
-    for (time, packet) in conversation() {
-        let frame = frame(&packet);
-        let packet = PcapPacket::new(START + Duration::from_millis(time), frame.len() as u32, &frame);
+    for (time, packet) in packets {
+        let frame = frame(packet);
+        let packet = PcapPacket::new(START + Duration::from_millis(*time), frame.len() as u32, &frame);
         writer.write_packet(&packet).unwrap();
     }
 }
@@ -137,6 +145,79 @@ fn a_conversation_under_its_own_clock() {
     let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
     assert!(rows.contains(&vec!["3", "forward"]) && rows.contains(&vec!["1", "refuse", "no_service"]), "{text}");
     assert!(text.ends_with("6 packets read, 5 written\n"), "{text}");
+}
+
+const TRANSLATING: &str = r#"
+[[service]]
+name = "dns"
+listen = "203.0.113.10:53"
+protocol = "udp"
+method = "fullnat"
+pool = ["10.20.0.100"]
+server = [{ address = "10.20.0.11:5353" }]
+
+[[masquerade]]
+name = "lan"
+from = ["10.21.0.0/24"]
+to = ["203.0.113.100"]
+
+[[forward]]
+name = "echo"
+listen = "203.0.113.100:7000"
+protocol = "udp"
+to = "10.21.0.9:7"
+"#;
+
+fn udp((source, sport): ([u8; 4], u16), (destination, dport): ([u8; 4], u16)) -> Vec<u8> {
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4(source, destination, 64).udp(sport, dport).write(&mut packet, b"?").unwrap();
+    packet
+}
+
+#[test]
+fn sources_are_translated_there_and_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (input, output) = (directory.path().join("in.pcap"), directory.path().join("out.pcap"));
+    let run = |packets: &[(u64, Vec<u8>)]| {
+        pcap_of(packets, &input, DataLink::RAW, <[u8]>::to_vec);
+        let verdicts = verdicts(&replay_by(TRANSLATING, directory.path(), "in.pcap", &["--json"]));
+        assert_eq!(verdicts["verdicts"], json!({ "forward": packets.len() }), "one shard hands nothing over");
+        written(&output).into_iter().map(|(_, packet)| packet).collect::<Vec<String>>()
+    };
+    let (pool, outside) = ([10, 20, 0, 100], [203, 0, 113, 100]);
+    let (inside, remote) = (([10, 21, 0, 5], 5000), ([198, 51, 100, 9], 53));
+    let mut packets = vec![
+        (0, ask(1, 53)),
+        (1, udp(inside, remote)),
+        (2, udp(([198, 51, 100, 7], 99), (outside, 7000))),
+        // From one inside host to the other, by the outside.
+        (3, udp(inside, (outside, 7000))),
+    ];
+    let there = run(&packets);
+    let port = |packet: &str, address: &str| -> u16 {
+        let port = packet.strip_prefix(address).and_then(|rest| rest.split(' ').next()?.parse().ok());
+        port.unwrap_or_else(|| panic!("{packet} does not come from {address}"))
+    };
+    let (of_pool, of_lan) = (port(&there[0], "10.20.0.100:"), port(&there[1], "203.0.113.100:"));
+    assert_eq!(there[0], format!("10.20.0.100:{of_pool} > 10.20.0.11:5353"));
+    assert_eq!(there[1], format!("203.0.113.100:{of_lan} > 198.51.100.9:53"));
+    assert_eq!(there[2], "198.51.100.7:99 > 10.21.0.9:7");
+    assert_eq!(there[3], format!("203.0.113.100:{of_lan} > 10.21.0.9:7"));
+    packets.extend([
+        (10, udp(([10, 20, 0, 11], 5353), (pool, of_pool))),
+        (11, udp(remote, (outside, of_lan))),
+        (12, udp(([10, 21, 0, 9], 7), ([198, 51, 100, 7], 99))),
+        (13, udp(([10, 21, 0, 9], 7), (outside, of_lan))),
+    ]);
+    let back = run(&packets);
+    assert_eq!(back[..4], there, "the same capture gives the same answer");
+    let expected = [
+        "203.0.113.10:53 > 198.51.100.1:4000",
+        "198.51.100.9:53 > 10.21.0.5:5000",
+        "203.0.113.100:7000 > 198.51.100.7:99",
+        "203.0.113.100:7000 > 10.21.0.5:5000",
+    ];
+    assert_eq!(back[4..], expected);
 }
 
 #[test]

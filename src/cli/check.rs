@@ -45,8 +45,10 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let servers: usize = config.services.iter().map(|service| service.servers.len()).sum();
-    let (services, servers) = (counted(config.services.len(), "service"), counted(servers, "server"));
-    context.output.line(&format!("{file}: ok: {services}, {servers}"))?;
+    let mut counts = vec![counted(config.services.len(), "service"), counted(servers, "server")];
+    let others = [(config.masquerades.len(), "masquerade"), (config.forwards.len(), "forward")];
+    counts.extend(others.iter().filter(|(count, _)| *count > 0).map(|(count, noun)| counted(*count, noun)));
+    context.output.line(&format!("{file}: ok: {}", counts.join(", ")))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::Context;
-use crate::control::api::{self, Endpoints, Request};
+use crate::control::api::{self, Endpoints, ExplainedMapping, Request};
 use crate::control::config::Config;
 use crate::control::explain::{Question, answer};
 use crate::engine::{Engine, EngineConfig};
@@ -84,7 +84,11 @@ fn rows(explanation: &api::Explanation, tcp_flags: &str) -> Vec<(&'static str, S
     let mut rows = vec![("packet", show(packet) + &flags(packet, tcp_flags)), ("verdict", verdict)];
     let mut row = |key, value: Option<String>| rows.extend(value.map(|value| (key, value)));
     row("meaning", explanation.meaning.clone());
-    row("service", explanation.service.clone());
+    let is_masqueraded = explanation.method.as_deref() == Some("masquerade");
+    row(if is_masqueraded { "masquerade" } else { "service" }, explanation.service.clone());
+    row("mapping", explanation.mapping.as_ref().map(mapping));
+    row("filtering", filtering(explanation));
+    row("prefix", explanation.prefix.clone());
     row(
         "scheduler",
         explanation.scheduler.as_ref().map(|scheduler| match &explanation.scheduler_state {
@@ -94,22 +98,73 @@ fn rows(explanation: &api::Explanation, tcp_flags: &str) -> Vec<(&'static str, S
     );
     row(
         "server",
-        explanation.server.as_ref().map(|server| match (explanation.servers_available, explanation.servers) {
-            (Some(available), Some(servers)) => format!("{server} ({available} of {servers} servers available)"),
-            _ => server.clone(),
+        explanation.server.as_ref().filter(|_| !is_masqueraded).map(|server| {
+            match (explanation.servers_available, explanation.servers) {
+                (Some(available), Some(servers)) => format!("{server} ({available} of {servers} servers available)"),
+                _ => server.clone(),
+            }
         }),
     );
     row("chosen by", explanation.chosen_by.clone());
     row("method", explanation.method.clone());
+    row("pool", explanation.pool.map(|address| address.to_string()));
     row("flow", flow(explanation));
-    row("after", after.as_ref().map(show));
+    row("after", after.as_ref().map(|after| show_after(after, explanation.mapping.as_ref())));
     row("via", explanation.via.clone());
+    let hairpin = explanation.mapping.as_ref().is_some_and(|mapping| mapping.hairpin);
+    let again = "a hairpin: it comes in again, to the mapping of its destination";
+    row("then", (hairpin && explanation.direction.as_deref() == Some("to_server")).then(|| again.to_owned()));
     rows
 }
 
+/// `10.20.0.11:5000 is 203.0.113.100:5000 outside; there is one`.
+fn mapping(mapping: &ExplainedMapping) -> String {
+    let ExplainedMapping { inside, outside, exists, forward, .. } = mapping;
+    let end = |address, port| SocketAddr::new(address, port).to_string();
+    let at_random = || format!("{}, at a random port,", outside.address);
+    let outside = outside.port.map_or_else(at_random, |port| end(outside.address, port));
+    let kind = match forward {
+        Some(name) => format!("forwarded by {name:?}"),
+        None if *exists => "there is one".to_owned(),
+        None => "it would be made".to_owned(),
+    };
+    format!("{} is {outside} outside; {kind}", end(inside.address, inside.port))
+}
+
+/// Why a packet from outside is let in; `None` of any other.
+fn filtering(explanation: &api::Explanation) -> Option<String> {
+    let mapping = explanation.mapping.as_ref().filter(|_| explanation.direction.as_deref() == Some("to_client"))?;
+    Some(match mapping.filtering.as_str() {
+        _ if mapping.forward.is_some() => "none: the port is forwarded for everybody".to_owned(),
+        "endpoint" => "endpoint: who sends to a mapping is let in".to_owned(),
+        "address" => "address: let in, since the inside endpoint has sent to that address".to_owned(),
+        "address-port" => {
+            "address-port: let in, since the inside endpoint has sent to that address and port".to_owned()
+        }
+        other => other.to_owned(),
+    })
+}
+
+/// As [`show`]; which port stands for an inside one may not be certain.
+fn show_after(after: &Endpoints, mapping: Option<&ExplainedMapping>) -> String {
+    match mapping {
+        Some(mapping) if mapping.outside.port.is_none() => {
+            let Endpoints { proto, src, dst, dport, .. } = after;
+            match proto.as_str() {
+                "icmp" | "icmpv6" => format!("{proto} echo {src} > {dst}, a random id"),
+                _ => format!("{proto} {src} (a random port) > {}", SocketAddr::new(*dst, *dport)),
+            }
+        }
+        _ => show(after),
+    }
+}
+
 fn flow(explanation: &api::Explanation) -> Option<String> {
+    let is_masqueraded = explanation.method.as_deref() == Some("masquerade");
     let direction = match explanation.direction.as_deref()? {
+        "to_client" if is_masqueraded => "towards the inside host",
         "to_client" => "towards the client",
+        _ if is_masqueraded => "to the outside",
         _ => "towards the server",
     };
     Some(match &explanation.flow {
@@ -117,6 +172,7 @@ fn flow(explanation: &api::Explanation) -> Option<String> {
             let state = flow.state.as_deref().unwrap_or(&flow.proto);
             format!("known, {state}, expires in {} s; {direction}", flow.timeout)
         }
+        None if explanation.verdict == "reply" => format!("none until the client answers; {direction}"),
         None if explanation.keeps_flow == Some(false) => format!("none is kept; {direction}"),
         None => format!("new; {direction}"),
     })

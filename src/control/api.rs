@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 mod cluster;
+mod explanation;
 mod nat;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use cluster::{
     Check, Drain, Health, Persistence, Quorum, Rates, Server, ServerChange, ServerEvent, Service, Volume,
 };
+pub use explanation::{ExplainedMapping, Explanation, OutsideEnd};
 pub use nat::{Endpoint, Expectation, Forward, Mapping, MappingFilter, Masquerade, Nat, Pool};
 
 /// The version of the protocol. Fields and operations may be added without changing it; clients ignore what they do not
@@ -539,45 +541,6 @@ pub struct Difference {
     /// What the operator should know besides; a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-}
-
-/// The answer to `explain`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Explanation {
-    pub packet: Endpoints,
-    /// `forward`, `reply` (by the gateway itself), `pass` (the host routes it on as it is) or `drop`.
-    pub verdict: String,
-    /// The drop reason and what it means.
-    pub reason: Option<String>,
-    pub meaning: Option<String>,
-    /// What the sender of a dropped packet is told: `a TCP RST`, `an ICMP port unreachable`.
-    #[serde(default)]
-    pub answer: Option<String>,
-    /// `to_server` or `to_client`.
-    pub direction: Option<String>,
-    /// The flow that the packet belongs to; `null` when it would start one.
-    pub flow: Option<Flow>,
-    pub service: Option<String>,
-    pub scheduler: Option<String>,
-    /// In the scheduler's own words.
-    pub scheduler_state: Option<String>,
-    pub server: Option<String>,
-    /// What chose the server: `the scheduler`, persistence, or why it is the sorry server.
-    #[serde(default)]
-    pub chosen_by: Option<String>,
-    /// Whether the packet is of a flow or starts one; `false` where every packet is forwarded by itself.
-    #[serde(default)]
-    pub keeps_flow: Option<bool>,
-    /// Servers that could have been chosen, out of `servers`.
-    pub servers_available: Option<usize>,
-    pub servers: Option<usize>,
-    pub method: Option<String>,
-    /// The packet as it would be sent on.
-    pub after: Option<Endpoints>,
-    /// How it gets to the server where its destination does not lead there: `a frame to the MAC address of 10.20.0.11`,
-    /// `ipip 10.20.0.1 > 10.30.0.14`.
-    #[serde(default)]
-    pub via: Option<String>,
 }
 
 /// Where a packet comes from and goes to. For ICMP both ports hold the identifier.

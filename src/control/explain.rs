@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use super::api::{self, Fault, FaultCode};
 use super::view;
-use crate::engine::Engine;
+use crate::engine::{Engine, ForeseenMapping};
 use crate::explain::{Explained, Explanation, explain};
+use crate::forward::masquerade::Foreseen;
 use crate::io::Gateway;
-use crate::service::{Method, Snapshot};
+use crate::service::{ForwardSpec, MasqueradeSpec, Method, Snapshot};
 use crate::time::Instant;
-use crate::wire::{Addr, Tuple};
+use crate::wire::{Addr, Protocol, Tuple};
 
 /// The letters of `tcp_flags` in the order of their bits (RFC 9293 section 3.1), the lowest first.
 const FLAG_LETTERS: &str = "FSRPAUEC";
@@ -82,6 +83,9 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
         servers_available: None,
         servers: None,
         method: None,
+        pool: None,
+        mapping: None,
+        prefix: None,
         after: None,
         via: None,
     };
@@ -101,25 +105,32 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.scheduler = Some(choice.scheduler.to_owned());
             told.scheduler_state = Some(choice.scheduler_state).filter(|state| !state.is_empty());
             told.server = Some(choice.server);
-            told.chosen_by = Some(choice.way.words().to_owned());
+            let proof = if choice.needs_proof { ", once the client has answered a SYN cookie" } else { "" };
+            told.chosen_by = Some(format!("{}{proof}", choice.way.words()));
             told.keeps_flow = Some(choice.keeps_flow);
             told.servers_available = Some(choice.available.0);
             told.servers = Some(choice.available.1);
             told.method = Some(choice.method.word().to_owned());
+            if choice.needs_proof {
+                told.verdict = "reply".to_owned();
+                told.answer = Some("a SYN cookie".to_owned());
+            }
+            told.pool = (choice.method == Method::Fullnat).then(|| translated.src.ip());
             told.direction = Some("to_server".to_owned());
             told.after = Some(view::endpoints(&translated));
             told.via = via.map(|via| via.to_string());
         }
         Explained::Expected { announcement, from_client, translated } => {
             told.chosen_by = Some(announcement.to_string());
-            (told.service, told.server) = (Some(announcement.service), Some(announcement.server));
+            (told.service, told.server) = (Some(announcement.service), announcement.server);
             told.keeps_flow = Some(true);
             told.method = Some(announcement.method.word().to_owned());
             told.direction = Some(if from_client { "to_server" } else { "to_client" }.to_owned());
             told.after = Some(view::endpoints(&translated));
         }
         Explained::Masqueraded { by, translated } => {
-            told.service = by.masquerade;
+            told.mapping = Some(mapping(snapshot, &by, explanation.packet.protocol));
+            told.service = Some(by.masquerade.unwrap_or_else(|| "forward".to_owned()));
             told.keeps_flow = Some(true);
             told.method = Some(Method::Masquerade.word().to_owned());
             told.direction = Some(if by.is_from_inside { "to_server" } else { "to_client" }.to_owned());
@@ -132,6 +143,14 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.after = Some(view::endpoints(&translated));
         }
         Explained::Prefix { translated } => {
+            let is_outward = translated.src != explanation.packet.src;
+            if let Some(spec) = prefix_of(snapshot, &explanation.packet, is_outward) {
+                let prefixes = (spec.from.first(), spec.prefix.as_ref());
+                told.prefix = prefixes.0.zip(prefixes.1).map(|(inside, outside)| format!("{inside} is {outside}"));
+                told.service = Some(spec.name.clone());
+            }
+            told.method = Some(Method::Masquerade.word().to_owned());
+            told.direction = Some(if is_outward { "to_server" } else { "to_client" }.to_owned());
             told.keeps_flow = Some(false);
             told.after = Some(view::endpoints(&translated));
         }
@@ -146,6 +165,32 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
         }
     }
     told
+}
+
+fn mapping(snapshot: &Snapshot, by: &ForeseenMapping, protocol: Protocol) -> api::ExplainedMapping {
+    let Foreseen { inside, address, port, exists, is_forward } = by.mapping;
+    let of = |forward: &&ForwardSpec| {
+        forward.address == address
+            && port.is_some_and(|port| forward.ports.contains(port))
+            && forward.protocols.list().contains(&protocol)
+    };
+    let forward = snapshot.pools.forwards.iter().filter(|_| is_forward).find(of);
+    api::ExplainedMapping {
+        inside: api::Endpoint { address: inside.0.ip(), port: inside.1 },
+        outside: api::OutsideEnd { address: address.ip(), port },
+        exists,
+        forward: forward.map(|forward| forward.name.clone()),
+        filtering: by.filtering.word().to_owned(),
+        hairpin: by.is_hairpin,
+    }
+}
+
+/// The masquerade whose prefix is translated.
+fn prefix_of<'a>(snapshot: &'a Snapshot, packet: &Tuple, is_outward: bool) -> Option<&'a MasqueradeSpec> {
+    let outward = || snapshot.pools.masquerade_for(packet.src, packet.dst).map(|masquerade| &masquerade.spec);
+    let is_inward = |spec: &&MasqueradeSpec| spec.prefix.is_some_and(|prefix| prefix.contains(packet.dst));
+    let inward = || snapshot.pools.live.iter().map(|masquerade| &masquerade.spec).find(is_inward);
+    if is_outward { outward() } else { inward() }
 }
 
 #[cfg(test)]

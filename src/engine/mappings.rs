@@ -62,13 +62,13 @@ impl Engine {
 
     /// How much of the addresses that mappings have this shard uses.
     pub(super) fn pools_of_mappings(&self) -> Vec<PoolRecord> {
-        let usage: HashMap<Addr, [u64; 3]> = self.mappings.usage().into_iter().collect();
+        let usage = self.mappings.usage().into_iter();
+        let usage: HashMap<Addr, ([u64; 3], u16)> =
+            usage.map(|(address, ports, fullest)| (address, (ports, fullest))).collect();
         let pools = self.snapshot.pools.iter().filter(|pool| pool.usage != PoolUse::Fullnat);
         let record = |pool: &std::sync::Arc<crate::service::Pool>| {
-            let mut record = PoolRecord::unused(self.config.shard, pool.id);
-            let [in_use, quarantined, size] = usage.get(&pool.address).copied().unwrap_or_default();
-            record.add((in_use, quarantined, size));
-            record
+            let ([in_use, quarantined, size], fullest) = usage.get(&pool.address).copied().unwrap_or_default();
+            PoolRecord { shard: self.config.shard, pool: pool.id, in_use, quarantined, size, fullest }
         };
         pools.map(record).collect()
     }

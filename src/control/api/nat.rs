@@ -62,10 +62,12 @@ pub struct Mapping {
     pub protonum: u8,
     pub inside: Endpoint,
     pub outside: Endpoint,
+    /// `forward` of a forwarded port of an address that is no masquerade's.
     pub masquerade: String,
     /// Flows that use it.
     pub flows: u32,
-    /// Seconds that the longest-lived of its flows lives without a packet; `null` of one without flows.
+    /// Seconds that the longest-lived of its flows lives without a packet; `null` of one without flows, and where there are
+    /// so many flows that nobody looks.
     pub timeout: Option<u64>,
     /// Of a forwarded port: it stays without flows.
     pub forward: bool,
@@ -102,7 +104,7 @@ pub struct Masquerade {
     pub helpers: Vec<String>,
     /// Mappings that one inside host may have.
     pub max_mappings: u32,
-    /// Over all shards; a mapping may have several flows. Forwarded ports are not counted among mappings.
+    /// Over all shards; a mapping may have several flows. A forwarded port counts while it has some.
     pub flows: u64,
     pub mappings: u64,
 }

@@ -16,8 +16,12 @@ use crate::wire::{Addr, Protocol, Tuple};
 /// Names of those who use an address that are told; a large cluster may have thousands of services on one.
 const USERS_TOLD: usize = 16;
 
-/// A flow's service, or its masquerade; `-` when neither is known any more.
+/// A flow's service, or its masquerade; `forward` by a forwarded port of an address that is no masquerade's; `-` when none
+/// of these is known any more.
 pub fn owner(snapshot: &Snapshot, id: ServiceId) -> String {
+    if id == ServiceId::FORWARD {
+        return "forward".to_owned();
+    }
     let masquerade = || snapshot.pools.masquerade(id).map(|masquerade| masquerade.spec.name.clone());
     let service = snapshot.service(id).map(|service| service.spec.name.clone());
     service.or_else(masquerade).unwrap_or_else(|| "-".to_owned())
@@ -62,7 +66,7 @@ pub fn mapping(snapshot: &Snapshot, record: &MappingRecord) -> api::Mapping {
         outside: endpoint(record.outside),
         masquerade: owner(snapshot, record.masquerade),
         flows: record.flows,
-        timeout: (record.flows > 0).then_some(record.remaining.as_secs()),
+        timeout: (!record.remaining.is_zero()).then_some(record.remaining.as_secs()),
         forward: record.is_forward,
         shard: record.shard,
     }
@@ -133,7 +137,7 @@ pub fn nat(gateway: &Gateway, snapshot: &Snapshot) -> api::Nat {
         let unused = || PoolRecord::unused(0, pool.id);
         shown_pool(snapshot, pool, users, &sums.get(&pool.id).copied().unwrap_or_else(unused))
     };
-    // A mapping has one port of the masquerade's pool; forwarded ports have theirs besides.
+    // A mapping has one port of the masquerade's pool.
     let mappings = |id: ServiceId| {
         let of_masquerade = snapshot.pools.iter().filter(|pool| pool.usage == PoolUse::Masquerade(id));
         of_masquerade.filter_map(|pool| sums.get(&pool.id)).map(|sum| sum.in_use).sum()
@@ -155,8 +159,9 @@ fn sums(gateway: &Gateway, snapshot: &Snapshot) -> BTreeMap<PoolId, PoolRecord> 
     for engine in gateway.shards() {
         for PoolRecord { shard, pool, in_use, quarantined, size, fullest } in engine.lock().pools() {
             let sum = sums.entry(pool).or_insert_with(|| PoolRecord::unused(shard, pool));
+            let before = sum.fullest;
             sum.add((in_use, quarantined, size));
-            sum.fullest = sum.fullest.max(fullest);
+            sum.fullest = before.max(fullest);
         }
     }
     sums

@@ -113,20 +113,31 @@ impl Outside {
 
     /// Ports that may be given away, over the protocols that it has been used for.
     pub fn size(&self) -> u64 {
-        self.ports.iter().flatten().map(|ports| u64::from(ports.low.size() + ports.high.size() - ports.forwarded)).sum()
+        self.ports.iter().flatten().map(|ports| ports.size()).sum()
     }
 
     /// Ports that are not free, over all protocols.
     pub fn taken(&self) -> u64 {
-        let taken = |ports: &Ports| {
-            let [low, high] = [&ports.low, &ports.high].map(|set| set.size() - set.left());
-            u64::from(low + high - ports.forwarded)
-        };
-        self.ports.iter().flatten().map(|ports| taken(ports)).sum()
+        self.ports.iter().flatten().map(|ports| ports.taken()).sum()
+    }
+
+    /// How much is taken of the protocol of which most is, in thousandths.
+    pub fn fullest(&self) -> u16 {
+        let taken = |ports: &Ports| (ports.taken() * 1000).checked_div(ports.size()).unwrap_or(0) as u16;
+        self.ports.iter().flatten().map(|ports| taken(ports)).max().unwrap_or(0)
     }
 }
 
 impl Ports {
+    fn size(&self) -> u64 {
+        u64::from(self.low.size() + self.high.size() - self.forwarded)
+    }
+
+    fn taken(&self) -> u64 {
+        let [low, high] = [&self.low, &self.high].map(|set| set.size() - set.left());
+        u64::from(low + high - self.forwarded)
+    }
+
     fn new(range: PortRange, shard: u16, shards: u16) -> Ports {
         let part = |first: u16, last: u16| {
             let part = PortRange { first: range.first.max(first), last: range.last.min(last) };
