@@ -10,6 +10,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use gatun::command::{Command, FlowFilter};
 use gatun::engine::Engine;
 use gatun::io::huge_pages;
 use gatun::time::Instant;
@@ -23,7 +24,7 @@ mod support;
 use cpu_time::{CpuTime, cpu_time};
 use support::counting;
 use support::packet::{ACK, Extension, PSH, SYN, tcp};
-use support::traffic::{Client, establish, snapshot};
+use support::traffic::{self, Client, Inside, establish, go_out, snapshot};
 use support::world::engine;
 
 #[global_allocator]
@@ -36,7 +37,7 @@ const CHUNK: u32 = 4_096;
 criterion_group! {
     name = data_path;
     config = Criterion::default().with_measurement(CpuTime).sample_size(20).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = parse, memory_latency, hit, miss, expiry
+    targets = parse, memory_latency, hit, miss, masquerade, expiry
 }
 criterion_main!(memory, data_path);
 
@@ -215,8 +216,73 @@ fn expiry(c: &mut Criterion<CpuTime>) {
     });
 }
 
+/// UDP through a masquerade: packets of flows there are, as `hit` has them of services by nat; and flows that begin, each with
+/// a mapping, while 95 % of all ports are taken.
+fn masquerade(c: &mut Criterion<CpuTime>) {
+    let mut group = c.benchmark_group("masquerade");
+    group.throughput(Throughput::Elements(1));
+    for v4 in [true, false] {
+        let inside = Inside::new(v4, 64);
+        let mut buf = inside.buf();
+        let mut order = Order::new();
+        for flows in SIZES {
+            let mut engine = masquerading(v4, flows, flows + CHUNK);
+            let mut micros = 0;
+            group.bench_function(BenchmarkId::new(format!("hit/{}", family(v4)), flows), |b| {
+                b.iter(|| {
+                    micros += 1;
+                    inside.write(&mut buf, order.next(flows));
+                    engine.handle_packet(Instant::from_micros(micros), black_box(&mut buf))
+                });
+            });
+            let mut next = flows;
+            group.bench_function(BenchmarkId::new(format!("miss/{}", family(v4)), flows), |b| {
+                b.iter_custom(|iterations| {
+                    let mut spent = Duration::ZERO;
+                    let mut left = iterations;
+                    while left > 0 {
+                        let chunk = left.min(u64::from(CHUNK));
+                        let start = cpu_time();
+                        for _ in 0..chunk {
+                            inside.write(&mut buf, next);
+                            next += 1;
+                            black_box(engine.handle_packet(Instant::ZERO, &mut buf));
+                        }
+                        spent += cpu_time() - start;
+                        left -= chunk;
+                        // The new flows go again, unmeasured.
+                        let all = Command::Delete { filter: FlowFilter::default(), cursor: flows as usize };
+                        engine.apply(Instant::ZERO, all.clone());
+                        engine.apply(Instant::ZERO, all);
+                        assert_eq!(engine.occupancy().0, flows as usize);
+                    }
+                    spent
+                });
+            });
+        }
+    }
+}
+
+/// An engine with `flows` masqueraded flows, room for `max`, and ports for one in twenty more.
+fn masquerading(v4: bool, flows: u32, max: u32) -> Engine {
+    let mut engine = engine(traffic::masquerade(max + max / 20), max as usize);
+    huge_pages::advise(&mut engine);
+    go_out(&mut engine, v4, flows, Instant::ZERO);
+    engine
+}
+
 /// Prints what a flow costs in memory, all in, and that a hit allocates nothing.
 fn memory() {
+    for v4 in [true, false] {
+        let flows = 1_000_000;
+        let snapshot = traffic::masquerade(flows);
+        let before = counting::bytes();
+        let mut engine = engine(snapshot, flows as usize);
+        go_out(&mut engine, v4, flows, Instant::ZERO);
+        let bytes = (counting::bytes() - before) as f64 / f64::from(flows);
+        println!("memory: {flows} masqueraded {} flows: {bytes:.1} bytes a flow with its mapping", family(v4));
+        assert!(bytes <= 256.0, "the bar is 256");
+    }
     for flows in SIZES {
         let before = counting::bytes();
         let mut engine = established(true, flows, flows as usize);

@@ -179,10 +179,7 @@ impl Engine {
         if view.fragment.is_some_and(|fragment| fragment.offset == 0) {
             self.note_first_fragment(now, buf, view, decided);
         }
-        match verdict {
-            Verdict::Elsewhere(shard) if shard == self.config.shard => self.come_in_again(now, buf),
-            verdict => verdict,
-        }
+        verdict
     }
 
     /// What is no flow's and no service's.
@@ -246,9 +243,9 @@ impl Engine {
             return self.answer_probe(now, buf, view, id, sender);
         }
         // Between two addresses of pools there is nothing but what the gateway itself has turned back.
-        if let Some((id, Sender::Server)) = found
-            && self.table.flow(id).owner.marks.has(Marks::HAIRPIN)
+        if let Some((id, sender)) = found
             && !buf.is_turned
+            && self.is_turned_back(id, sender)
         {
             return Verdict::Drop(DropReason::SpoofedSource);
         }
@@ -366,6 +363,7 @@ impl Engine {
         self.lanes.expire(now, self.snapshot.spec.quarantine, SWEEP);
         self.stats.drops[DropReason::FragmentTimeout as usize] += self.fragments.expire(now);
         self.helpers.expectations.expire(now);
+        self.leave_expected(now);
         self.mappings.release(now, SWEEP);
         self.answer_unsolicited(now);
         self.raise_held(now);
@@ -414,6 +412,7 @@ impl Engine {
                 let dropped = &mut self.stats.drops[DropReason::FragmentTableFull as usize];
                 self.fragments.trim(bounds, dropped);
                 self.helpers.expectations.trim(self.snapshot.spec.limits.expectations);
+                self.leave_expected(now);
                 self.stats.syns_unanswered += self.unsolicited.trim(self.snapshot.spec.limits.unsolicited_syns);
                 Outcome::Done
             }
@@ -523,6 +522,12 @@ impl Engine {
             snapshot.pools.of(src).is_some() || snapshot.is_vip(src) && (snapshot.is_vip(dst) || snapshot.is_ours(dst))
         };
         is_own() && !snapshot.is_local(src)
+    }
+
+    /// Whether what `sender` sends in this flow has been turned back before it comes here.
+    #[inline]
+    fn is_turned_back(&self, id: FlowId, sender: Sender) -> bool {
+        sender == Sender::Server && self.table.flow(id).owner.marks.has(Marks::HAIRPIN)
     }
 
     fn is_ours(&self, addr: Addr) -> bool {

@@ -8,7 +8,7 @@ use crate::engine::{self, Engine, Fate, ForeseenMapping};
 use crate::flow::Sender;
 use crate::forward;
 use crate::forward::masquerade::Foreseen;
-use crate::service::{Method, Server, Way};
+use crate::service::{Method, Server, ServiceId, Way};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Encapsulation, Protocol, Tuple, tcp};
@@ -124,7 +124,8 @@ pub struct Choice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     pub service: String,
-    pub server: String,
+    /// A masquerade has none.
+    pub server: Option<String>,
     pub method: Method,
     /// The flow that announced it, unless that has ended.
     pub by: Option<Tuple>,
@@ -193,13 +194,17 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     let (flows, limit) = engine.occupancy();
     let is_full = flows == limit && !engine.can_evict();
     if let Some((expectation, server, by)) = engine.foresee_expected(now, packet, tcp_flags) {
-        let service = snapshot.service(server.service).map_or("", |service| &service.spec.name);
+        let service = ServiceId(expectation.owner.service);
+        let service = match snapshot.pools.masquerade(service) {
+            Some(masquerade) => &masquerade.spec.name,
+            None => snapshot.service(service).map_or("", |service| &service.spec.name),
+        };
         if is_full {
             return dropped(DropReason::TableFull, Some(service));
         }
         let (original, reply) = engine.foresee_tuples(&expectation, packet);
         let from_client = expectation.opener == Sender::Client;
-        let (service, server) = (service.to_owned(), server.name.clone());
+        let (service, server) = (service.to_owned(), server.map(|server| server.name.clone()));
         let method = Method::numbered(expectation.owner.method);
         let announcement = Announcement { service, server, method, by };
         let translated = if from_client { reply } else { original }.reversed();

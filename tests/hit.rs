@@ -3,13 +3,13 @@
 mod support;
 
 use gatun::service::scheduler::Request;
-use gatun::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
+use gatun::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec, SynProxy};
 use gatun::time::Instant;
-use gatun::verdict::Verdict;
-use gatun::wire::Addr;
+use gatun::verdict::{DropReason, Verdict};
+use gatun::wire::{Addr, PacketBuf};
 use support::counting;
-use support::packet::{ACK, PSH};
-use support::traffic::{Client, established};
+use support::packet::{ACK, PSH, tcp};
+use support::traffic::{Client, Inside, PER_HOST, established, masquerade};
 
 #[global_allocator]
 static ALLOCATOR: counting::Counting = counting::Counting;
@@ -26,6 +26,31 @@ fn a_hit_allocates_nothing() {
             assert_eq!(engine.handle_packet(Instant::from_millis(n.into()), &mut buf), Verdict::Forward);
         }
         assert_eq!(counting::allocations() - before, 0);
+    }
+}
+
+#[test]
+fn a_syn_cookie_allocates_nothing_and_is_remembered_by_nothing() {
+    for (src, dst) in [("198.51.100.2:1", "203.0.113.10:80"), ("[2001:db8:1::2]:1", "[2001:db8:f::10]:80")] {
+        let mut spec = support::traffic::snapshot().spec.clone();
+        spec.services.iter_mut().for_each(|service| service.syn_proxy = SynProxy::Always);
+        let snapshot = Snapshot::build(spec, None).expect("it is sound");
+        let mut engine = support::world::engine(snapshot.into(), 50);
+        let linux = [2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
+        let syn = tcp(src, dst).syn().tcp_options(&linux).bytes();
+        // What an ACK without a cookie costs, which a flood may have as well.
+        let ack = tcp(src, dst).flags(ACK).tcp_options(&[1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]).bytes();
+        let mut buf = PacketBuf::with_capacity(2000);
+        let (before, bytes) = (counting::allocations(), counting::bytes());
+        for n in 0..1000 {
+            assert!(buf.replace(&syn));
+            assert_eq!(engine.handle_packet(Instant::from_millis(n), &mut buf), Verdict::Reply);
+            assert!(buf.replace(&ack));
+            let verdict = engine.handle_packet(Instant::from_millis(n), &mut buf);
+            assert_eq!(verdict, Verdict::Refuse(DropReason::NoFlow));
+        }
+        assert_eq!((counting::allocations() - before, counting::bytes() - bytes), (0, 0));
+        assert_eq!(engine.occupancy().0, 0);
     }
 }
 
@@ -79,6 +104,34 @@ fn a_flow_takes_at_most_256_bytes_all_in() {
     assert!(bytes <= FLOWS * 256, "{} bytes a flow", bytes / FLOWS);
     // It was all set aside at the start: flows take no more.
     assert_eq!(engine.occupancy(), (0, FLOWS));
+}
+
+/// A million mappings of 20,000 inside hosts. What they take is set aside once, but for hosts: so one of each host's is enough to
+/// see, and the bench `data_path` makes all of them.
+#[test]
+fn a_masqueraded_flow_takes_at_most_256_bytes_with_its_mapping() {
+    const FLOWS: u32 = 1_000_000;
+    for v4 in [true, false] {
+        let snapshot = masquerade(FLOWS);
+        let before = counting::bytes();
+        let mut engine = support::world::engine(snapshot, FLOWS as usize);
+        let inside = Inside::new(v4, 64);
+        let mut buf = inside.buf();
+        let mut send = |n: u32| {
+            inside.write(&mut buf, n);
+            assert_eq!(engine.handle_packet(Instant::ZERO, &mut buf), Verdict::Forward);
+        };
+        (0..FLOWS / PER_HOST).for_each(|host| send(host * PER_HOST));
+        let bytes = counting::bytes() - before;
+        assert!(bytes > i64::from(FLOWS) * 224, "nothing was counted: {bytes} bytes");
+        assert!(bytes <= i64::from(FLOWS) * 256, "{} bytes a flow", bytes as f64 / f64::from(FLOWS));
+        // Another mapping of a host takes no more, and a packet of it allocates nothing.
+        (0..1000).for_each(|host| send(host * PER_HOST + 1));
+        assert_eq!(counting::bytes() - before, bytes);
+        let allocations = counting::allocations();
+        (0..1000).for_each(|host| send(host * PER_HOST + 1));
+        assert_eq!(counting::allocations(), allocations);
+    }
 }
 
 #[test]

@@ -66,11 +66,19 @@ pub struct Nat {
     masquerade: String,
     tables: String,
     timeouts: String,
+    /// Lines of `[gateway]`.
+    gateway: String,
 }
 
 impl Nat {
     pub fn new() -> Nat {
-        Nat { pool: 1, masquerade: String::new(), tables: String::new(), timeouts: String::new() }
+        Nat {
+            pool: 1,
+            masquerade: String::new(),
+            tables: String::new(),
+            timeouts: String::new(),
+            gateway: String::new(),
+        }
     }
 
     /// So many addresses in each pool.
@@ -97,6 +105,12 @@ impl Nat {
         self
     }
 
+    /// One packet worker, which has all ports to itself: where they are counted.
+    pub fn one_worker(mut self) -> Nat {
+        self.gateway += "queues = 1";
+        self
+    }
+
     fn setup(&self) -> Setup {
         let pool = |family: Family| -> Vec<String> {
             (0..self.pool).map(|number| format!("\"{}\"", family.pool(number).ip())).collect()
@@ -106,7 +120,7 @@ impl Nat {
             format!("[[masquerade]]\nname = \"{name}\"\nfrom = [\"{from}\"]\nto = [{to}]\n{}", self.masquerade)
         };
         let (lan, lan6) = (masquerade("lan", "10.40.0.0/24", Family::V4), masquerade("lan6", "fd40::/64", Family::V6));
-        Setup::new(format!("{}\n{lan}\n{lan6}", self.tables)).wan().conntrack(&self.timeouts)
+        Setup::new(format!("{}\n{lan}\n{lan6}", self.tables)).wan().gateway(&self.gateway).conntrack(&self.timeouts)
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::net::{BOTH, Family, Nat, Net, requirement};
 use super::wire::Seen;
 use crate::support::oracle;
-use crate::support::packet::{Build, fragment, udp};
+use crate::support::packet::{Build, udp};
 
 /// The way out takes no more than 1400 bytes.
 fn narrow(net: &Net<'_>) -> Result<()> {
@@ -88,7 +88,7 @@ fn fragments_pass(net: &Net<'_>, order: impl Fn(&mut Vec<Vec<u8>>)) -> Result<()
             let decoded = oracle::decode(&whole).context("a packet")?;
             ensure!(decoded.payload == packet.payload && decoded.src != inside.ip(), "{decoded:?}");
             let out = SocketAddr::new(decoded.src, decoded.ports.context("ports")?.0);
-            let mut fragments = fragment(&big(server, out, 3000).bytes(), 1000, 0x77 + u32::from(round));
+            let mut fragments = big(server, out, 3000).id(0x7700 + u16::from(round)).fragments(1000);
             order(&mut fragments);
             fragments.iter().try_for_each(|fragment| net.outside.send(fragment))?;
             let whole = collect(&net.inside, inside, count).with_context(|| format!("in, {inside}"))?;
@@ -121,14 +121,14 @@ fn rfc4787_req_14a_a_flood_of_fragments_hurts_nobody_else() {
             let out = net.mapped(&udp(inside, server).payload("out"))?;
             for n in 0..6000_u32 {
                 let stranger = family.outside(2 + (n % 8) as u8, 1000 + (n / 8) as u16);
-                let lone = fragment(&big(stranger, out, 1200).bytes(), 800, 0x1_0000 + n).swap_remove(1);
+                let lone = big(stranger, out, 1200).id(n as u16).fragments(800).swap_remove(1);
                 net.outside.send(&lone)?;
                 if n % 1000 == 999 {
                     net.back(&udp(server, out).payload(format!("whole {n}")), inside)?;
                     net.out(&udp(inside, server).payload(format!("whole {n}")))?;
                 }
             }
-            for piece in fragment(&big(server, out, 3000).bytes(), 1000, 0x77) {
+            for piece in big(server, out, 3000).id(0x7777).fragments(1000) {
                 net.outside.send(&piece)?;
             }
             collect(&net.inside, inside, 4)?;

@@ -105,7 +105,8 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.scheduler = Some(choice.scheduler.to_owned());
             told.scheduler_state = Some(choice.scheduler_state).filter(|state| !state.is_empty());
             told.server = Some(choice.server);
-            told.chosen_by = Some(choice.way.words().to_owned());
+            let proof = if choice.needs_proof { ", once the client has answered a SYN cookie" } else { "" };
+            told.chosen_by = Some(format!("{}{proof}", choice.way.words()));
             told.keeps_flow = Some(choice.keeps_flow);
             told.servers_available = Some(choice.available.0);
             told.servers = Some(choice.available.1);
@@ -121,7 +122,7 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
         }
         Explained::Expected { announcement, from_client, translated } => {
             told.chosen_by = Some(announcement.to_string());
-            (told.service, told.server) = (Some(announcement.service), Some(announcement.server));
+            (told.service, told.server) = (Some(announcement.service), announcement.server);
             told.keeps_flow = Some(true);
             told.method = Some(announcement.method.word().to_owned());
             told.direction = Some(if from_client { "to_server" } else { "to_client" }.to_owned());

@@ -40,6 +40,9 @@ impl Engine {
         if view.ttl <= 1 && self.snapshot.spec.is_hop {
             return Verdict::Drop(DropReason::TtlExceeded);
         }
+        if !buf.is_turned && self.is_turned_back(id, sender) {
+            return Verdict::Drop(DropReason::SpoofedSource);
+        }
         // It neither refreshes nor ends the flow (RFC 5382 REQ-10, RFC 4787 REQ-12).
         self.stats.icmp_errors += 1;
         if self.table.flow(id).owner.marks.has(Marks::SHIFTED) {
@@ -80,12 +83,12 @@ impl Engine {
         self.turn(buf, place)
     }
 
-    /// Whether an echo message of this tuple is of a session through a masquerade, or begins one (RFC 5508 REQ-1). Answers that
+    /// Whether a query or an answer of this tuple is of a session through a masquerade, or begins one (RFC 5508 REQ-1). Answers that
     /// inside hosts give are none: nobody could ask them.
     pub(super) fn is_query(&self, kind: icmp::Kind, tuple: &Tuple) -> bool {
         match kind {
-            icmp::Kind::EchoRequest { .. } => self.leaves_by_pool(tuple.src, tuple.dst),
-            icmp::Kind::EchoReply { .. } => {
+            icmp::Kind::EchoRequest { .. } | icmp::Kind::Query { .. } => self.leaves_by_pool(tuple.src, tuple.dst),
+            icmp::Kind::EchoReply { .. } | icmp::Kind::Answer { .. } => {
                 self.snapshot.pools.of(tuple.dst).is_some_and(|pool| pool.usage != PoolUse::Fullnat)
             }
             _ => false,

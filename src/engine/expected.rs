@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::admit::{PORT_ATTEMPTS, next_random};
+use super::masquerade::Planned;
 use crate::flow::{Flow, FlowId, InsertError, Marks, Sender, TcpState};
 use crate::forward::fullnat::Lane;
 use crate::forward::helper::expect::Expectation;
 use crate::forward::other_port;
-use crate::service::{FlowPolicy, Method, Server, ServerId};
+use crate::service::{FlowPolicy, Method, Server, ServerId, ServiceId};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Protocol, Transport, Tuple, View, tcp};
@@ -30,6 +31,10 @@ impl Engine {
         {
             return None;
         }
+        let found = *self.helpers.expectations.find(now, tuple)?;
+        if Method::numbered(found.owner.method) == Method::Masquerade {
+            return Some(self.begin_at_mapping(now, &found, tuple).map(|id| (id, found.opener)));
+        }
         let (expectation, server) = self.announced(now, tuple)?;
         Some(self.begin_expected(now, &server, &expectation, tuple).map(|id| (id, expectation.opener)))
     }
@@ -43,18 +48,22 @@ impl Engine {
         Some((expectation, server))
     }
 
-    /// As [`Engine::expected`], but nothing moves: what was announced, its server, and the flow that announced it, if that
-    /// goes on.
+    /// As [`Engine::expected`], but nothing moves: what was announced, its server (a masquerade has none), and the flow that
+    /// announced it, if that goes on.
     pub(crate) fn foresee_expected(
         &self,
         now: Instant,
         tuple: &Tuple,
         tcp_flags: u8,
-    ) -> Option<(Expectation, Arc<Server>, Option<Tuple>)> {
+    ) -> Option<(Expectation, Option<Arc<Server>>, Option<Tuple>)> {
         if tuple.protocol == Protocol::TCP && tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
             return None;
         }
-        let (expectation, server) = self.announced(now, tuple)?;
+        let found = *self.helpers.expectations.find(now, tuple)?;
+        let (expectation, server) = match Method::numbered(found.owner.method) {
+            Method::Masquerade => (found, None),
+            _ => self.announced(now, tuple).map(|(expectation, server)| (expectation, Some(server)))?,
+        };
         let by = self.announcer(&expectation).map(Flow::original);
         Some((expectation, server, by))
     }
@@ -106,6 +115,27 @@ impl Engine {
         server.start(self.table.flow(id).is_active());
         self.stats.flows_created += 1;
         Ok(id)
+    }
+
+    /// The same of a masquerade: to the mapping that was announced.
+    fn begin_at_mapping(&mut self, now: Instant, expectation: &Expectation, first: &Tuple) -> Result<FlowId, Verdict> {
+        self.make_room(now).map_err(Verdict::Drop)?;
+        let (original, reply) = expectation.tuples(first);
+        let Expectation { mapping, owner, opener, .. } = *expectation;
+        let planned = Planned { mapping, original, reply, masquerade: ServiceId(owner.service), opener };
+        let id = self.enter_masqueraded(now, &planned)?;
+        self.table.mark(id, Marks::EXPECTED);
+        self.helpers.expectations.take(&expectation.key);
+        self.leave_expected(now);
+        Ok(id)
+    }
+
+    /// Gives up the mappings that expectations kept that are no more.
+    pub(super) fn leave_expected(&mut self, now: Instant) {
+        let until = now + self.snapshot.spec.quarantine;
+        for mapping in self.helpers.expectations.take_left() {
+            self.mappings.end(mapping, true, until);
+        }
     }
 
     /// The opener's own tuple stands; of the other one the port may be chosen anew.

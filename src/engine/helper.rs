@@ -111,19 +111,19 @@ impl Engine {
         sender: Sender,
     ) -> Result<helper::Outcome, DropReason> {
         if let Transport::Tcp(segment) = &view.transport
-            && track::renews(self.table.flow(id), sender, segment)
+            && (track::renews(self.table.flow(id), sender, segment) || is_first(self.table.flow(id), sender, segment))
         {
             self.helpers.forget(id);
         }
         let unread = Ok(helper::Outcome { sent: *view, is_changed: false });
         let flow = self.table.flow(id);
+        let reader = self.reader(flow);
         let Helpers { sessions, expectations, max_sessions } = &mut self.helpers;
         let mut fresh = None;
         let session = match sessions.get_mut(&id) {
             Some(session) => session,
             None => {
-                let service = self.snapshot.service(ServiceId(flow.owner.service));
-                let Some(kind) = service.and_then(|service| service.spec.helper) else { return unread };
+                let Some((kind, asks)) = reader else { return unread };
                 if let Transport::Tcp(header) = view.transport {
                     if header.has(tcp::SYN | tcp::RST) {
                         return unread;
@@ -141,21 +141,34 @@ impl Engine {
                         return unread;
                     }
                 }
-                fresh.insert(Session::new(
-                    helper::start(kind, Sender::Client),
-                    flow.sequence.map(|sequence| sequence.end),
-                ))
+                fresh.insert(Session::new(helper::start(kind, asks), flow.sequence.map(|sequence| sequence.end)))
             }
         };
         self.random = next_random(self.random);
         let shard = (self.config.shard, self.config.shards);
-        let mut desk = Desk::new(now, (id, flow), &self.snapshot, expectations, self.random, shard);
+        let tables = (expectations, &mut self.mappings);
+        let mut desk = Desk::new(now, (id, flow), &self.snapshot, tables, self.random, shard);
         let outcome = session.handle(buf, view, sender, &mut desk);
         if let Some(session) = fresh
             && matches!(view.transport, Transport::Tcp(_))
         {
             sessions.insert(id, session);
         }
+        self.leave_expected(now);
         outcome
     }
+
+    /// What reads a helped flow, and which of its ends asks the other one.
+    fn reader(&self, flow: &Flow) -> Option<(HelperKind, Sender)> {
+        let service = ServiceId(flow.owner.service);
+        match self.snapshot.pools.masquerade(service) {
+            Some(masquerade) => helper::of_masquerade(masquerade, &flow.original(), &flow.reply()),
+            None => Some((self.snapshot.service(service)?.spec.helper?, Sender::Client)),
+        }
+    }
+}
+
+/// Whether it is the first segment of its end, with which a connection may begin anew.
+fn is_first(flow: &Flow, sender: Sender, segment: &tcp::Header) -> bool {
+    segment.has(tcp::SYN) && !flow.sequence[sender as usize].is_known
 }

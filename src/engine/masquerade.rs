@@ -21,6 +21,7 @@ use super::admit::next_random;
 use super::{Engine, Refusal, Sharding, place_of_port, shard_of};
 use crate::command::FlowChange;
 use crate::flow::{Flow, FlowId, InsertError, Marks, Owner, Sender, TcpState, track};
+use crate::forward::helper;
 use crate::forward::masquerade::{Endpoint, Kind, MappingId, Unsolicited, Wanted};
 use crate::service::{Filtering, Masquerade, Method, PoolUse, ServiceId, Snapshot};
 use crate::time::Instant;
@@ -28,12 +29,12 @@ use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, tcp};
 
 /// A flow that is about to begin.
-struct Planned {
-    mapping: MappingId,
-    original: Tuple,
-    reply: Tuple,
-    masquerade: ServiceId,
-    opener: Sender,
+pub(super) struct Planned {
+    pub mapping: MappingId,
+    pub original: Tuple,
+    pub reply: Tuple,
+    pub masquerade: ServiceId,
+    pub opener: Sender,
 }
 
 impl Engine {
@@ -179,14 +180,18 @@ impl Engine {
         if self.mappings.is_open(mapping) { Ok(mapping) } else { Err(DropReason::Unanswered) }
     }
 
-    fn enter_masqueraded(&mut self, now: Instant, planned: &Planned) -> Result<FlowId, Verdict> {
+    pub(super) fn enter_masqueraded(&mut self, now: Instant, planned: &Planned) -> Result<FlowId, Verdict> {
         let &Planned { mapping, mut original, mut reply, masquerade, opener } = planned;
         // The identifier of a query stands for both ports, on each side its own (RFC 5508 section 3.2).
         if original.protocol.is_icmp() {
             (original.dport, reply.sport) = (original.sport, reply.dport);
         }
         let is_hairpin = self.snapshot.pools.is_mapped(original.dst);
-        let marks = if is_hairpin { Marks::HAIRPIN } else { Marks::NONE };
+        let mut marks = if is_hairpin { Marks::HAIRPIN } else { Marks::NONE };
+        let by = self.snapshot.pools.masquerade(masquerade);
+        if by.is_some_and(|by| helper::of_masquerade(by, &original, &reply).is_some()) {
+            marks = marks.with(Marks::HELPED);
+        }
         let method = Method::Masquerade as u8;
         let owner = Owner { service: masquerade.0, server: u32::MAX, method, one_way: false, marks };
         match self.table.insert(now, original, reply, owner, &self.snapshot.spec.timeouts) {
@@ -335,14 +340,6 @@ impl Engine {
         Verdict::Elsewhere(shard)
     }
 
-    /// A packet that was translated here and belongs here as well.
-    pub(super) fn come_in_again(&mut self, now: Instant, buf: &mut PacketBuf) -> Verdict {
-        match View::parse(buf.packet()) {
-            Ok(view) => self.handle_parsed(now, buf, &view),
-            Err(reason) => Verdict::Drop(reason),
-        }
-    }
-
     /// Panics when flows and mappings contradict each other; for tests.
     pub(super) fn check_mappings(&self) {
         let mut flows = std::collections::BTreeMap::new();
@@ -357,6 +354,9 @@ impl Engine {
                 assert_eq!(inside, self.mappings.inside(flow.mapping), "the mapping of {:?}", flow.original());
             }
             cursor = next;
+        }
+        for expectation in self.expectations().filter(|expectation| expectation.mapping != u32::MAX) {
+            *flows.entry(expectation.mapping).or_insert(0) += 1;
         }
         let mut cursor = 0;
         while let Some((mapping, next)) = self.mappings.next_from(cursor) {

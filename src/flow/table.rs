@@ -293,8 +293,8 @@ pub struct FlowTable {
     free: Vec<u32>,
     index: Index,
     expiry: Expiry,
-    /// By the number of a flow: what there is of a [`Shift`], as words. Memory that is zero until flows are shifted, and is not
-    /// touched before.
+    /// By the number of a flow: what there is of a [`Shift`], as words. Set aside when the first flow is shifted, and not touched
+    /// where none is.
     shifts: Vec<[u32; 4]>,
     /// TCP connections that are half-open.
     half_open: usize,
@@ -315,7 +315,7 @@ impl FlowTable {
             // Two entries a flow, at a load of a half; probes on top of that bring it to three quarters at most.
             index: Index::new((max * 2).max(MAX_PROBES * 4)),
             expiry: Expiry::new(),
-            shifts: vec![[0; 4]; max + MAX_PROBES],
+            shifts: Vec::new(),
             half_open: 0,
             probes: Vec::new(),
             key,
@@ -494,6 +494,9 @@ impl FlowTable {
 
     /// Notes how the ends of a flow count from here on, and marks it.
     pub fn set_shift(&mut self, id: FlowId, shift: Shift) {
+        if self.shifts.is_empty() {
+            self.shifts = vec![[0; 4]; self.max + MAX_PROBES];
+        }
         if let Some(words) = self.shifts.get_mut(id.0 as usize) {
             *words = shift.words();
             self.mark(id, Marks::SHIFTED);

@@ -70,7 +70,9 @@ pub fn translate(buf: &mut PacketBuf, view: &View, about: &About, from: Sender, 
     let quote = &mut packet[view.l4 + icmp::LEN..end];
     if let Ok((quoted_view, _)) = View::parse_quoted(quote) {
         inner.apply_addresses(quote);
-        inner.apply_transport(&mut quote[quoted_view.l4..], quoted_view.protocol, false);
+        // What stands behind a short packet is padding.
+        let len = quoted_view.len.clamp(quoted_view.l4, quote.len());
+        inner.apply_transport(&mut quote[quoted_view.l4..len], quoted_view.protocol, false);
     }
     Rewrite::between(&outer_tuple(view), &outer).apply_addresses(packet);
     // Complete the checksum anew: it covers the quoted packet, and was right before (see `quoted`).

@@ -1,8 +1,10 @@
 //! What a specification may have wrong.
 
+mod pools;
+
 use thiserror::Error;
 
-use super::{Map, Method, Persistence, PortRange, ServerSpec, ServiceSpec, SnapshotSpec};
+use super::{Map, Method, Network, Persistence, PortRange, Protocols, ServerSpec, ServiceSpec, SnapshotSpec, SynProxy};
 use crate::wire::{Addr, Protocol};
 
 /// Why a specification makes no snapshot.
@@ -36,15 +38,107 @@ pub enum SnapshotError {
         "services {first:?} and {second:?} both have one_packet and server {server} port {port}: whose answers come from there cannot be told; give one of them another port on the server, or keep flows"
     )]
     AmbiguousAnswers { first: String, second: String, server: Addr, port: u16 },
+    #[error(
+        "service {service:?}: with one_packet nothing is kept of a flow, so that method \"fullnat\" cannot have a port for it; use \"nat\", or keep flows"
+    )]
+    OnePacketFullnat { service: String },
+    #[error(
+        "service {service:?}: proxy_protocol tells servers of TCP connections; let protocol be \"tcp\", or leave it out"
+    )]
+    ProxyProtocolWithoutTcp { service: String },
+    #[error(
+        "service {service:?}: proxy_protocol needs to change what the server reads, which method {:?} cannot; use \"fullnat\" or \"nat\", or leave it out", .method.word()
+    )]
+    ProxyProtocolPast { service: String, method: Method },
+    #[error("service {service:?}: syn_proxy answers TCP connections, and protocol is \"udp\"; leave it out")]
+    SynProxyWithoutTcp { service: String },
+    #[error(
+        "service {service:?}: with syn_proxy = \"always\" the gateway stands between client and server all the time, and with method {:?} replies go past it; use \"nat\" or \"fullnat\", or leave it out", .method.word()
+    )]
+    SynProxyPast { service: String, method: Method },
+    #[error(
+        "service {service:?}: method \"fullnat\" needs an {family} address to come from; name one in pool, or in pool of [nat]"
+    )]
+    NoPool { service: String, family: &'static str },
+    #[error(
+        "{address} of the pool of {second} is in that of {first} already; an address serves one masquerade, or services by \"fullnat\""
+    )]
+    PoolTaken { address: Addr, first: String, second: String },
+    #[error(
+        "{first} and {second} share {address} of their pools, the one with ports {}, the other with ports {}; give both the same pool_ports", .ports.0, .ports.1
+    )]
+    PoolPortsDiffer { address: Addr, first: String, second: String, ports: (PortRange, PortRange) },
+    #[error(
+        "{subject}: the pool's ports {pool_ports} of {address} reach into those of service {service:?} there, {ports}; give the pool ports beside these, or another address"
+    )]
+    PoolMeetsService { subject: String, address: Addr, pool_ports: PortRange, service: String, ports: PortRange },
+    #[error(
+        "service {service:?}: server {server:?} has an address that {of} takes for itself; give one of them another"
+    )]
+    ServerInPool { service: String, server: String, of: String },
+    #[error(
+        "{subject}: {address} is within {network}, an inside network of masquerade {masquerade:?}; an outside address must be another one"
+    )]
+    OutsideIsInside { subject: String, address: Addr, masquerade: String, network: Network },
+    #[error(
+        "{subject}: {address} is within {prefix}, the outside prefix of masquerade {masquerade:?}, all of which is for inside hosts; use another address"
+    )]
+    OutsideInPrefix { subject: String, address: Addr, masquerade: String, prefix: Network },
+    #[error("masquerade {name:?}: there is a {other} of this name; names must differ")]
+    DuplicateMasquerade { name: String, other: &'static str },
+    #[error("masquerade {0:?}: \"from\" is empty; name the inside networks")]
+    NoInside(String),
+    #[error(
+        "masquerade {masquerade:?}: {network} is every address, and what goes from inside to inside is left alone; name the networks that are inside"
+    )]
+    AllInside { masquerade: String, network: Network },
+    #[error("masquerade {masquerade:?}: {network} needs an {family} address to go out by; name one in \"to\"")]
+    NoOutside { masquerade: String, network: Network, family: &'static str },
+    #[error(
+        "masquerades {first:?} and {second:?} both have {network} inside; let one of them have it, or a part of it"
+    )]
+    SameInside { first: String, second: String, network: Network },
+    #[error("masquerade {masquerade:?}: prefix {prefix} {wrong}")]
+    Prefix { masquerade: String, prefix: Network, wrong: String },
+    #[error("two forwards are named {0:?}; names must differ")]
+    DuplicateForward(String),
+    #[error(
+        "forward {forward:?}: its ports {ports} of {address} are, at least in part, those of {other}, {of}; use others"
+    )]
+    ForwardMeets { forward: String, address: Addr, ports: PortRange, other: String, of: PortRange },
+    #[error(
+        "forward {forward:?}: {address} is of the pool of {of}, by method \"fullnat\"; forward from an address of a masquerade's pool, or from one of its own"
+    )]
+    ForwardFromFullnat { forward: String, address: Addr, of: String },
+    #[error("forward {forward:?}: {to} {wrong}")]
+    ForwardTarget { forward: String, to: Addr, wrong: String },
+    #[error("too many {what}: at most {limit} are possible")]
+    TooMany { what: &'static str, limit: usize },
+}
+
+/// Where in a specification a fault lies. Each number is an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultPlace {
+    Service(usize),
+    /// A service, and one of its servers: one past the last for the sorry server.
+    Server(usize, usize),
+    /// A service, and an address of its pool.
+    Pool(usize, Addr),
+    MasqueradeName(usize),
+    /// A masquerade, and one of its inside networks.
+    From(usize, usize),
+    /// A masquerade, and an address of its pool.
+    To(usize, usize),
+    Prefix(usize),
+    ForwardName(usize),
+    Listen(usize),
+    Target(usize),
 }
 
 /// A [`SnapshotError`] and where in the specification it lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Index in [`SnapshotSpec::services`].
-    pub service: usize,
-    /// Index in [`ServiceSpec::servers`], one past the last for the sorry server; `None`: the service itself.
-    pub server: Option<usize>,
+    pub place: FaultPlace,
     pub error: SnapshotError,
 }
 
@@ -58,7 +152,7 @@ impl SnapshotSpec {
         // Of several services at one VIP the first is named.
         let vips: Map<Addr, &str> = self.services.iter().rev().map(|s| (s.vip, s.name.as_str())).collect();
         for (index, service) in self.services.iter().enumerate() {
-            let mut fault = |error| faults.push(Fault { service: index, server: None, error });
+            let mut fault = |error| faults.push(Fault { place: FaultPlace::Service(index), error });
             if names.insert(service.name.as_str(), ()).is_some() {
                 fault(SnapshotError::DuplicateService(service.name.clone()));
             }
@@ -79,7 +173,7 @@ impl SnapshotSpec {
             let (mut names, mut places) = (Map::default(), Map::default());
             for (at, server) in service.servers.iter().enumerate() {
                 let name = server.name.as_str();
-                let mut fault = |error| faults.push(Fault { service: index, server: Some(at), error });
+                let mut fault = |error| faults.push(Fault { place: FaultPlace::Server(index, at), error });
                 let first = *places.entry((server.address, server.port)).or_insert(name);
                 if names.insert(name, ()).is_some() {
                     let (service, server) = (service.name.clone(), server.name.clone());
@@ -91,7 +185,8 @@ impl SnapshotSpec {
                 server_errors(service, server, &vips).into_iter().for_each(fault);
             }
             if let Some(sorry) = &service.sorry {
-                let fault = |error| faults.push(Fault { service: index, server: Some(service.servers.len()), error });
+                let fault =
+                    |error| faults.push(Fault { place: FaultPlace::Server(index, service.servers.len()), error });
                 server_errors(service, sorry, &vips).into_iter().for_each(fault);
             }
             if let (Some(group), Some(settings)) = (service.group.as_deref(), service.persistence) {
@@ -100,11 +195,46 @@ impl SnapshotSpec {
                 if first.persistence.map(bits) != Some(bits(settings)) {
                     let (first, second) = (first.name.clone(), service.name.clone());
                     let error = SnapshotError::GroupDiffers { first, second, group: group.to_owned() };
-                    faults.push(Fault { service: index, server: None, error });
+                    faults.push(Fault { place: FaultPlace::Service(index), error });
                 }
             }
         }
         faults.extend(self.ambiguous_answers());
+        faults.extend(self.wrong_methods());
+        faults.extend(pools::find(self));
+        faults
+    }
+
+    /// What a service asks for that the methods of its servers cannot do.
+    fn wrong_methods(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        for (index, of) in self.services.iter().enumerate() {
+            let service = || of.name.clone();
+            let mut fault = |error| faults.push(Fault { place: FaultPlace::Service(index), error });
+            let methods = of.all_methods();
+            let past = methods.iter().copied().find(|method| method.is_one_way());
+            if of.one_packet && methods.contains(&Method::Fullnat) {
+                fault(SnapshotError::OnePacketFullnat { service: service() });
+            }
+            if of.proxy_protocol.is_some() {
+                match past {
+                    _ if of.protocols != Protocols::Tcp => {
+                        fault(SnapshotError::ProxyProtocolWithoutTcp { service: service() });
+                    }
+                    Some(method) => fault(SnapshotError::ProxyProtocolPast { service: service(), method }),
+                    None => {}
+                }
+            }
+            if of.syn_proxy == SynProxy::Always {
+                match past {
+                    _ if of.protocols == Protocols::Udp => {
+                        fault(SnapshotError::SynProxyWithoutTcp { service: service() });
+                    }
+                    Some(method) => fault(SnapshotError::SynProxyPast { service: service(), method }),
+                    None => {}
+                }
+            }
+        }
         faults
     }
 
@@ -128,7 +258,7 @@ impl SnapshotSpec {
                     let (first, second) = (first.name.clone(), service.name.clone());
                     let port = from.first.max(other.first);
                     let error = SnapshotError::AmbiguousAnswers { first, second, server: server.address, port };
-                    faults.push(Fault { service: index, server: Some(at), error });
+                    faults.push(Fault { place: FaultPlace::Server(index, at), error });
                 }
                 others.push((from, service));
             }

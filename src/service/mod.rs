@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 
-pub use faults::{Fault, SnapshotError};
+pub use faults::{Fault, FaultPlace, SnapshotError};
 pub use npt::{Npt, Unmapped};
 pub use path::ServerPath;
 pub use persistence::Persisted;

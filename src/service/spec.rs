@@ -195,6 +195,14 @@ impl HelperKind {
         }
     }
 
+    /// The port that is its protocol's; services may have another one.
+    pub const fn port(self) -> u16 {
+        match self {
+            HelperKind::Ftp => 21,
+            HelperKind::Tftp => 69,
+        }
+    }
+
     /// The protocol of what it reads, and of the flows that it announces.
     pub const fn protocol(self) -> Protocol {
         match self {

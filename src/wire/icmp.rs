@@ -15,6 +15,8 @@ pub const V4_UNREACHABLE: u8 = 3;
 pub const V4_ECHO_REQUEST: u8 = 8;
 pub const V4_TIME_EXCEEDED: u8 = 11;
 pub const V4_PARAMETER_PROBLEM: u8 = 12;
+pub const V4_TIMESTAMP: u8 = 13;
+pub const V4_TIMESTAMP_REPLY: u8 = 14;
 // Codes of [`V4_UNREACHABLE`].
 pub const V4_HOST_UNREACHABLE: u8 = 1;
 pub const V4_PORT_UNREACHABLE: u8 = 3;
@@ -46,6 +48,13 @@ pub enum Kind {
     EchoReply {
         id: u16,
     },
+    /// A question of another kind that an identifier tells from others: for the time (RFC 792).
+    Query {
+        id: u16,
+    },
+    Answer {
+        id: u16,
+    },
     /// Quotes the packet that it is about (RFC 5508 section 7 has the list of types).
     Error,
     Other,
@@ -58,6 +67,8 @@ pub fn parse(bytes: &[u8], protocol: Protocol) -> Result<Kind, DropReason> {
     Ok(match (protocol, header[0]) {
         (Protocol::ICMP, V4_ECHO_REQUEST) | (Protocol::ICMPV6, V6_ECHO_REQUEST) => Kind::EchoRequest { id },
         (Protocol::ICMP, V4_ECHO_REPLY) | (Protocol::ICMPV6, V6_ECHO_REPLY) => Kind::EchoReply { id },
+        (Protocol::ICMP, V4_TIMESTAMP) => Kind::Query { id },
+        (Protocol::ICMP, V4_TIMESTAMP_REPLY) => Kind::Answer { id },
         (Protocol::ICMP, V4_UNREACHABLE | V4_TIME_EXCEEDED | V4_PARAMETER_PROBLEM)
         | (Protocol::ICMPV6, V6_UNREACHABLE..=V6_PARAMETER_PROBLEM) => Kind::Error,
         _ => Kind::Other,
@@ -76,12 +87,15 @@ pub fn quoted_end(message: &[u8], protocol: Protocol) -> usize {
     if len >= QUOTED_BEFORE_EXTENSIONS && LEN + len <= message.len() { LEN + len } else { message.len() }
 }
 
-/// Whether the message that begins here, perhaps cut short, is an echo request or reply. `addr` is one of the packet's: each
-/// family has a protocol of its own.
+/// Whether the message that begins here, perhaps cut short, is a query or an answer with an identifier. `addr` is one of the
+/// packet's: each family has a protocol of its own.
 #[inline]
-pub fn is_echo(message: &[u8], protocol: Protocol, addr: Addr) -> bool {
+pub fn has_identifier(message: &[u8], protocol: Protocol, addr: Addr) -> bool {
     match (protocol, message.first()) {
-        (Protocol::ICMP, Some(kind)) => addr.is_v4() && matches!(*kind, V4_ECHO_REQUEST | V4_ECHO_REPLY),
+        (Protocol::ICMP, Some(kind)) => {
+            let is_one = matches!(*kind, V4_ECHO_REQUEST | V4_ECHO_REPLY | V4_TIMESTAMP | V4_TIMESTAMP_REPLY);
+            addr.is_v4() && is_one
+        }
         (Protocol::ICMPV6, Some(kind)) => !addr.is_v4() && matches!(*kind, V6_ECHO_REQUEST | V6_ECHO_REPLY),
         _ => false,
     }

@@ -85,7 +85,7 @@ impl Rewrite {
     fn apply_icmp(&self, message: &mut [u8], protocol: Protocol, partial: bool) {
         // ICMPv6 has a pseudo header, ICMP has none.
         let mut delta = if protocol == Protocol::ICMPV6 { self.addresses } else { Delta::default() };
-        if icmp::is_echo(message, protocol, self.src)
+        if icmp::has_identifier(message, protocol, self.src)
             && let Some(id) = message.get_mut(icmp::ID..icmp::ID + 2)
         {
             id.copy_from_slice(&self.sport.to_be_bytes());

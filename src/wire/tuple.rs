@@ -44,7 +44,7 @@ impl fmt::Debug for Protocol {
     }
 }
 
-/// Source and destination of one direction of a flow. Ports are in host order; for ICMP echo both hold the identifier.
+/// Source and destination of one direction of a flow. Ports are in host order; for ICMP queries both hold the identifier.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Tuple {
     pub src: Addr,

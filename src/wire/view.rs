@@ -51,7 +51,7 @@ impl View {
     }
 
     /// The packet that an ICMP error quotes; its end, even most of its transport header, may be missing
-    /// (RFC 792 promises 8 bytes of it). Returned with its ports, or the identifier of an echo message, if they are there.
+    /// (RFC 792 promises 8 bytes of it). Returned with its ports, or the identifier of an ICMP query, if they are there.
     pub fn parse_quoted(bytes: &[u8]) -> Result<(View, Option<Tuple>), DropReason> {
         let view = View::parse_packet(bytes, true)?;
         Ok((view, view.quoted_ports(bytes.get(view.l4..).unwrap_or_default())))
@@ -63,7 +63,7 @@ impl View {
         match self.protocol {
             _ if self.fragment.is_some_and(|f| f.offset != 0) => None,
             Protocol::TCP | Protocol::UDP => Some(self.tuple(word(0)?, word(2)?)),
-            Protocol::ICMP | Protocol::ICMPV6 if icmp::is_echo(header, self.protocol, self.src) => {
+            Protocol::ICMP | Protocol::ICMPV6 if icmp::has_identifier(header, self.protocol, self.src) => {
                 let id = word(icmp::ID)?;
                 Some(self.tuple(id, id))
             }
@@ -71,13 +71,18 @@ impl View {
         }
     }
 
-    /// Source and destination with ports; `None` where there are none to see. For ICMP echo both ports are the identifier.
+    /// Source and destination with ports; `None` where there are none to see. For ICMP queries both ports are the identifier.
     #[inline]
     pub fn ports(&self) -> Option<Tuple> {
         match self.transport {
             Transport::Tcp(tcp) => Some(self.tuple(tcp.sport, tcp.dport)),
             Transport::Udp(udp) => Some(self.tuple(udp.sport, udp.dport)),
-            Transport::Icmp(icmp::Kind::EchoRequest { id } | icmp::Kind::EchoReply { id }) => Some(self.tuple(id, id)),
+            Transport::Icmp(
+                icmp::Kind::EchoRequest { id }
+                | icmp::Kind::EchoReply { id }
+                | icmp::Kind::Query { id }
+                | icmp::Kind::Answer { id },
+            ) => Some(self.tuple(id, id)),
             _ => None,
         }
     }

@@ -179,7 +179,7 @@ fn what_is_announced_is_explained_as_it_is_done() {
             Explained::Expected { announcement, from_client, translated } => {
                 let ends = [(translated.src, translated.sport), (translated.dst, translated.dport)];
                 let [src, dst] = ends.map(|(addr, port)| SocketAddr::new(addr.ip(), port));
-                assert_eq!((&*announcement.service, &*announcement.server), ("ftp", "rs1"));
+                assert_eq!((announcement.service.as_str(), announcement.server.as_deref()), ("ftp", Some("rs1")));
                 (announcement.to_string(), from_client, src, dst)
             }
             other => panic!("{other:?}"),

@@ -12,6 +12,7 @@ mod fragments;
 mod ftp;
 mod ftp_bounds;
 mod ftp_fullnat;
+mod ftp_masquerade;
 mod fullnat;
 mod gateway;
 mod hairpin;

@@ -78,6 +78,23 @@ pub fn rows(net: &Net) -> Vec<Row> {
         Row::pass("a ping past the gateway", spec(), request(remote, net.stranger(0))),
     ];
     rows.extend(errors(net, &ping));
+    if net.is_v4() {
+        let message = |kind: u8| {
+            let mut build = ping.clone().payload([7; 12]);
+            build.transport = Transport::Icmp(kind, 0, [(ID >> 8) as u8, ID as u8, 0, 1]);
+            build
+        };
+        let (asked, told) = (message(13), message(14).reversed().with_dst(outside));
+        rows.push(Row::forward("a question for the time", spec(), &asked, asked.with_src(outside)));
+        rows.push(Row::forward("its answer", spec(), &told, told.with_dst(inside)).after([&asked]));
+        rows.push(Row::drop(
+            "the gateway does not tell the time",
+            spec(),
+            asked.with_src(remote).with_dst(outside),
+            DropReason::UnsupportedIcmp,
+        ));
+        rows.push(Row::drop("a question for the netmask", spec(), message(17), DropReason::UnsupportedIcmp));
+    }
     rows
 }
 
@@ -455,16 +472,46 @@ fn fragments_turn_back_as_well() {
     }
 }
 
+/// What goes between two addresses of pools is the gateway's own, or forged.
+#[test]
+fn nobody_outside_takes_part_in_a_hairpin() {
+    for net in Net::BOTH {
+        let mut spec = spec(net);
+        let more = if net.is_v4() { "203.0.113.101" } else { "2001:db8:f::101" };
+        spec.masquerades[0].pool.addresses.push(world::addr(more));
+        let mut engine = engine(spec);
+        let mut outside = |host| {
+            let out = send(&mut engine, Instant::ZERO, &udp(net.inside(host, 40000), net.client(53))).expect("out");
+            let told = oracle::decode(&out).expect("a packet");
+            SocketAddr::new(told.src, told.ports.expect("UDP").0)
+        };
+        let a_out = outside(1);
+        let (b, b_out) = (2..50).map(|host| (host, outside(host))).find(|(_, b)| b.ip() != a_out.ip()).expect("two");
+        let (a, b) = (net.inside(1, 40000), net.inside(b, 40000));
+        let arrived = send(&mut engine, Instant::ZERO, &udp(a, b_out).payload("hello")).expect("it turns back");
+        assert_eq!(arrived, udp(a_out, b).payload("hello").bytes());
+        let spoofed = Err(Verdict::Drop(DropReason::SpoofedSource));
+        assert_eq!(send(&mut engine, Instant::ZERO, &udp(b_out, a_out).payload("hello")), spoofed, "a flow of both");
+        assert_eq!(send(&mut engine, Instant::ZERO, &udp((b_out.ip(), 7), a_out)), spoofed, "of neither");
+        let error = icmp_error(b_out, a_out, IcmpError::PortUnreachable, &udp(a_out, b_out).bytes());
+        assert_eq!(send(&mut engine, Instant::ZERO, &error), spoofed, "an error");
+        let answer = send(&mut engine, Instant::ZERO, &udp(b, a_out).payload("hi")).expect("it turns back");
+        assert_eq!(answer, udp(b_out, a).payload("hi").bytes());
+    }
+}
+
 /// RFC 3022 section 4: two inside hosts with one identification, and as many shards as there are.
 #[test]
 fn identifications_do_not_collide_outside() {
     let net = Net::V4;
     let snapshot = std::sync::Arc::new(Snapshot::build(spec(net), None).expect("valid"));
     let mut seen = std::collections::BTreeSet::new();
+    let sharding = gatun::engine::Sharding { seed: [1, 2], shards: 3 };
     for shard in 0..3 {
         let config = EngineConfig { shard, shards: 3, max_flows: 512, seed: [1, 2] };
         let mut engine = Engine::new(config, snapshot.clone());
-        for host in 1..100 {
+        let is_here = |host: &u8| gatun::engine::shard_of(net.inside(*host, 0).ip().into(), sharding) == shard;
+        for host in (1..100).filter(is_here) {
             let pieces = udp(net.inside(host, 40000), net.client(53)).payload(vec![1; 1000]).id(4711).fragments(800);
             let ids = [0, 1].map(|number: usize| {
                 let mut buf = PacketBuf::from_packet(&pieces[number]);
@@ -489,5 +536,72 @@ fn a_connection_outlives_errors() {
         send(&mut engine, Instant::ZERO, &error).expect("it is about the connection");
         let answer = tcp(remote, outside).flags(SYN | ACK).seq(5000, 1001);
         send(&mut engine, Instant::ZERO, &answer).expect("the mapping is there");
+    }
+}
+
+mod quoted {
+    //! Whatever an inside host sends, and however much of it an error quotes: the host gets back what it sent.
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::support::arbitrary;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn an_error_gives_back_what_was_sent(
+            build in arbitrary::packet(), host in 1u8..9, beyond in 0usize..200, extended: bool, seed: [u64; 2],
+        ) {
+            let net = if build.src.is_ipv4() { Net::V4 } else { Net::V6 };
+            let mut sent = Build {
+                src: net.inside(host, build.src.port()),
+                dst: net.client(build.dst.port()),
+                ttl: build.ttl.max(2),
+                ..build
+            };
+            match &mut sent.transport {
+                Transport::Tcp { flags, .. } => *flags = SYN,
+                Transport::Icmp(kind, ..) => *kind = if net.is_v4() { 8 } else { 128 },
+                _ => {}
+            }
+            let config = EngineConfig { shard: 0, shards: 1, max_flows: 8, seed };
+            let mut engine = Engine::new(config, Snapshot::build(spec(net), None).expect("valid").into());
+            // Somebody else has what it would like to have.
+            send(&mut engine, Instant::ZERO, &sent.with_src(net.inside(10, sent.src.port()))).expect("it goes out");
+            let out = send(&mut engine, Instant::ZERO, &sent).expect("it goes out");
+            prop_assert!(oracle::checksums_are_right(&out));
+            let told = oracle::decode(&out).expect("a packet");
+            prop_assert_eq!(told.src, net.pool(0).ip());
+
+            let extended = extended && (told.l4 + 8) <= 128;
+            // Half a checksum cannot be changed by what it changes by.
+            let beyond = if beyond == 9 { 10 } else { beyond };
+            let len = out.len().min(if extended { 128 } else { told.l4 + 8 + beyond });
+            let extension = [0x20, 0, 0xe1, 0x38, 0, 8, 1, 1, 0x12, 0x34, 0xa1, 0x01];
+            let quote = |bytes: &[u8]| {
+                let mut quoted = bytes[..len].to_vec();
+                if extended {
+                    quoted.resize(128, 0);
+                    quoted.extend(extension);
+                }
+                quoted
+            };
+            let error = match (extended, net) {
+                (false, _) => IcmpError::TimeExceeded,
+                (true, Net::V4) => IcmpError::Raw(11, 0, [0, 32, 0, 0]),
+                (true, Net::V6) => IcmpError::Raw(3, 0, [16, 0, 0, 0]),
+            };
+            let about = icmp_error(net.outer_router(), net.pool(0), error, &quote(&out));
+            let came = send(&mut engine, Instant::ZERO, &about).expect("it is about a flow");
+            prop_assert!(oracle::checksums_are_right(&came));
+            let came = oracle::decode(&came).expect("a packet");
+            prop_assert_eq!((came.src, came.dst), (net.outer_router().ip(), sent.src.ip()));
+            // MSS options are lowered on the way: their checksum too.
+            if !matches!(&sent.transport, Transport::Tcp { options, .. } if !options.is_empty()) {
+                prop_assert_eq!(came.payload, quote(&sent.bytes()));
+            }
+        }
     }
 }

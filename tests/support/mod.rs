@@ -7,5 +7,6 @@ pub mod counting;
 pub mod decapsulate;
 pub mod oracle;
 pub mod packet;
+pub mod shards;
 pub mod traffic;
 pub mod world;

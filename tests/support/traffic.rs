@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use gatun::engine::Engine;
-use gatun::service::{PortRange, Protocols, Snapshot, SnapshotSpec};
+use gatun::service::{MasqueradeSpec, Network, PoolSpec, PortRange, Protocols, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::timeouts::Timeouts;
 use gatun::verdict::Verdict;
 use gatun::wire::PacketBuf;
 
 use super::oracle;
-use super::packet::{ACK, SYN, tcp};
-use super::world::{ServiceSpecExt, engine, service};
+use super::packet::{ACK, SYN, tcp, udp};
+use super::world::{ServiceSpecExt, addr, engine, service};
 
 pub const SERVERS: u32 = 4;
 
@@ -114,4 +114,71 @@ fn answer(packet: &mut [u8], v4: bool) {
     packet[l4 + 4..l4 + 8].copy_from_slice(&5000u32.to_be_bytes());
     packet[l4 + 8..l4 + 12].copy_from_slice(&1001u32.to_be_bytes());
     packet[l4 + 13] = SYN | ACK;
+}
+
+/// Mappings of each inside host.
+pub const PER_HOST: u32 = 50;
+
+/// Writes datagrams of inside hosts to one remote end into one buffer.
+#[derive(Clone)]
+pub struct Inside {
+    template: Vec<u8>,
+    v4: bool,
+    header_sum: u16,
+}
+
+impl Inside {
+    pub fn new(v4: bool, payload: usize) -> Inside {
+        let (src, dst) = if v4 { ("0.0.0.0:0", "198.51.100.2:53") } else { ("[::]:0", "[2001:db8:1::2]:53") };
+        let template = udp(src, dst).payload(vec![0x55; payload]).bytes();
+        Inside { header_sum: if v4 { header_sum(&template) } else { 0 }, template, v4 }
+    }
+
+    /// Makes `buf` the datagram of inside endpoint `n`; [`PER_HOST`] of them are one host's. Its checksum is not right.
+    #[inline]
+    pub fn write(&self, buf: &mut PacketBuf, n: u32) {
+        let packet = buf.packet_mut();
+        packet.copy_from_slice(&self.template);
+        let (host, port) = (n / PER_HOST, (2048 + n % PER_HOST) as u16);
+        let address = 0x0a00_0000 | host;
+        if self.v4 {
+            packet[12..16].copy_from_slice(&address.to_be_bytes());
+            let sum = u32::from(self.header_sum) + (address >> 16) + (address & 0xffff);
+            let sum = (sum & 0xffff) + (sum >> 16);
+            packet[10..12].copy_from_slice(&(!((sum & 0xffff) as u16 + (sum >> 16) as u16)).to_be_bytes());
+            packet[20..22].copy_from_slice(&port.to_be_bytes());
+        } else {
+            packet[8] = 0xfd;
+            packet[20..24].copy_from_slice(&address.to_be_bytes());
+            packet[40..42].copy_from_slice(&port.to_be_bytes());
+        }
+    }
+
+    pub fn buf(&self) -> PacketBuf {
+        PacketBuf::from_packet(&self.template)
+    }
+}
+
+/// A masquerade of everything private through as few addresses of each family as hold `mappings`, but for one in a hundred
+/// ports.
+pub fn masquerade(mappings: u32) -> Arc<Snapshot> {
+    let addresses = (mappings + mappings / 100).div_ceil(64_512);
+    let pool = |prefix: &str| (1..=addresses).map(|n| addr(&format!("{prefix}{n}"))).collect::<Vec<_>>();
+    let pool = PoolSpec { addresses: [pool("203.0.113."), pool("2001:db8:f::")].concat(), ..PoolSpec::default() };
+    let from = vec![Network { address: addr("10.0.0.0"), len: 8 }, Network { address: addr("fd00::"), len: 8 }];
+    let day = std::time::Duration::from_secs(86_400);
+    let timeouts = Timeouts { udp: day * 31, ..Timeouts::RFC };
+    let masquerades = vec![MasqueradeSpec { name: "lan".into(), from, pool, ..MasqueradeSpec::default() }];
+    let spec = SnapshotSpec { masquerades, timeouts, ..SnapshotSpec::default() };
+    Arc::new(Snapshot::build(spec, None).expect("a valid snapshot"))
+}
+
+/// Lets inside endpoints `0..flows` send.
+pub fn go_out(engine: &mut Engine, v4: bool, flows: u32, now: Instant) {
+    let inside = Inside::new(v4, 64);
+    let mut buf = inside.buf();
+    for n in 0..flows {
+        inside.write(&mut buf, n);
+        assert_eq!(engine.handle_packet(now, &mut buf), Verdict::Forward, "mapping {n}");
+    }
 }

@@ -8,7 +8,9 @@ use super::{
     Config, ForwardConfig, GatewayConfig, MasqueradeConfig, ServerAddress, ServerConfig, ServiceConfig, TapConfig,
 };
 use crate::control::health::spec::HealthSpec;
-use crate::service::{Fault, FlowPolicy, ServerSpec, ServiceSpec, SnapshotError, SnapshotSpec};
+use crate::service::{
+    Fault, FaultPlace, FlowPolicy, Method, PoolSpec, ServerSpec, ServiceSpec, SnapshotError, SnapshotSpec,
+};
 use crate::wire::Addr;
 
 /// A configuration in the terms of those who carry it out.
@@ -76,7 +78,7 @@ fn tunnel_sources(config: &Config) -> Vec<(Addr, Addr)> {
 
 fn translate_service(config: &Config, service: &ServiceConfig) -> ServiceSpec {
     let cluster = &service.cluster;
-    ServiceSpec {
+    let mut spec = ServiceSpec {
         name: service.name.value.clone(),
         vip: service.listen.value.vip,
         ports: service.listen.value.ports,
@@ -104,7 +106,12 @@ fn translate_service(config: &Config, service: &ServiceConfig) -> ServiceSpec {
             .filter(|server| is_placed(server))
             .map(|server| translate_server(service, server))
             .collect(),
+    };
+    // So that a change of [nat] is none of a service that does not go by it.
+    if !spec.all_methods().contains(&Method::Fullnat) {
+        spec.pool = PoolSpec::default();
     }
+    spec
 }
 
 fn sorry(at: ServerAddress) -> ServerSpec {
@@ -133,16 +140,43 @@ fn translate_server(service: &ServiceConfig, server: &ServerConfig) -> ServerSpe
 
 /// The value at which an operator would mend it.
 fn place(config: &Config, fault: &Fault) -> Option<Range<usize>> {
-    let service = config.services.get(fault.service)?;
-    let server = fault.server.and_then(|at| service.servers.iter().filter(|server| is_placed(server)).nth(at));
-    let located = match (&fault.error, server) {
-        (SnapshotError::DuplicateService(_) | SnapshotError::GroupDiffers { .. }, _) => &service.name.span,
-        (SnapshotError::DuplicateServer { .. }, Some(server)) => &server.name.span,
+    let located = match fault.place {
+        FaultPlace::Service(at) | FaultPlace::Server(at, _) => place_of_service(config.services.get(at)?, fault),
+        FaultPlace::Pool(at, address) => {
+            let service = config.services.get(at)?;
+            let pool = service.nat.pool.as_ref().unwrap_or(&config.nat.pool);
+            let named = pool.iter().find(|located| located.value == address);
+            named.map_or(&service.listen.span, |located| &located.span)
+        }
+        FaultPlace::MasqueradeName(at) => &config.masquerades.get(at)?.name.span,
+        FaultPlace::From(at, n) => &config.masquerades.get(at)?.from.get(n)?.span,
+        FaultPlace::To(at, n) => &config.masquerades.get(at)?.to.get(n)?.span,
+        FaultPlace::Prefix(at) => &config.masquerades.get(at)?.prefix.as_ref()?.span,
+        FaultPlace::ForwardName(at) => &config.forwards.get(at)?.name.span,
+        FaultPlace::Listen(at) => &config.forwards.get(at)?.listen.span,
+        FaultPlace::Target(at) => &config.forwards.get(at)?.to.span,
+    };
+    Some(located.clone())
+}
+
+fn place_of_service<'a>(service: &'a ServiceConfig, fault: &Fault) -> &'a Range<usize> {
+    use SnapshotError as Error;
+    let at = match fault.place {
+        FaultPlace::Server(_, at) => Some(at),
+        _ => None,
+    };
+    let server = at.and_then(|at| service.servers.iter().filter(|server| is_placed(server)).nth(at));
+    match (&fault.error, server) {
+        (Error::DuplicateService(_) | Error::GroupDiffers { .. }, _) => &service.name.span,
+        (Error::ProxyProtocolWithoutTcp { .. } | Error::ProxyProtocolPast { .. }, _) => {
+            &service.nat.places.proxy_protocol
+        }
+        (Error::SynProxyWithoutTcp { .. } | Error::SynProxyPast { .. }, _) => &service.nat.places.syn_proxy,
+        (Error::DuplicateServer { .. }, Some(server)) => &server.name.span,
         (_, Some(server)) => &server.address.span,
-        (_, None) => match (&service.cluster.sorry, fault.server) {
+        (_, None) => match (&service.cluster.sorry, at) {
             (Some(sorry), Some(_)) => &sorry.span,
             _ => &service.listen.span,
         },
-    };
-    Some(located.clone())
+    }
 }

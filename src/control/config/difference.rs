@@ -1,5 +1,7 @@
 //! What a reload would change, in words.
 
+mod nat;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -158,7 +160,7 @@ fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
     // The MTU is the gateway's, and local addresses are the host's.
     let SnapshotSpec {
         services: old_services,
-        // To be compared.
+        // Compared in `nat`.
         masquerades: _,
         forwards: _,
         quarantine: _,
@@ -175,6 +177,7 @@ fn snapshot(old: &SnapshotSpec, new: &SnapshotSpec, changes: &mut Vec<Change>) {
     Comparison::live("[gateway]", changes).key("seed", seed, &new.seed, u64::to_string);
     compare_timeouts(*timeouts, new.timeouts, &mut Comparison::live("[conntrack.timeouts]", changes));
     compare_limits(limits, &new.limits, &mut Comparison::live("[limits]", changes));
+    nat::compare(old, new, changes);
     let by_name = |services: &[ServiceSpec]| -> HashMap<String, usize> {
         services.iter().enumerate().map(|(at, service)| (service.name.clone(), at)).collect()
     };
@@ -238,7 +241,7 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
         passive,
         helper,
         data_ports,
-        // To be compared.
+        // Compared in `nat`.
         pool: _,
         proxy_protocol: _,
         syn_proxy: _,
@@ -280,6 +283,8 @@ fn compare_services(old: &ServiceSpec, new: &ServiceSpec, changes: &mut Vec<Chan
     comparison.key("data_ports", data_ports, &new.data_ports, |ports| {
         or_none(ports.as_ref(), |ports| format!("\"{ports}\""))
     });
+    nat::compare_services(old, new, changes);
+    let mut comparison = Comparison::live(&service_subject(old), changes);
     let names = |servers: &[ServerSpec], others: &[ServerSpec]| -> Vec<String> {
         let stays = |server: &&ServerSpec| others.iter().any(|other| other.name == server.name);
         servers.iter().filter(stays).map(|server| server.name.clone()).collect()

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::address::{NO_NAMES, ServerAddress, parse_server};
 use super::compile::{is_placed, translate};
 use super::{Config, ServerConfig, read};
-use crate::service::Method;
+use crate::service::{FaultPlace, Method};
 
 /// Servers that one entry may stand for; what is more is left out.
 pub const MAX_FOUND: usize = 256;
@@ -179,11 +179,11 @@ impl Config {
     fn drop_unfit(&mut self, told: &mut Vec<String>) {
         let mut unfit = HashSet::new();
         for fault in translate(self).faults() {
-            let Some(service) = self.services.get(fault.service) else { continue };
-            let servers = service.servers.iter().filter(|server| is_placed(server));
-            let found = fault.server.and_then(|at| servers.clone().nth(at)).filter(|server| server.origin.is_some());
-            if let Some(server) = found {
-                unfit.insert((fault.service, server.name.value.clone()));
+            let FaultPlace::Server(index, at) = fault.place else { continue };
+            let Some(service) = self.services.get(index) else { continue };
+            let found = service.servers.iter().filter(|server| is_placed(server)).nth(at);
+            if let Some(server) = found.filter(|server| server.origin.is_some()) {
+                unfit.insert((index, server.name.value.clone()));
                 told.push(fault.error.to_string());
             }
         }

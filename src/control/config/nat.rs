@@ -1,6 +1,7 @@
 //! The tables that say whose sources are translated, and to what: `[nat]`, `[[masquerade]]`, `[[forward]]`, and the keys of a
 //! service that belong to them.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::address::{NO_NAMES, parse_plain, parse_ports};
@@ -35,6 +36,14 @@ pub struct ServiceNat {
     pub proxy_protocol: Option<ProxyProtocol>,
     pub syn_proxy: SynProxy,
     pub new_flows_per_second: Option<u32>,
+    pub places: Places,
+}
+
+/// Where some of it stands in the file.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    pub proxy_protocol: Range<usize>,
+    pub syn_proxy: Range<usize>,
 }
 
 /// A masquerade as the file has it.
@@ -120,6 +129,7 @@ pub(super) fn read_of_service(section: &Section<'_>) -> ServiceNat {
         proxy_protocol: section.word("proxy_protocol", &versions, &[]),
         syn_proxy: section.word("syn_proxy", &ways, &[]).unwrap_or_default(),
         new_flows_per_second: section.integer("new_flows_per_second", 1..=10_000_000),
+        places: Places { proxy_protocol: section.span_of("proxy_protocol"), syn_proxy: section.span_of("syn_proxy") },
     }
 }
 
@@ -130,13 +140,21 @@ pub(super) fn read_masquerade(section: &Section<'_>) -> Option<MasqueradeConfig>
     if !section.has("prefix") {
         section.require("to", r#"to = ["203.0.113.100"]"#);
     }
+    if section.has("prefix") {
+        for key in ["ports", "filtering", "helpers", "max_mappings", "except"] {
+            section.refuse_key(key, "has no use with \"prefix\", which keeps nothing of any flow; leave it out");
+        }
+    }
     let name = section.parsed("name", super::read::name);
     let filterings = Filtering::ALL.map(|filtering| (filtering.word(), filtering));
+    let from = networks(section, "from", r#"["10.20.0.0/24"]"#);
+    let except = networks(section, "except", r#"["192.168.0.0/16"]"#);
+    let to = addresses(section, "to").or_else(|| section.has("prefix").then(Vec::new).filter(|_| !section.has("to")));
     Some(MasqueradeConfig {
         name: name?,
-        from: networks(section, "from", r#"["10.20.0.0/24"]"#).unwrap_or_default(),
-        except: networks(section, "except", r#"["192.168.0.0/16"]"#).unwrap_or_default(),
-        to: addresses(section, "to").unwrap_or_default(),
+        from: from?,
+        except: except.unwrap_or_default(),
+        to: to?,
         ports: ports(section, "ports").unwrap_or(PoolSpec::PORTS),
         prefix: section.parsed("prefix", network),
         filtering: section.word("filtering", &filterings, &[]).unwrap_or_default(),
@@ -192,6 +210,7 @@ fn addresses(section: &Section<'_>, key: &str) -> Option<Vec<Located<Addr>>> {
     list(section, key, r#"["203.0.113.100"]"#, parse)
 }
 
+/// `None` also when an element is wrong.
 fn list<T>(
     section: &Section<'_>,
     key: &str,
@@ -206,7 +225,8 @@ fn list<T>(
             None
         }
     };
-    Some(texts.into_iter().filter_map(read).collect())
+    let (count, found) = (texts.len(), texts.into_iter().filter_map(read).collect::<Vec<_>>());
+    (found.len() == count).then_some(found)
 }
 
 fn ports(section: &Section<'_>, key: &str) -> Option<PortRange> {

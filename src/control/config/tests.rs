@@ -1,5 +1,7 @@
 //! Whole files: what they compile to, and what is said of bad ones.
 
+mod nat;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -215,6 +217,7 @@ const BAD: &[(&str, &[&str])] = &[
     (
         "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\nprotocol = \"sctp\"\nmethod = \"fullnat\"\nscheduler = \"lblc\"\npersistence = { timeout = \"6m\" }\nsorry_server = \"10.0.0.9:80\"\nquorum = 1\nhelper = \"ftp\"\ncheck = { type = \"http\" }\nserver = [{ address = \"10.0.0.1\", slow_start = \"30s\" }]\n",
         &[
+            "3:10: service \"web\": method \"fullnat\" needs an IPv4 address to come from; name one in pool, or in pool of [nat]",
             "4:12: [[service]] \"web\": protocol \"sctp\" is not supported by this version yet; there are tcp, udp, tcp+udp",
         ],
     ),
@@ -370,7 +373,12 @@ const BAD: &[(&str, &[&str])] = &[
 
 #[test]
 fn bad_files_are_told_what_is_wrong_and_where() {
-    for (text, expected) in BAD {
+    told(BAD);
+}
+
+/// Each file, and what is said of it.
+fn told(files: &[(&str, &[&str])]) {
+    for (text, expected) in files {
         let errors = parse(text).expect_err(text);
         let position = |problem: &Problem| errors.position(problem).expect("it is in the text");
         let found: Vec<String> = errors
@@ -420,7 +428,7 @@ fn every_example_is_right() {
     let files = std::fs::read_dir(example("")).expect("the directory of examples");
     let files = files.map(|file| file.expect("it can be listed").path());
     let files: Vec<_> = files.filter(|file| file.extension().is_some_and(|extension| extension == "toml")).collect();
-    for name in ["minimal.toml", "full.toml", "demo.toml", "real-server.toml"] {
+    for name in ["minimal.toml", "full.toml", "demo.toml", "fullnat.toml", "masquerade.toml", "real-server.toml"] {
         assert!(files.contains(&example(name)), "{name} is missing");
     }
     for file in files {
@@ -432,7 +440,8 @@ fn every_example_is_right() {
             }
         };
         let compiled = config.compiled().unwrap_or_else(|errors| panic!("{errors}"));
-        assert!(!compiled.snapshot.services.is_empty(), "{} forwards nothing", file.display());
+        let spec = compiled.snapshot;
+        assert!(!spec.services.is_empty() || !spec.masquerades.is_empty(), "{} forwards nothing", file.display());
     }
 }
 

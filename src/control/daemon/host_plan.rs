@@ -79,7 +79,7 @@ fn pooled(snapshot: &Snapshot, pool: &Pool) -> Vec<Listener> {
         forwards.flat_map(|forward| listeners(forward.protocols, forward.ports)).collect();
     // Of an address that no configuration names any more, what was forwarded is known by its range alone.
     if pool.usage != PoolUse::Forward || pool.is_retired {
-        listeners.extend(self::listeners(Protocols::TcpAndUdp, pool.ports));
+        listeners.extend(pool.ranges().flat_map(|range| self::listeners(Protocols::TcpAndUdp, range)));
     }
     listeners
 }

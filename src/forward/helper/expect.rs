@@ -58,6 +58,8 @@ pub struct Expectation {
     pub port: Option<u16>,
     /// The client's own port, if the server opens the flow and knows it by another one.
     pub client_port: Option<u16>,
+    /// The mapping of a masquerade that it keeps until it begins, or is forgotten; `u32::MAX`: none.
+    pub mapping: u32,
     pub deadline: Instant,
 }
 
@@ -101,13 +103,15 @@ pub struct Expectations {
     /// By the order in which they came, which is that of their deadlines.
     all: BTreeMap<u64, Expectation>,
     serial: u64,
+    /// Mappings that those kept that are no more.
+    left: Vec<u32>,
 }
 
 impl Expectations {
     /// `key` must be a secret, since strangers choose what is announced.
     pub fn new(key: [u64; 2]) -> Expectations {
         let (by_key, by_flow) = (HashMap::with_hasher(HashKey(key)), HashMap::with_hasher(HashKey(key)));
-        Expectations { by_key, by_flow, all: BTreeMap::new(), serial: 0 }
+        Expectations { by_key, by_flow, all: BTreeMap::new(), serial: 0, left: Vec::new() }
     }
 
     pub fn len(&self) -> usize {
@@ -180,6 +184,9 @@ impl Expectations {
     fn remove(&mut self, serial: u64) -> Option<Expectation> {
         let gone = self.all.remove(&serial)?;
         self.by_key.remove(&gone.key);
+        if gone.mapping != u32::MAX {
+            self.left.push(gone.mapping);
+        }
         if let Entry::Occupied(mut of_flow) = self.by_flow.entry((gone.by, gone.client)) {
             of_flow.get_mut().retain(|other| *other != serial);
             if of_flow.get().is_empty() {
@@ -187,6 +194,11 @@ impl Expectations {
             }
         }
         Some(gone)
+    }
+
+    /// Mappings to be given up, one for each that kept one and is no more: once.
+    pub fn take_left(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.left)
     }
 
     /// Forgets those that did not begin in time.
@@ -204,6 +216,7 @@ impl Expectations {
 
     /// Panics when the table contradicts itself.
     pub fn check_invariants(&self) {
+        assert!(self.left.is_empty(), "mappings that nobody gave up");
         assert_eq!(self.by_key.len(), self.all.len());
         assert!(self.all.iter().all(|(serial, expectation)| self.by_key.get(&expectation.key) == Some(serial)));
         let flow_of = |serial: &u64| self.all.get(serial).map(|expectation| (expectation.by, expectation.client));

@@ -32,10 +32,11 @@ use std::ops::Range;
 use expect::{Expectation, Expectations, Key, LIFETIME};
 
 use crate::flow::{Flow, FlowId, Marks, Owner, Sender};
+use crate::forward::masquerade::{Kind, MappingId, Mappings, Wanted};
 use crate::forward::ports::Slice;
-use crate::service::{HelperKind, Method, PortRange, Server, Service, Snapshot};
+use crate::service::{HelperKind, Masquerade, Method, PortRange, Server, Service, ServiceId, Snapshot};
 use crate::time::Instant;
-use crate::wire::Addr;
+use crate::wire::{Addr, Tuple};
 
 pub use session::{Outcome, Session};
 
@@ -44,6 +45,9 @@ pub use session::{Outcome, Session};
 const LOWEST_PORT: u16 = 1024;
 /// Other ports tried when the announced one is taken at the VIP.
 const PORT_ATTEMPTS: u16 = 16;
+
+/// In place of a mapping's number.
+const NO_MAPPING: MappingId = u32::MAX;
 
 /// A protocol whose flows announce further ones.
 pub trait Helper: Send {
@@ -67,6 +71,18 @@ pub fn marks(service: &Service, server: &Server) -> Marks {
     }
 }
 
+/// What reads a flow of a masquerade, and which of its ends asks the other one for something; by the port (RFC 4787 REQ-10,
+/// RFC 5382 REQ-6: only what was switched on). The inside host asks, or it is asked, by a forwarded port. (Who asks a TFTP server
+/// inside gets its answer as from any inside host.)
+pub fn of_masquerade(masquerade: &Masquerade, original: &Tuple, reply: &Tuple) -> Option<(HelperKind, Sender)> {
+    let is_of = |kind: &&HelperKind| kind.protocol() == original.protocol;
+    masquerade.spec.helpers.iter().filter(is_of).find_map(|kind| match kind {
+        _ if original.dport == kind.port() => Some((*kind, Sender::Client)),
+        HelperKind::Ftp if reply.dport == kind.port() => Some((*kind, Sender::Server)),
+        _ => None,
+    })
+}
+
 /// Bytes to be replaced: a range of those that were read, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edit {
@@ -81,6 +97,7 @@ pub struct Desk<'a> {
     pub flow: &'a Flow,
     pub snapshot: &'a Snapshot,
     pub expectations: &'a mut Expectations,
+    pub mappings: &'a mut Mappings,
     /// For the choice of a port.
     pub random: u64,
     /// Which shard this is, of how many: it gives away its own ports of a pool alone.
@@ -97,12 +114,12 @@ impl<'a> Desk<'a> {
         now: Instant,
         (id, flow): (FlowId, &'a Flow),
         snapshot: &'a Snapshot,
-        expectations: &'a mut Expectations,
+        (expectations, mappings): (&'a mut Expectations, &'a mut Mappings),
         random: u64,
         shard: (u16, u16),
     ) -> Desk<'a> {
         let (edits, room, is_left_alone) = (Vec::new(), 0, false);
-        Desk { now, id, flow, snapshot, expectations, random, shard, edits, room, is_left_alone }
+        Desk { now, id, flow, snapshot, expectations, mappings, random, shard, edits, room, is_left_alone }
     }
 
     pub fn client(&self) -> Addr {
@@ -141,6 +158,7 @@ impl<'a> Desk<'a> {
         match (Method::numbered(self.flow.owner.method), end) {
             (Method::Nat, Sender::Server) => true,
             (Method::Fullnat, _) => true,
+            (Method::Masquerade, Sender::Client) => true,
             _ => false,
         }
     }
@@ -152,7 +170,13 @@ impl<'a> Desk<'a> {
             return None;
         }
         let is_own = |own: &[Addr]| address.is_none_or(|address| own.contains(&address));
+        let is_masqueraded = Method::numbered(self.flow.owner.method) == Method::Masquerade;
         match end {
+            Sender::Client if is_masqueraded && is_own(&[self.client(), self.flow.reply().dst]) => {
+                self.expect_outside(port)
+            }
+            // What an inside host connects to goes out as anything else.
+            _ if is_masqueraded => None,
             Sender::Server if is_own(&[self.server(), self.vip()]) => self.expect_client(port),
             Sender::Client if is_own(&[self.client()]) => self.expect_server(port),
             _ => None,
@@ -167,7 +191,7 @@ impl<'a> Desk<'a> {
         let shown = self
             .ports(port)
             .find(|shown| self.is_nobodys(*shown) && !self.expectations.is_taken(self.now, &key(*shown), server))?;
-        self.expect(key(shown), Sender::Client, Some(port), None);
+        self.expect(key(shown), Sender::Client, (Some(port), None), NO_MAPPING);
         Some((self.vip(), shown))
     }
 
@@ -179,18 +203,54 @@ impl<'a> Desk<'a> {
             _ => Key { protocol: self.flow.protocol, src: self.server(), dst: self.client(), dport: port },
         };
         let shown = Some(self.flow.original().dport.wrapping_sub(1)).filter(|shown| *shown != 0);
-        self.expect(key, Sender::Server, shown, Some(port));
+        self.expect(key, Sender::Server, (shown, Some(port)), NO_MAPPING);
         Some((key.dst, key.dport))
+    }
+
+    /// The other end will connect to `port` of an inside host, which it is to know as a port of the outside address that it knows
+    /// already. That is mapped from now on. `None`: it cannot be.
+    fn expect_outside(&mut self, port: u16) -> Option<(Addr, u16)> {
+        let (protocol, outside) = (self.flow.protocol, self.flow.reply().dst);
+        let (inside, kind, pools) = ((self.client(), port), Kind::of(protocol)?, &self.snapshot.pools);
+        let mapping = match pools.forward_from(inside, protocol) {
+            Some(forwarded) if forwarded.0 == outside => self.mappings.map_forward(inside, forwarded, kind, pools),
+            Some(_) => return None,
+            None => {
+                let masquerade = pools.masquerade(ServiceId(self.flow.owner.service))?;
+                let wanted = Wanted { inside, kind, masquerade, pools };
+                self.mappings.map_at(self.now, &wanted, outside, self.random)
+            }
+        };
+        let mapping = mapping.ok()?;
+        self.mappings.start(mapping, true);
+        let (dst, dport) = self.mappings.outside(mapping);
+        let key = Key { protocol, src: self.server(), dst, dport };
+        self.expect(key, Sender::Server, (None, Some(port)), mapping);
+        Some((dst, dport))
     }
 
     /// The server will answer from another port, which the client is to see as the same one of the VIP.
     pub fn expect_answer(&mut self) {
         let reply = self.flow.reply();
         let key = Key { protocol: reply.protocol, src: reply.src, dst: reply.dst, dport: reply.dport };
-        self.expect(key, Sender::Server, None, Some(self.flow.original().sport));
+        let mapping = match Method::numbered(self.flow.owner.method) {
+            Method::Masquerade => self.flow.mapping,
+            _ => NO_MAPPING,
+        };
+        if mapping != NO_MAPPING {
+            self.mappings.start(mapping, true);
+        }
+        self.expect(key, Sender::Server, (None, Some(self.flow.original().sport)), mapping);
     }
 
-    fn expect(&mut self, key: Key, opener: Sender, port: Option<u16>, client_port: Option<u16>) {
+    /// `port` and `client_port` as an [`Expectation`] has them.
+    fn expect(
+        &mut self,
+        key: Key,
+        opener: Sender,
+        (port, client_port): (Option<u16>, Option<u16>),
+        mapping: MappingId,
+    ) {
         let expectation = Expectation {
             key,
             opener,
@@ -202,6 +262,7 @@ impl<'a> Desk<'a> {
             peer: self.flow.reply().dst,
             port,
             client_port,
+            mapping,
             deadline: self.now + LIFETIME,
         };
         self.expectations.add(expectation, self.snapshot.spec.limits.expectations);

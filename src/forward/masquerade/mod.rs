@@ -262,12 +262,46 @@ impl Mappings {
 
     /// The mapping of an inside endpoint; a new one has no flow yet, and must get one, or be [`Mappings::discard`]ed.
     pub fn map(&mut self, now: Instant, wanted: &Wanted<'_>, random: u64) -> Result<MappingId, DropReason> {
-        if let Some(number) = self.attached(wanted.inside, wanted.kind) {
-            if self.is_allowed(number, wanted) {
-                return Ok(number);
-            }
+        match self.attached_or_detach(wanted) {
+            Some(number) => Ok(number),
+            None => self.make(now, wanted, None, random),
+        }
+    }
+
+    /// As [`Mappings::map`], at this outside address alone: the other end of a connection of the inside host's is told of the
+    /// port, and knows the address from that connection.
+    pub fn map_at(
+        &mut self,
+        now: Instant,
+        wanted: &Wanted<'_>,
+        outside: Addr,
+        random: u64,
+    ) -> Result<MappingId, DropReason> {
+        if let Some(number) = self.attached_or_detach(wanted) {
+            return if self.outside(number).0 == outside { Ok(number) } else { Err(DropReason::PortCollision) };
+        }
+        let address = self.outside_number(outside, wanted.pools).filter(|number| self.is_paired(*number, wanted));
+        self.make(now, wanted, Some(address.ok_or(DropReason::PoolExhausted)?), random)
+    }
+
+    /// The attached mapping of an inside endpoint; one that the configuration does not allow any more is none.
+    fn attached_or_detach(&mut self, wanted: &Wanted<'_>) -> Option<MappingId> {
+        let number = self.attached(wanted.inside, wanted.kind)?;
+        let is_allowed = self.is_allowed(number, wanted);
+        if !is_allowed {
             self.detach(number);
         }
+        is_allowed.then_some(number)
+    }
+
+    /// A mapping of an inside endpoint that has none, at the host's address or at another one.
+    fn make(
+        &mut self,
+        now: Instant,
+        wanted: &Wanted<'_>,
+        at: Option<u16>,
+        random: u64,
+    ) -> Result<MappingId, DropReason> {
         self.release(now, RELEASED);
         let host = self.hosts.find(wanted.inside.0);
         if host.is_some_and(|host| self.hosts.host(host).mappings >= wanted.masquerade.spec.max_mappings) {
@@ -276,12 +310,20 @@ impl Mappings {
         if self.len >= self.max {
             return Err(DropReason::TableFull);
         }
-        let address = self.address_for(host, wanted)?;
+        let address = match at {
+            Some(address) => {
+                self.prepare(address, wanted.kind);
+                address
+            }
+            None => self.address_for(host, wanted)?,
+        };
         let outside = self.outsides[usize::from(address)].as_mut();
         let port = outside.and_then(|outside| outside.take(wanted.kind, wanted.inside.1, random));
         let port = port.ok_or(DropReason::PoolExhausted)?;
         let host = host.unwrap_or_else(|| self.hosts.enter(wanted.inside.0));
-        self.pair(host, address);
+        if at.is_none() || self.hosts.host(host).outside == NONE {
+            self.pair(host, address);
+        }
         let number = self.enter(host, wanted.inside.1, (address, port), wanted.kind, 0);
         if let Some(outside) = &mut self.outsides[usize::from(address)] {
             outside.note(wanted.kind, port, Some(number));
