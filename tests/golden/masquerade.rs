@@ -29,6 +29,11 @@ pub fn with(net: Net, change: impl FnOnce(&mut MasqueradeSpec)) -> SnapshotSpec 
     spec
 }
 
+/// The same where the pool's address is one of the gateway's host.
+fn local(net: Net) -> SnapshotSpec {
+    SnapshotSpec { local_vips: vec![net.pool(0).ip().into()], ..spec(net) }
+}
+
 pub fn rows(net: &Net) -> Vec<Row> {
     let net = *net;
     let spec = || spec(net);
@@ -118,6 +123,11 @@ pub fn rows(net: &Net) -> Vec<Row> {
             udp(net.pool(5002), other),
         )
         .after([udp(net.inside(1, 5001), remote), udp(net.inside(1, 5002), remote)]),
+        // The pool's address is the gateway's host's own.
+        Row::pass("a datagram to no mapping, for the host", local(net), &stray),
+        Row::pass("a segment of the host's own", local(net), tcp(other, outside).flags(ACK)),
+        Row::forward("a mapping of its own comes first", local(net), &back, back.with_dst(inside)).after([&query]),
+        Row::pass("what inside asks the host itself", local(net), tcp(inside, net.pool(22)).syn()),
         Row::refuse(
             "no port left",
             with(net, |lan| lan.pool.ports = PortRange { first: 2000, last: 2001 }),
