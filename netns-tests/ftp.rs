@@ -22,7 +22,7 @@ const PASSIVE_PORTS: (u16, u16) = (40000, 40010);
 const CLIENT: [&str; 2] = ["198.51.100.2", "2001:db8:1::2"];
 
 /// Anonymous FTP on a node, one daemon a family. They serve `ftp/` of the lab's directory, and take files into `ftp/in/`.
-fn vsftpd(lab: &Lab, node: &str) -> Result<()> {
+pub fn vsftpd(lab: &Lab, node: &str) -> Result<()> {
     let root = lab.path("ftp");
     fs::create_dir_all(root.join("in"))?;
     fs::set_permissions(&lab.directory, fs::Permissions::from_mode(0o755))?;

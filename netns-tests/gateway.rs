@@ -60,7 +60,6 @@ impl Setup {
     }
 
     /// On topology `masquerade`, where the uplink is the bridge `wan`.
-    #[allow(dead_code, reason = "for the scenarios of masquerades")]
     pub fn wan(mut self) -> Setup {
         self.place = "uplink = [\"wan\"]".to_string();
         self

@@ -23,6 +23,9 @@ const PLAIN: u16 = 8081;
 const SERVICES: [(u16, &str, &str); 5] =
     [(80, "v1", "rs1"), (81, "v2", "rs1"), (82, "v1", "rs2"), (83, "v2", "rs2"), (84, "v1", "rs3")];
 
+/// Servers see the client's address in the header alone.
+const METHOD: &str = "\"fullnat\"\npool = [\"10.20.0.200\", \"fd20::200\"]";
+
 const CHECK: &str = "check = { type = \"http\", path = \"/client\", interval = \"200ms\", timeout = \"2s\", rise = 1, fall = 2, via = \"path\" }";
 
 fn services() -> String {
@@ -30,7 +33,8 @@ fn services() -> String {
         let (listen, at) = (format!("{}:{port}", VIPS[family]), endpoints(&[server], family, PORT).remove(0));
         let check = if server == "rs3" { "" } else { CHECK };
         let keys = format!("proxy_protocol = \"{version}\"\n{check}\nprotocol = ");
-        service(&format!("told{port}-{family}"), &listen, "tcp", "rr", &[(&at, 1)]).replace("protocol = ", &keys)
+        let name = format!("told{port}-{family}");
+        service(&name, &listen, "tcp", "rr", &[(&at, 1)]).replace("protocol = ", &keys).replace("\"nat\"", METHOD)
     };
     SERVICES.iter().flat_map(|of| [one(*of, 0), one(*of, 1)]).collect()
 }

@@ -12,7 +12,7 @@ use crate::process::eventually;
 use crate::servers::{THREE, VIPS, address, dual_service};
 
 /// tftpd-hpa on a node and family, with `tftp/` of the lab's directory.
-fn tftpd(lab: &Lab, node: &str, family: usize) -> Result<()> {
+pub fn tftpd(lab: &Lab, node: &str, family: usize) -> Result<()> {
     let root = lab.path("tftp");
     fs::create_dir_all(&root)?;
     fs::set_permissions(&lab.directory, fs::Permissions::from_mode(0o755))?;

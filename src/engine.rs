@@ -51,6 +51,7 @@ use lost::Meeting;
 pub use mappings::ForeseenMapping;
 use masquerade::is_masqueraded;
 use passive::Held;
+pub(crate) use rates::outside;
 pub use shard::{Sharding, client_between, place_between, place_of, place_of_port, shard_of};
 
 /// Times that one shard takes up a packet again that goes out from one inside host to another.
@@ -336,7 +337,7 @@ impl Engine {
         }
         let alone = service.spec.one_packet && tuple.protocol == Protocol::UDP;
         if !alone {
-            self.may_begin(now, tuple.src, Some(service)).map_err(Verdict::Drop)?;
+            self.may_begin(now, rates::outside(tuple.src), Some(service)).map_err(Verdict::Drop)?;
         }
         match service.pick(&request(now, tuple), !alone) {
             Ok(picked) if alone => Err(self.forward_alone(now, buf, view, (service, picked.server), tuple)),

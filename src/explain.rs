@@ -221,7 +221,14 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         }
         Some(Err((reason, name))) => return dropped(reason, name.as_deref()),
         Some(Ok(by)) if is_full => return dropped(DropReason::TableFull, by.masquerade.as_deref()),
-        Some(Ok(by)) => return Explained::Masqueraded { translated: masqueraded(packet, &by), by: Box::new(by) },
+        Some(Ok(by)) => {
+            let is_inside = snapshot.pools.masquerade_for(packet.src, packet.dst).is_some();
+            let who = if is_inside { packet.src } else { engine::outside(packet.src) };
+            if let Err(reason) = engine.foresee_rates(now, who, None) {
+                return dropped(reason, by.masquerade.as_deref());
+            }
+            return Explained::Masqueraded { translated: masqueraded(packet, &by), by: Box::new(by) };
+        }
         None => {}
     }
     let ours = snapshot.is_ours(packet.dst);
@@ -248,7 +255,7 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
         return dropped(DropReason::NoFlow, Some(&service.spec.name));
     }
     let alone = service.spec.one_packet && packet.protocol == Protocol::UDP;
-    if !alone && let Err(reason) = engine.foresee_rates(now, packet.src, Some(service)) {
+    if !alone && let Err(reason) = engine.foresee_rates(now, engine::outside(packet.src), Some(service)) {
         return dropped(reason, Some(&service.spec.name));
     }
     let request = engine::request(now, packet);

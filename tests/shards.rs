@@ -9,7 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use gatun::io::Gateway;
-use gatun::service::{Method, PoolSpec, PortRange, Protocols, ServiceSpec, Snapshot, SnapshotSpec};
+use gatun::service::{
+    MasqueradeSpec, Method, Network, PoolSpec, PortRange, Protocols, ServiceSpec, Snapshot, SnapshotSpec,
+};
 use gatun::verdict::Verdict;
 use gatun::wire::PacketBuf;
 use proptest::prelude::*;
@@ -46,6 +48,11 @@ impl Net {
         }
     }
 
+    /// Inside hosts of a masquerade by number, of which the first two are servers.
+    fn inside(self, number: u8) -> SocketAddr {
+        self.end(2, 11 + number, 5000)
+    }
+
     /// By fullnat, by nat; and by fullnat at an address of the pool.
     fn service(self, number: u8) -> SocketAddr {
         match number {
@@ -67,7 +74,16 @@ impl Net {
             let method = if number == 1 { Method::Nat } else { Method::Fullnat };
             ServiceSpec { pool, method, ..servers(spec) }
         });
-        SnapshotSpec { services: services.collect(), ..SnapshotSpec::default() }
+        let lan = MasqueradeSpec {
+            name: "lan".into(),
+            from: vec![Network {
+                address: addr(&self.text(2, 0)),
+                len: if self.prefix[2].contains(':') { 64 } else { 24 },
+            }],
+            pool: PoolSpec { addresses: vec![addr(&self.text(1, 102))], ..PoolSpec::default() },
+            ..MasqueradeSpec::default()
+        };
+        SnapshotSpec { services: services.collect(), masquerades: vec![lan], ..SnapshotSpec::default() }
     }
 }
 
@@ -88,6 +104,12 @@ enum Kind {
     ErrorThere,
     /// From the client, about what it was answered.
     ErrorHere,
+    /// From an inside host to the outside; some of them are servers.
+    Out,
+    /// From there to the mapping.
+    Back,
+    /// From one inside host to the next one's mapping.
+    Hairpin,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -95,20 +117,24 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Kind::Ask),
         4 => Just(Kind::Answer),
         1 => Just(Kind::ErrorThere),
-        1 => Just(Kind::ErrorHere)
+        1 => Just(Kind::ErrorHere),
+        3 => Just(Kind::Out),
+        3 => Just(Kind::Back),
+        2 => Just(Kind::Hairpin)
     ];
     let order = Just([0, 1, 2, 3]).prop_shuffle();
-    (kind, 0u8..8, 0u8..3, prop::option::of(order)).prop_map(|(kind, client, service, order)| Step {
-        kind,
-        client,
-        service,
-        order,
+    (kind, 0u8..8, 0u8..3, prop::option::of(order)).prop_map(|(kind, client, service, order)| {
+        // Nothing tells whether fragments from a server to a pool are an answer.
+        let is_ambiguous = matches!(kind, Kind::Hairpin) && client < 2;
+        Step { kind, client, service, order: order.filter(|_| !is_ambiguous) }
     })
 }
 
 struct World {
     net: Net,
     gateway: Gateway,
+    /// By inside host: what it last sent to the outside, as that was seen there.
+    sent_out: Vec<Option<Vec<u8>>>,
     /// By client and service: the packet that the server got last, and the one that the client got.
     asked: Vec<Option<Vec<u8>>>,
     answered: Vec<Option<Vec<u8>>>,
@@ -126,7 +152,7 @@ impl World {
     fn new(net: Net, shards: usize) -> World {
         let snapshot = Snapshot::build(net.spec(), None).expect("valid");
         let gateway = Gateway::new(Arc::new(snapshot), shards, 1 << 10, [7, 11]);
-        World { net, gateway, asked: vec![None; 24], answered: vec![None; 24], id: 0 }
+        World { net, gateway, sent_out: vec![None; 8], asked: vec![None; 24], answered: vec![None; 24], id: 0 }
     }
 
     fn step(&mut self, step: &Step) -> Option<Seen> {
@@ -143,8 +169,16 @@ impl World {
             Kind::Answer => reversed(self.asked[at].as_ref()?).payload(vec![step.client; 301]),
             Kind::ErrorThere => error(self.asked[at].as_ref()?),
             Kind::ErrorHere => error(self.answered[at].as_ref()?),
+            Kind::Out => udp(self.net.inside(step.client), self.net.end(0, 200, 7000 + u16::from(step.service)))
+                .payload(vec![step.client; 302]),
+            Kind::Back => reversed(self.sent_out[usize::from(step.client)].as_ref()?).payload(vec![step.client; 303]),
+            Kind::Hairpin => {
+                let next = reversed(self.sent_out[usize::from(step.client + 1) % 8].as_ref()?);
+                udp(self.net.inside(step.client), next.dst).payload(vec![step.client; 304])
+            }
         };
-        let (sent, verdict) = self.send(&packet, step.order.filter(|_| matches!(step.kind, Kind::Ask | Kind::Answer)));
+        let (sent, verdict) =
+            self.send(&packet, step.order.filter(|_| !matches!(step.kind, Kind::ErrorHere | Kind::ErrorThere)));
         if sent.is_empty() {
             return Some(Seen::Nothing(verdict));
         }
@@ -156,10 +190,11 @@ impl World {
         match step.kind {
             Kind::Ask => self.asked[at] = Some(whole),
             Kind::Answer => self.answered[at] = Some(whole),
+            Kind::Out => self.sent_out[usize::from(step.client)] = Some(whole),
             _ => {}
         }
         // Only the port of a pool is chosen by chance; which address, by another chance.
-        let of_pool = |ip: IpAddr| [100, 101].map(|n| self.net.end(1, n, 0).ip()).contains(&ip);
+        let of_pool = |ip: IpAddr| [100, 101, 102].map(|n| self.net.end(1, n, 0).ip()).contains(&ip);
         let (mut src, mut ports) = (seen.src, seen.ports);
         if of_pool(src) && ports.is_none_or(|(sport, _)| sport >= 1024) {
             src = self.net.end(1, 100, 0).ip();
@@ -239,5 +274,30 @@ fn fragments_are_handed_over_in_order() {
             handed_over += holders.filter(|holds| *holds).count();
         }
         assert!(handed_over > 2, "{handed_over}");
+    }
+}
+
+#[test]
+fn debug_hairpin() {
+    for net in NETS {
+        for shards in [1, 2] {
+            let mut world = World::new(net, shards);
+            let out = Step { kind: Kind::Out, client: 4, service: 0, order: None };
+            world.step(&out);
+            let next = world.sent_out[4].clone().unwrap();
+            let seen = oracle::decode(&next).unwrap();
+            let packet = udp(net.inside(3), (seen.src, seen.ports.unwrap().0)).payload(vec![3; 304]);
+            let (sent, v) = world.send(&packet, Some([0, 1, 2, 3]));
+            eprintln!("{net:?} {shards} {v:?}");
+            for p in &sent {
+                eprintln!("{:02x?}", &p[..72.min(p.len())]);
+            }
+            let whole = oracle::reassemble(&sent).unwrap();
+            eprintln!(
+                "{:?} right {}",
+                oracle::decode(&whole).map(|d| (d.src, d.dst, d.ports)),
+                oracle::checksums_are_right(&whole)
+            );
+        }
     }
 }

@@ -27,6 +27,8 @@ METRICS = {
 BULK = ("up1", "up4", "down1", "down4")
 TITLES = {
     "gatun": "gatun",
+    "fullnat": "gatun fullnat",
+    "masquerade": "gatun masquerade",
     "nftables": "nftables",
     "haproxy": "HAProxy",
     "nginx": "nginx",
@@ -36,7 +38,9 @@ TITLES = {
     "plain": "gatun tunnel, no offload",
 }
 # Whose ratios to the others are shown.
-OURS = ("gatun", "direct", "tunnel")
+OURS = ("gatun", "fullnat", "masquerade", "direct", "tunnel")
+# To which, where not to all.
+AGAINST = {"fullnat": ("gatun",), "masquerade": ("gatun",)}
 
 # Rows of the tables: a metric's value by name, its unit, digits after the point, and whether less is better.
 FIGURES = (
@@ -80,6 +84,8 @@ GOALS = [(metric, name, "gatun", other, bound) for metric, name, other, bound in
     ("down1", "rate", "tunnel", "direct", 0.9),
     ("down4", "rate", "tunnel", "direct", 0.9),
     ("up1", "rate", "tunnel", "plain", 3.0),
+] + [
+    (metric, "rate", whose, "gatun", 0.97) for whose in ("fullnat", "masquerade") for metric in METRICS
 ]
 
 
@@ -178,7 +184,8 @@ def report(directory, facts, contenders):
 
     measured = [metric for metric in METRICS if any((metric, c) in runs for c in contenders)]
     ours = [c for c in contenders if c in OURS]
-    pairs = [(c, other) for c in ours for other in contenders if other not in ours[: ours.index(c) + 1]]
+    others = {c: AGAINST.get(c, [other for other in contenders if other not in AGAINST and other not in ours[: ours.index(c) + 1]]) for c in ours}
+    pairs = [(c, other) for c in ours for other in others[c] if other in contenders]
     facts = dict(line.split(": ", 1) for line in facts.read_text().splitlines())
 
     def rows(figures, digits_of_ratio=2):
@@ -238,7 +245,7 @@ HOW = """\
 - Requests: wrk, 2 threads, 64 connections, a page of 77 bytes from nginx (2 workers) on each of three servers, chosen in turn. wrk counts the latency of a request from when it is sent: the handshake of a new connection is in the rate, not in p50 and p99.
 - UDP: iperf3, four flows, as fast as one thread can send. The rate is the datagrams that reached the server's UDP, lost is the share of those sent that did not. HAProxy carries no UDP.
 - Whole machine: CPU time of everything (client, gateway, servers, kernel) during the run, for each GB (10⁹ bytes), request or datagram that arrived. The gateway's processes: their user and system time alone; what nftables does is in the kernel and belongs to no process, and a process that sends may be charged with the kernel's work further down the path, or the other way round.
-- nftables: `dnat to numgen inc mod 3 map`, with connection tracking. HAProxy: mode tcp, 2 threads, maxconn 8000. nginx: stream, 2 workers. gatun: method nat, scheduler rr, all else as it comes."""
+- nftables: `dnat to numgen inc mod 3 map`, with connection tracking. HAProxy: mode tcp, 2 threads, maxconn 8000. nginx: stream, 2 workers. gatun: method nat, scheduler rr, all else as it comes. gatun fullnat: the same with a pool of four addresses. gatun masquerade: the client is an inside host and asks the first server by its own address, so one server has all requests."""
 
 
 HOW_METHODS = """

@@ -18,6 +18,7 @@
 //! goes there is delivered. A packet that would come in a third time is dropped.
 
 use super::admit::next_random;
+use super::rates::outside as outside_host;
 use super::{Engine, Refusal, Sharding, place_of_port, shard_of};
 use crate::command::FlowChange;
 use crate::flow::{Flow, FlowId, InsertError, Marks, Owner, Sender, TcpState, track};
@@ -96,6 +97,7 @@ impl Engine {
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, gateway));
         }
+        self.may_begin(now, tuple.src, None).map_err(Verdict::Drop)?;
         let inside = (tuple.src, tuple.sport);
         self.make_room(now).map_err(Verdict::Drop)?;
         let mapping = match snapshot.pools.forward_from(inside, tuple.protocol) {
@@ -142,6 +144,8 @@ impl Engine {
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, outside.0));
         }
+        // It counts for who begins it: a stranger must not use up what the inside host may.
+        self.may_begin(now, outside_host(tuple.src), None).map_err(Verdict::Drop)?;
         // What gives way may be what the mapping lived by.
         self.make_room(now).map_err(Verdict::Drop)?;
         let mapping = match forwarded {

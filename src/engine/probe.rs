@@ -118,7 +118,10 @@ impl Engine {
         };
         if server.method == Method::Fullnat {
             return match self.insert_fullnat(now, service, server, original, owner) {
-                Ok(_) => Outcome::Done,
+                Ok(id) => {
+                    self.announce(id, service, server);
+                    Outcome::Done
+                }
                 Err(DropReason::PoolExhausted) => Outcome::NotProbed(ProbeFault::NoPort),
                 Err(DropReason::PortCollision) => Outcome::NotProbed(ProbeFault::Taken),
                 Err(_) => Outcome::NotProbed(ProbeFault::Full),

@@ -1,6 +1,7 @@
 //! The engine's part in limits on new flows: of one client, of a service, in all.
 //!
-//! A client belongs to one shard, so its bucket is the shard's alone; those of services and of all are shared by shards
+//! Client is who begins the flow: with masquerades the inside host, or who reaches it from outside. It belongs to one shard (but for
+//! those who reach several inside hosts), so its bucket is the shard's alone; those of services and of all are shared by shards
 //! ([`crate::service::rate`]). A packet over a limit is dropped without an answer: a SYN comes again.
 //!
 //! # What strangers can do
@@ -27,8 +28,7 @@ const ROWS: usize = CLIENTS / WAYS;
 
 #[derive(Clone, Copy, Default)]
 struct Client {
-    /// An IPv4 address, or the first half of an IPv6 one: a host has a /64 to choose from.
-    network: Addr,
+    who: Addr,
     /// When its bucket is full again, as [`rate::taken`] counts.
     full: u64,
 }
@@ -47,13 +47,12 @@ impl ClientRates {
     }
 
     /// Takes a token of the client's, if it has one.
-    fn take(&mut self, now: Instant, client: Addr, rate: u32) -> bool {
+    fn take(&mut self, now: Instant, who: Addr, rate: u32) -> bool {
         if self.clients.is_empty() {
             self.clients.resize(CLIENTS, Client::default());
         }
-        let network = network(client);
-        let places = self.places(network);
-        let known = places.into_iter().find(|place| self.clients[*place].network == network);
+        let places = self.places(who);
+        let known = places.into_iter().find(|place| self.clients[*place].who == who);
         let (place, full) = match known {
             Some(place) => (place, self.clients[place].full),
             None => {
@@ -62,36 +61,37 @@ impl ClientRates {
             }
         };
         let Some(full) = rate::taken(full, now, rate) else { return false };
-        self.clients[place] = Client { network, full };
+        self.clients[place] = Client { who, full };
         true
     }
 
-    fn give_back(&mut self, client: Addr, rate: u32) {
-        let network = network(client);
-        if let Some(place) = self.find(network) {
+    fn give_back(&mut self, who: Addr, rate: u32) {
+        if let Some(place) = self.find(who) {
             let full = &mut self.clients[place].full;
             *full = full.saturating_sub(rate::price(rate));
         }
     }
 
-    fn has(&self, now: Instant, client: Addr, rate: u32) -> bool {
-        let full = self.find(network(client)).map_or(0, |place| self.clients[place].full);
+    fn has(&self, now: Instant, who: Addr, rate: u32) -> bool {
+        let full = self.find(who).map_or(0, |place| self.clients[place].full);
         rate::taken(full, now, rate).is_some()
     }
 
-    fn find(&self, network: Addr) -> Option<usize> {
-        let places = self.places(network).into_iter();
-        places.into_iter().find(|place| self.clients.get(*place).is_some_and(|client| client.network == network))
+    fn find(&self, who: Addr) -> Option<usize> {
+        let places = self.places(who).into_iter();
+        places.into_iter().find(|place| self.clients.get(*place).is_some_and(|client| client.who == who))
     }
 
-    fn places(&self, network: Addr) -> [usize; 2 * WAYS] {
-        let hash = SipHasher13::new_with_keys(self.key[0], self.key[1]).hash(network.octets());
+    fn places(&self, who: Addr) -> [usize; 2 * WAYS] {
+        let hash = SipHasher13::new_with_keys(self.key[0], self.key[1]).hash(who.octets());
         let rows = [hash as u32, (hash >> 32) as u32].map(|half| half as usize % ROWS);
         std::array::from_fn(|way| rows[way / WAYS] * WAYS + way % WAYS)
     }
 }
 
-fn network(client: Addr) -> Addr {
+/// A host outside as far as limits go: an IPv4 address, or the /64 of an IPv6 one, all of which a host has to choose from
+/// (RFC 4291 section 2.5.1). Inside a masquerade, hosts share such a network, and each counts by itself.
+pub(crate) fn outside(client: Addr) -> Addr {
     if client.is_v4() {
         return client;
     }
@@ -101,17 +101,12 @@ fn network(client: Addr) -> Addr {
 }
 
 impl Engine {
-    /// Whether `client` may begin another flow, of `service` if it is a service's. What is taken from one bucket is given
+    /// Whether a client may begin another flow, of `service` if it is a service's; `who`: its address, or [`outside`] of it. What is taken from one bucket is given
     /// back when another one is empty.
-    pub(super) fn may_begin(
-        &mut self,
-        now: Instant,
-        client: Addr,
-        service: Option<&Service>,
-    ) -> Result<(), DropReason> {
+    pub(super) fn may_begin(&mut self, now: Instant, who: Addr, service: Option<&Service>) -> Result<(), DropReason> {
         let limits = self.snapshot.spec.limits;
         let of_client = (limits.new_flows_per_client > 0).then_some(limits.new_flows_per_client);
-        if of_client.is_some_and(|rate| !self.clients.take(now, client, rate)) {
+        if of_client.is_some_and(|rate| !self.clients.take(now, who, rate)) {
             return Err(DropReason::ClientRate);
         }
         let of_service =
@@ -127,22 +122,17 @@ impl Engine {
             return Ok(());
         };
         if let Some(rate) = of_client {
-            self.clients.give_back(client, rate);
+            self.clients.give_back(who, rate);
         }
         Err(refused)
     }
 
     /// As [`Engine::may_begin`], but nothing is taken.
-    pub(crate) fn foresee_rates(
-        &self,
-        now: Instant,
-        client: Addr,
-        service: Option<&Service>,
-    ) -> Result<(), DropReason> {
+    pub(crate) fn foresee_rates(&self, now: Instant, who: Addr, service: Option<&Service>) -> Result<(), DropReason> {
         let limits = &self.snapshot.spec.limits;
         let of_service =
             service.and_then(|service| Some((&service.state.new_flows, service.spec.new_flows_per_second?)));
-        if limits.new_flows_per_client > 0 && !self.clients.has(now, client, limits.new_flows_per_client) {
+        if limits.new_flows_per_client > 0 && !self.clients.has(now, who, limits.new_flows_per_client) {
             return Err(DropReason::ClientRate);
         }
         if of_service.is_some_and(|(bucket, rate)| !bucket.has(now, rate)) {
@@ -194,9 +184,9 @@ mod tests {
             Addr::from_v6(octets)
         };
         let now = Instant::from_secs(1);
-        let taken: Vec<bool> = (0..4).map(|host| clients.take(now, address(1, host), 2)).collect();
+        let taken: Vec<bool> = (0..4).map(|host| clients.take(now, outside(address(1, host)), 2)).collect();
         assert_eq!(taken, [true, true, false, false]);
-        assert!(clients.take(now, address(2, 0), 2));
-        assert!(clients.has(now, address(2, 9), 2) && !clients.has(now, address(1, 9), 2));
+        assert!(clients.take(now, outside(address(2, 0)), 2));
+        assert!(clients.has(now, outside(address(2, 9)), 2) && !clients.has(now, outside(address(1, 9)), 2));
     }
 }

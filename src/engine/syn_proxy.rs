@@ -43,6 +43,7 @@
 
 use std::time::Duration;
 
+use super::rates::outside;
 use super::{Engine, request};
 use crate::command::FlowChange;
 use crate::flow::{FlowId, Scale, Sender, Shift};
@@ -199,7 +200,7 @@ impl Engine {
         self.proxy.proven += u64::from(service.spec.syn_proxy == SynProxy::Auto);
         // The client believes in its connection, and has nothing to repeat: silence would leave it waiting.
         let picked = self
-            .may_begin(now, tuple.src, Some(service))
+            .may_begin(now, outside(tuple.src), Some(service))
             .and_then(|()| service.pick(&request(now, &tuple), true))
             .and_then(|picked| self.enter(now, service, picked, &tuple));
         let id = match picked {

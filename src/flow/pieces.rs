@@ -132,6 +132,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn bytes_tell_the_same(fragments in vec((0u16..64, 1u16..12, any::<bool>()), 1..60)) {
             let mut pieces = Pieces::default();

@@ -3,7 +3,7 @@
 //! It says what the client said: its own address and port, and those that it connected to. The gateway's own probes say that
 //! they are nobody's: `UNKNOWN` in version 1 (section 2.1), the command `LOCAL` in version 2 (section 2.2), as HAProxy's do.
 
-use std::io::Write;
+use std::fmt::{self, Write};
 
 use crate::service::ProxyProtocol;
 use crate::wire::Tuple;
@@ -43,16 +43,14 @@ impl Header {
 
     fn text(original: Option<&Tuple>) -> Header {
         let mut header = Header { bytes: [0; MAX_LEN], len: 0 };
-        let mut rest = &mut header.bytes[..];
         // The longest of them fits: see the test.
         let _ = match original {
             Some(Tuple { src, dst, sport, dport, .. }) => {
                 let family = if src.is_v4() { 4 } else { 6 };
-                write!(rest, "PROXY TCP{family} {src} {dst} {sport} {dport}\r\n")
+                write!(header, "PROXY TCP{family} {src} {dst} {sport} {dport}\r\n")
             }
-            None => write!(rest, "PROXY UNKNOWN\r\n"),
+            None => write!(header, "PROXY UNKNOWN\r\n"),
         };
-        header.len = MAX_LEN - rest.len();
         header
     }
 
@@ -77,6 +75,16 @@ impl Header {
     fn push(&mut self, bytes: &[u8]) {
         self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
+    }
+}
+
+impl Write for Header {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.len() > MAX_LEN - self.len {
+            return Err(fmt::Error);
+        }
+        self.push(text.as_bytes());
+        Ok(())
     }
 }
 

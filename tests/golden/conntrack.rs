@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gatun::command::{Command, Event, FlowChange, FlowFilter, FlowRecord, Outcome, Volume};
 use gatun::engine::Engine;
-use gatun::service::ServerId;
+use gatun::service::{Limits, ServerId, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
 use gatun::wire::{Addr, Protocol};
@@ -280,7 +280,10 @@ fn a_flow_that_expires_is_scheduled_anew() {
 fn many_flows_expire_in_bounded_steps() {
     let net = Net::V4;
     let count = 10_000u32;
-    let mut engine = engine(net, count as usize);
+    // Nobody is asked by a cookie whether he is there.
+    let limits = Limits { half_open: count as usize, ..Limits::default() };
+    let snapshot = Snapshot::build(SnapshotSpec { limits, ..net.spec() }, None).expect("valid");
+    let mut engine = world::engine(snapshot.into(), count as usize);
     let syn = crate::support::traffic::Client::new(true, SYN, 1, 0, 0);
     let mut buf = syn.buf();
     for n in 0..count {

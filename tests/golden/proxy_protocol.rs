@@ -1,11 +1,13 @@
 //! The PROXY protocol: the header in front of what a client sends, and the numbers of both ends around it.
 
+use std::net::SocketAddr;
+
 use gatun::command::{Command, Extent, Only};
 use gatun::engine::Engine;
-use gatun::service::{FlowPolicy, PortRange, Protocols, ProxyProtocol, ServerId, Snapshot, SnapshotSpec};
+use gatun::service::{FlowPolicy, Method, PortRange, Protocols, ProxyProtocol, ServerId, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
-use gatun::wire::PacketBuf;
+use gatun::wire::{PacketBuf, Protocol, Tuple};
 
 use crate::support::oracle;
 use crate::support::packet::{ACK, Build, FIN, IcmpError, PSH, RST, SYN, icmp_error, tcp};
@@ -357,5 +359,42 @@ fn a_connection_over_a_closing_one_has_a_header_of_its_own() {
         setup.for_each(|packet| drop(send(&mut engine, packet)));
         let ack = ends.client(ACK, 100_001, 70_001);
         assert_eq!(send(&mut engine, &ack), ends.to_server(&ack).payload(&lead).bytes());
+    }
+}
+
+/// The gateway's own questions say that they are nobody's.
+#[test]
+fn a_probe_has_a_header_of_its_own() {
+    for (net, method) in Net::BOTH.into_iter().flat_map(|net| [(net, Method::Nat), (net, Method::Fullnat)]) {
+        let headers = [&b"PROXY UNKNOWN\r\n"[..], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"];
+        for (version, header) in ProxyProtocol::ALL.into_iter().zip(headers) {
+            let mut spec = spec(net, version);
+            spec.services[0].method = method;
+            spec.services[0].pool.addresses = vec![net.pool(0).ip().into()];
+            let mut engine = world::engine(Snapshot::build(spec, None).expect("valid").into(), 64);
+            let (probe, vip, rs) = (net.client(40000), net.vip(80), net.rs(1, 8080));
+            let original = Tuple {
+                src: probe.ip().into(),
+                dst: vip.ip().into(),
+                sport: probe.port(),
+                dport: vip.port(),
+                protocol: Protocol::TCP,
+            };
+            engine.apply(Instant::ZERO, Command::Probe { original, server: ServerId(0) });
+            let mut syn = tcp(probe, vip).syn().buf();
+            assert_eq!(engine.handle_probe(Instant::ZERO, &mut syn), Verdict::Forward);
+            let syn = oracle::decode(&oracle::complete(&syn)).expect("a packet");
+            let peer = SocketAddr::new(syn.src, syn.ports.expect("TCP").0);
+            let mut answer = tcp(rs, peer).flags(SYN | ACK).seq(5000, 1001).buf();
+            assert_eq!(engine.handle_packet(Instant::ZERO, &mut answer), Verdict::Deliver);
+            let mut buf = tcp(probe, vip).flags(PSH | ACK).seq(1001, 5001).payload(b"GET /").buf();
+            assert_eq!(engine.handle_probe(Instant::ZERO, &mut buf), Verdict::Forward);
+            let sent = oracle::decode(&oracle::complete(&buf)).expect("a packet").payload;
+            assert_eq!(sent, [header, b"GET /"].concat());
+            let mut acked = tcp(rs, peer).flags(ACK).seq(5001, 1006 + header.len() as u32).buf();
+            assert_eq!(engine.handle_packet(Instant::ZERO, &mut acked), Verdict::Deliver);
+            let told = oracle::decode(&oracle::complete(&acked)).and_then(|packet| packet.tcp).expect("TCP");
+            assert_eq!(told.ack, 1006);
+        }
     }
 }

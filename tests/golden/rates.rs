@@ -162,3 +162,28 @@ fn explain_tells_and_takes_nothing() {
     let told = outcome(&gateway);
     assert!(matches!(told, Explained::Dropped { reason: DropReason::ClientRate, answer: None, .. }), "{told:?}");
 }
+
+#[test]
+fn flows_of_a_masquerade_count_for_the_inside_host_and_in_all() {
+    for net in Net::BOTH {
+        let masqueraded = |limits: Limits| SnapshotSpec { limits, ..crate::masquerade::spec(net) };
+        let gateway = |limits| Gateway::new(net, |spec| *spec = masqueraded(limits));
+        let query = |host: u8, port: u16, to: u16| udp(net.inside(host, port), net.client(to)).payload("q");
+
+        let mut limited = gateway(Limits { new_flows_per_client: 2, ..Limits::default() });
+        assert!(limited.send(&query(1, 40001, 53)).is_ok() && limited.send(&query(1, 40001, 54)).is_ok());
+        assert_eq!(limited.send(&query(1, 40002, 53)), Err(Verdict::Drop(DropReason::ClientRate)));
+        assert!(limited.send(&query(2, 40002, 53)).is_ok(), "another host");
+        // Strangers use up their own: the mapping is open to all.
+        for port in 1..9 {
+            let verdict = limited.send(&udp(net.stranger(port), net.pool(40001)).payload("x")).is_ok();
+            assert_eq!(verdict, port < 3, "{port}");
+        }
+        limited.wait(SECOND);
+        assert!(limited.send(&query(1, 40002, 53)).is_ok());
+
+        let mut limited = gateway(Limits { new_flows_per_second: 2, ..Limits::default() });
+        assert!(limited.send(&query(1, 40001, 53)).is_ok() && limited.connect(1, 1).is_ok());
+        assert_eq!(limited.send(&query(2, 40002, 53)), Err(Verdict::Drop(DropReason::TotalRate)));
+    }
+}

@@ -115,7 +115,10 @@ pub fn rows(net: &Net) -> Vec<Row> {
     let right = baked.seq.wrapping_add(1);
     let wrong = right ^ 0x0800_0000;
     let direct = Options { mss: Some(1400), ..FULL };
+    // "always" is refused with such a service.
     let mut served_direct = always();
+    served_direct.limits.half_open = 0;
+    find(&mut served_direct, "web").syn_proxy = SynProxy::Auto;
     find(&mut served_direct, "web").method = Method::Direct;
     find(&mut served_direct, "web").servers.iter_mut().for_each(|server| server.port = None);
     let mut unserved = always();

@@ -18,7 +18,7 @@ fn transfers_survive_bad_links_and_reloads() {
         None => (0..number("GATUN_SEEDS").unwrap_or(SEEDS)).collect::<Vec<u64>>(),
     };
     let mut servers = [0; network::SERVERS];
-    let (mut packets, mut impaired) = (0, 0);
+    let (mut packets, mut impaired, mut ports) = (0, 0, (0, 0));
     for &seed in &seeds {
         let _guard = SayOnPanic(seed);
         let mut network = Network::new(seed);
@@ -28,6 +28,7 @@ fn transfers_survive_bad_links_and_reloads() {
         }
         packets += network.packets;
         impaired += network.impaired;
+        ports = (ports.0 + network.ports().0, ports.1 + network.ports().1);
     }
     println!(
         "{} seeds, {packets} packets, {impaired} of them impaired; connections by server: {servers:?}",
@@ -36,6 +37,7 @@ fn transfers_survive_bad_links_and_reloads() {
     if seeds.len() > 1 {
         assert!(servers.iter().all(|n| *n > 0), "a server had nothing to do: {servers:?}");
         assert!(impaired > packets / 100, "the links were too good to show anything");
+        assert!(ports.0 > 0 && ports.1 > 0, "there were ports for everybody: {ports:?}");
     }
 }
 

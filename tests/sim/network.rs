@@ -10,8 +10,8 @@ use fastrand::Rng;
 use gatun::command::{Command, Extent, Only, Outcome};
 use gatun::engine::{Engine, EngineConfig};
 use gatun::service::{
-    Passive, PortRange, Protocols, ProxyProtocol, SchedulerKind, ServerId, ServerSpec, ServiceSpec, Snapshot,
-    SnapshotSpec, SynProxy,
+    Method, Passive, PoolSpec, PortRange, Protocols, ProxyProtocol, SchedulerKind, ServerId, ServerSpec, ServiceSpec,
+    Snapshot, SnapshotSpec, SynProxy,
 };
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
@@ -22,8 +22,12 @@ use crate::host::{ECHO, Host, WEB};
 pub const CLIENTS: usize = 3;
 pub const SERVERS: usize = 3;
 const VIPS: [&str; 2] = ["203.0.113.10", "2001:db8:f::10"];
+pub const POOL: [&str; 2] = ["203.0.113.100", "2001:db8:f::100"];
 /// Virtual time that a run may take, in microseconds: TCP over a link that loses a tenth is slow.
 const LIMIT: i64 = 1_800_000_000;
+
+/// What the services are like, by method and ports of the pool as well.
+type Kind = (SchedulerKind, SynProxy, (Method, PortRange));
 
 pub struct Network {
     pub now: i64,
@@ -39,6 +43,7 @@ pub struct Network {
     scheduler: SchedulerKind,
     proxy_protocol: Option<ProxyProtocol>,
     syn_proxy: SynProxy,
+    forwarding: (Method, PortRange),
     death: Option<Death>,
     /// TCP connections that clients make, if none breaks.
     pub connections: u64,
@@ -82,7 +87,14 @@ impl Network {
             jitter: rng.i64(1..10_000),
         };
         let scheduler = SchedulerKind::ALL[rng.usize(..SchedulerKind::ALL.len())];
-        let snapshot = Snapshot::build(spec((scheduler, SynProxy::Auto), &[1; SERVERS], None), None).expect("valid");
+        let forwarding = match seed % 4 {
+            1 => (Method::Fullnat, PoolSpec::PORTS),
+            // Connections have to wait for those that are over.
+            3 => (Method::Fullnat, PortRange::single(5000)),
+            _ => (Method::Nat, PoolSpec::PORTS),
+        };
+        let snapshot =
+            Snapshot::build(spec((scheduler, SynProxy::Auto, forwarding), &[1; SERVERS], None), None).expect("valid");
         let config = EngineConfig { shard: 0, shards: 1, max_flows: 256, seed: [seed, 1] };
         let mut network = Network {
             now: 0,
@@ -96,6 +108,7 @@ impl Network {
             scheduler,
             proxy_protocol: None,
             syn_proxy: SynProxy::Auto,
+            forwarding,
             death: None,
             connections: 0,
             rng,
@@ -112,9 +125,11 @@ impl Network {
         let server = network.rng.usize(..SERVERS);
         let noticed = at + if passive.is_some() { 8_000_000 } else { 700_000 };
         network.death = Some(Death { server, at, noticed, is_noticed: false });
+        // Connections that are given up without a word keep their ports for hours.
+        network.forwarding.1 = PoolSpec::PORTS;
         // A reload could leave the dead one alone.
         network.reloads.clear();
-        network.swap(spec((network.scheduler, network.syn_proxy), &[1; SERVERS], passive));
+        network.swap(spec(network.kind(), &[1; SERVERS], passive));
         network.hosts.iter_mut().for_each(|host| host.persists = true);
         network
     }
@@ -124,7 +139,7 @@ impl Network {
         let mut network = Network::new(seed);
         network.proxy_protocol = Some(version);
         network.hosts[CLIENTS..].iter_mut().for_each(|host| host.is_told = Some(version));
-        let mut spec = spec((network.scheduler, network.syn_proxy), &[1; SERVERS], None);
+        let mut spec = spec(network.kind(), &[1; SERVERS], None);
         network.tell(&mut spec);
         network.swap(spec);
         network
@@ -134,7 +149,9 @@ impl Network {
     pub fn with_a_syn_proxy(seed: u64) -> Network {
         let mut network = Network::new(seed);
         network.syn_proxy = SynProxy::Always;
-        let spec = spec((network.scheduler, network.syn_proxy), &[1; SERVERS], None);
+        // A client that is proven does not wait for a port.
+        network.forwarding.1 = PoolSpec::PORTS;
+        let spec = spec(network.kind(), &[1; SERVERS], None);
         let next = Snapshot::build(spec, Some(network.engine.snapshot())).expect("valid");
         network.engine.apply(Instant::ZERO, Command::Swap(Arc::new(next)));
         let has_clocks = seed % 4 != 0;
@@ -168,6 +185,12 @@ impl Network {
         assert!(servers.clone().count() >= SERVERS && servers.into_iter().all(|server| server.load.is_idle()));
         let stats = self.engine.stats();
         assert_eq!((stats.drops(DropReason::TableFull), stats.drops(DropReason::NoServer)), (0, 0));
+    }
+
+    /// Flows that gave their port up, and packets for which there was none.
+    pub fn ports(&self) -> (u64, u64) {
+        let stats = self.engine.stats();
+        (stats.ports_reclaimed, stats.drops(DropReason::PoolExhausted))
     }
 
     pub fn resets(&self) -> u64 {
@@ -308,7 +331,7 @@ impl Network {
         self.reloads.retain(|at| *at > self.now);
         let mut weights: [u32; SERVERS] = std::array::from_fn(|_| self.rng.u32(..4));
         weights[self.rng.usize(..SERVERS)] = 1;
-        let mut spec = spec((self.scheduler, self.syn_proxy), &weights, None);
+        let mut spec = spec(self.kind(), &weights, None);
         self.tell(&mut spec);
         if self.rng.bool() {
             for service in &mut spec.services {
@@ -318,6 +341,10 @@ impl Network {
         let flows = self.engine.occupancy();
         self.swap(spec);
         assert_eq!(self.engine.occupancy(), flows);
+    }
+
+    fn kind(&self) -> Kind {
+        (self.scheduler, self.syn_proxy, self.forwarding)
     }
 
     fn swap(&mut self, spec: SnapshotSpec) {
@@ -356,7 +383,8 @@ impl Network {
 fn hosts(rng: &mut Rng) -> Vec<Host> {
     let mut hosts = Vec::new();
     for n in 0..CLIENTS {
-        hosts.push(Host::new(&[&format!("198.51.100.{}", n + 1), &format!("2001:db8:1::{}", n + 1)], rng.u64(..)));
+        let [v4, v6] = client_addresses(n);
+        hosts.push(Host::new(&[&v4, &v6], rng.u64(..)));
     }
     for n in 0..SERVERS {
         let [v4, v6] = server_addresses(n);
@@ -367,13 +395,21 @@ fn hosts(rng: &mut Rng) -> Vec<Host> {
     hosts
 }
 
+fn client_addresses(n: usize) -> [String; 2] {
+    [format!("198.51.100.{}", n + 1), format!("2001:db8:1::{}", n + 1)]
+}
+
+pub fn is_client(address: IpAddr) -> bool {
+    (0..CLIENTS).any(|n| client_addresses(n).contains(&address.to_string()))
+}
+
 fn server_addresses(n: usize) -> [String; 2] {
     [format!("10.20.0.{}", n + 11), format!("fd20::{}", n + 11)]
 }
 
 /// A web service and an echo service on each VIP, both on other ports than the servers'.
 fn spec(
-    (scheduler, syn_proxy): (SchedulerKind, SynProxy),
+    (scheduler, syn_proxy, (method, ports)): Kind,
     weights: &[u32; SERVERS],
     passive: Option<Passive>,
 ) -> SnapshotSpec {
@@ -393,6 +429,8 @@ fn spec(
             protocols,
             scheduler,
             syn_proxy,
+            method,
+            pool: PoolSpec { addresses: POOL.map(addr).to_vec(), ports },
             passive,
             servers: weights.iter().enumerate().map(server).collect(),
             ..ServiceSpec::default()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gatun::engine::Engine;
-use gatun::service::{MasqueradeSpec, Network, PoolSpec, PortRange, Protocols, Snapshot, SnapshotSpec};
+use gatun::service::{MasqueradeSpec, Method, Network, PoolSpec, PortRange, Protocols, Snapshot, SnapshotSpec};
 use gatun::time::Instant;
 use gatun::timeouts::Timeouts;
 use gatun::verdict::Verdict;
@@ -67,6 +67,13 @@ fn header_sum(template: &[u8]) -> u16 {
 
 /// One service over both families with [`SERVERS`] servers each; established flows never expire, half-open ones after 1 s.
 pub fn snapshot() -> Arc<Snapshot> {
+    snapshot_by(Method::Nat)
+}
+
+/// The same by another method, with four addresses of each family as its pool.
+pub fn snapshot_by(method: Method) -> Arc<Snapshot> {
+    let addresses = (100..104).flat_map(|n| [addr(&format!("203.0.113.{n}")), addr(&format!("2001:db8:f::{n}"))]);
+    let pool = PoolSpec { addresses: addresses.collect(), ..PoolSpec::default() };
     let add = |vip: &str, net: &str| {
         (0..SERVERS).fold(service(vip, vip, PortRange::single(80), Protocols::Tcp), |service, n| {
             service.server(&format!("{net}{}", 11 + n), Some(8080), 1)
@@ -75,7 +82,10 @@ pub fn snapshot() -> Arc<Snapshot> {
     let day = std::time::Duration::from_secs(86_400);
     let timeouts =
         Timeouts { tcp_established: day * 31, tcp_syn_recv: std::time::Duration::from_secs(1), ..Timeouts::RFC };
-    let services = vec![add("203.0.113.10", "10.20.0."), add("2001:db8:f::10", "fd20::")];
+    let mut services = vec![add("203.0.113.10", "10.20.0."), add("2001:db8:f::10", "fd20::")];
+    for service in &mut services {
+        (service.method, service.pool) = (method, pool.clone());
+    }
     let spec = SnapshotSpec { services, timeouts, ..SnapshotSpec::default() };
     Arc::new(Snapshot::build(spec, None).expect("a valid snapshot"))
 }
