@@ -61,7 +61,10 @@ fn servers_answer_without_a_route_back() {
             ensure!(seen.starts_with(&format!("{pool} ")), "servers see {seen}");
             whoami(lab, vip)?;
             // A server is a client of its own cluster, itself among the servers.
-            let own = lab.run("rs1", &["curl", "-sSf", "--max-time", "5", "-H", "Connection: close", &format!("http://{vip}/?[1-6]")])?;
+            let own = lab.run(
+                "rs1",
+                &["curl", "-sSf", "--max-time", "5", "-H", "Connection: close", &format!("http://{vip}/?[1-6]")],
+            )?;
             let own = own.success().context("from a server to its own cluster")?;
             ensure!(own.lines().collect::<std::collections::BTreeSet<_>>().len() == 3, "{own}");
         }
