@@ -44,7 +44,7 @@ fn rfc5382_req_04_an_unsolicited_syn_is_answered_after_six_seconds() {
         };
         for (family, out, _) in &waiting {
             let what = "port unreachable for the SYN that nobody took";
-            let seen = net.outside.expect_within(Duration::from_secs(9), what, error(*family))?;
+            let seen = net.outside.expect_within(Duration::from_secs(15), what, error(*family))?;
             ensure!(begin.elapsed() >= Duration::from_secs(6), "{seen:?} after {:?}", begin.elapsed());
             let quoted = seen.quoted().ok_or_else(|| anyhow::anyhow!("no quoted packet: {seen:?}"))?;
             ensure!(quoted.to == *out && quoted.from == family.outside(2, 6000), "{seen:?}");

@@ -142,14 +142,14 @@ fn rfc4787_req_05c_the_default_timer_is_five_minutes() {
     });
 }
 
-/// A mapping of two seconds: packets from inside keep it for longer, and without any it goes.
+/// A mapping of three seconds: packets from inside keep it for longer, and without any it goes.
 #[test]
 fn rfc4787_req_05b_and_06_outbound_packets_restart_a_timer_of_any_length() {
-    requirement(Nat::new().timeouts("udp = \"2s\""), |net| {
+    requirement(Nat::new().timeouts("udp = \"3s\""), |net| {
         let (used, idle) = (Family::V4.inside(1, 40000), Family::V4.inside(2, 40000));
         let to = Family::V4.outside(1, 53);
         let out = [net.mapped(&udp(used, to).payload("out"))?, net.mapped(&udp(idle, to).payload("out"))?];
-        for _ in 0..5 {
+        for _ in 0..6 {
             std::thread::sleep(Duration::from_millis(600));
             net.out(&udp(used, to).payload("out"))?;
         }
