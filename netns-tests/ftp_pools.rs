@@ -113,13 +113,12 @@ fn in_a_masquerade() {
             + &forward("ftp", &format!("{}:21", outside[0]), &format!("{in4}:21"))
             + &forward("ftp6", &format!("[{}]:21", outside[1]), &format!("[{in6}]:21"));
         let gateway = Setup::new(tables).wan().start(lab)?;
-        for family in 0..2 {
+        for (family, outside) in outside.iter().enumerate() {
             let bracketed = |address: &str| if family == 0 { address.to_owned() } else { format!("[{address}]") };
             let server = bracketed(address("out1")[family]);
             all_modes(lab, "in1", address("in1")[family], &server).context("the client inside")?;
             tftp(lab, "in1", family, &server)?;
-            all_modes(lab, "out2", address("out2")[family], &bracketed(outside[family]))
-                .context("the server inside")?;
+            all_modes(lab, "out2", address("out2")[family], &bracketed(outside)).context("the server inside")?;
         }
         let flows = gateway.flows(&[])?;
         let outside: Vec<std::net::IpAddr> = outside.iter().map(|ip| ip.parse()).collect::<Result<_, _>>()?;

@@ -84,7 +84,6 @@ fn text(packet: &Decoded) -> String {
 
 /// A control connection whose ends' first bytes are 1001 (the client's) and 5001.
 struct Control {
-    net: Net,
     engine: Engine,
     client: SocketAddr,
     server: SocketAddr,
@@ -101,7 +100,7 @@ impl Control {
         let (outside, _) = ends(&send(&mut engine, &tcp(client, server).syn()));
         assert_eq!(outside.ip(), net.pool(0).ip());
         send(&mut engine, &tcp(server, outside).flags(SYN | ACK).seq(5000, 1001));
-        Control { net, engine, client, server, outside, is_client_inside: true }
+        Control { engine, client, server, outside, is_client_inside: true }
     }
 
     /// Of an outside client to an inside server.
@@ -111,7 +110,7 @@ impl Control {
         let syn = send(&mut engine, &tcp(client, outside).syn());
         assert_eq!(ends(&syn), (client, server));
         send(&mut engine, &tcp(server, client).flags(SYN | ACK).seq(5000, 1001));
-        Control { net, engine, client, server, outside, is_client_inside: false }
+        Control { engine, client, server, outside, is_client_inside: false }
     }
 
     /// What the server reads.

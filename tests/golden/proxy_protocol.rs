@@ -76,7 +76,7 @@ pub fn rows(net: &Net) -> Vec<Row> {
 fn versioned(net: Net, version: ProxyProtocol) -> Vec<Row> {
     let (ends, lead) = (Ends(net), header(net, version));
     let len = lead.len() as u32;
-    let row = |name: &str, setup: &[Build], packet: Build, out: Build| {
+    let row = |name: &str, setup: Vec<Build>, packet: Build, out: Build| {
         Row::forward(name, spec(net, version), packet, out).after(ends.handshake()).after(setup)
     };
     let ack = ends.client(ACK, 1001, 5001);
@@ -92,94 +92,94 @@ fn versioned(net: Net, version: ProxyProtocol) -> Vec<Row> {
         icmp_error(rs, net.client(0), IcmpError::PortUnreachable, &quote(&ends.to_server(&more).seq(1006 + len, 5001)));
     let lost_out = icmp_error(net.vip(0), net.client(0), IcmpError::PortUnreachable, &quote(&more));
     vec![
-        row("the header rides on the ACK", &[], ack.clone(), ends.to_server(&ack).payload(&lead)),
-        row("or on the first data", &[], data.clone(), ends.to_server(&data).payload(with(b"GET /"))),
+        row("the header rides on the ACK", vec![], ack.clone(), ends.to_server(&ack).payload(&lead)),
+        row("or on the first data", vec![], data.clone(), ends.to_server(&data).payload(with(b"GET /"))),
         row(
             "or on a FIN",
-            &[],
+            vec![],
             ends.client(FIN | ACK, 1001, 5001),
             ends.to_server(&ends.client(FIN | ACK, 1001, 5001)).payload(&lead),
         ),
         row(
             "and again in front of data, as it may be lost",
-            &[ack.clone()],
+            vec![ack.clone()],
             data.clone(),
             ends.to_server(&data).payload(with(b"GET /")),
         ),
         row(
             "until the server acknowledges it",
-            &[ack.clone(), acked.clone()],
+            vec![ack.clone(), acked.clone()],
             data.clone(),
             ends.to_server(&data).seq(1001 + len, 5001),
         ),
         row(
             "all of it",
-            &[ack.clone(), ends.server(ACK, 5001, 1000 + len)],
+            vec![ack.clone(), ends.server(ACK, 5001, 1000 + len)],
             data.clone(),
             ends.to_server(&data).payload(with(b"GET /")),
         ),
         row(
             "but not more than there is",
-            &[ack.clone(), ends.server(ACK, 5001, 1002 + len)],
+            vec![ack.clone(), ends.server(ACK, 5001, 1002 + len)],
             data.clone(),
             ends.to_server(&data).payload(with(b"GET /")),
         ),
-        row("what comes behind is moved", &[], more.clone(), ends.to_server(&more).seq(1006 + len, 5001)),
+        row("what comes behind is moved", vec![], more.clone(), ends.to_server(&more).seq(1006 + len, 5001)),
         row(
             "the client hears nothing of the header",
-            &[ack.clone()],
+            vec![ack.clone()],
             acked.clone(),
             ends.to_client(&ends.server(ACK, 5001, 1001)),
         ),
         row(
             "nor of a part of it",
-            &[ack.clone()],
+            vec![ack.clone()],
             ends.server(ACK, 5001, 1001 + 5),
             ends.to_client(&ends.server(ACK, 5001, 1001)),
         ),
         row(
             "but of its own bytes",
-            &[data.clone()],
+            vec![data.clone()],
             ends.server(ACK, 5001, 1006 + len),
             ends.to_client(&ends.server(ACK, 5001, 1006)),
         ),
         row(
             "and of those that came early",
-            &[data.clone(), more.clone()],
+            vec![data.clone(), more.clone()],
             ends.server(ACK, 5001, 1001).tcp_options(&sack(1006 + len, 1011 + len)),
             ends.to_client(&ends.server(ACK, 5001, 1001)).tcp_options(&sack(1006, 1011)),
         ),
         row(
             "a repeated SYN-ACK is as the first",
-            &[ack.clone(), acked.clone()],
+            vec![ack.clone(), acked.clone()],
             ends.server(SYN | ACK, 5000, 1001),
             ends.to_client(&ends.server(SYN | ACK, 5000, 1001)),
         ),
         row(
             "what the server says is not moved",
-            &[ack.clone()],
+            vec![ack.clone()],
             ends.server(PSH | ACK, 5001, 1001 + len).payload(b"220 ready"),
             ends.to_client(&ends.server(PSH | ACK, 5001, 1001).payload(b"220 ready")),
         ),
         row(
             "a RST before all of it is what the server expects",
-            &[],
+            vec![],
             ends.client(RST, 1001, 0),
             ends.to_server(&ends.client(RST, 1001, 0)),
         ),
         row(
             "and behind it as well",
-            &[ack.clone()],
+            vec![ack.clone()],
             ends.client(RST, 1001, 0),
             ends.to_server(&ends.client(RST, 1001 + len, 0)),
         ),
         row(
             "a keepalive stays before it",
-            &[ack.clone()],
+            vec![ack.clone()],
             ends.client(ACK, 1000, 5001),
             ends.to_server(&ends.client(ACK, 1000, 5001)),
         ),
-        row("an ICMP error quotes what the client sent", &[data.clone(), more.clone()], lost, lost_out),
+        row("an ICMP error quotes what the client sent", vec![data.clone(), more.clone()], lost, lost_out),
         Row::forward(
             "data on a SYN is left out, for the client to send again",
             spec(net, version),
@@ -210,7 +210,7 @@ fn versioned(net: Net, version: ProxyProtocol) -> Vec<Row> {
         .after([ends.client(SYN, 900, 0)]),
         row(
             "a SYN that comes twice changes nothing",
-            &[ends.client(SYN, 1000, 0)],
+            vec![ends.client(SYN, 1000, 0)],
             ack.clone(),
             ends.to_server(&ack).payload(&lead),
         ),

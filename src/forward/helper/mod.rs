@@ -155,11 +155,11 @@ impl<'a> Desk<'a> {
     /// Whether `end` is known to the other one by another address or port than its own, so that what it announces of itself has
     /// to be replaced.
     pub fn is_hidden(&self, end: Sender) -> bool {
-        match (Method::numbered(self.flow.owner.method), end) {
-            (Method::Nat, Sender::Server) => true,
-            (Method::Fullnat, _) => true,
-            (Method::Masquerade, Sender::Client) => true,
-            _ => false,
+        match Method::numbered(self.flow.owner.method) {
+            Method::Nat => end == Sender::Server,
+            Method::Fullnat => true,
+            Method::Masquerade => end == Sender::Client,
+            Method::Direct | Method::Tunnel => false,
         }
     }
 
