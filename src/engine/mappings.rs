@@ -112,6 +112,9 @@ impl Engine {
             PoolUse::Masquerade(id) => snapshot.pools.masquerade(id).map(AsRef::as_ref),
             _ => None,
         };
+        if self.is_the_hosts(tuple, kind) {
+            return None;
+        }
         let name = masquerade.map(|masquerade| masquerade.spec.name.clone());
         if !starts {
             return Some(Err((DropReason::NoFlow, name)));
