@@ -10,7 +10,7 @@ use etherparse::PacketBuilder;
 use gatun::control::context::{About, Control};
 use gatun::control::socket::{BindError, Limits, Socket};
 use gatun::io::Gateway;
-use gatun::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec};
+use gatun::service::{PortRange, Protocols, SchedulerKind, ServerSpec, ServiceSpec, Snapshot, SnapshotSpec, SynProxy};
 use gatun::verdict::Verdict;
 use gatun::wire::{Addr, PacketBuf};
 use serde_json::{Value, json};
@@ -53,6 +53,8 @@ fn spec() -> SnapshotSpec {
         ports: PortRange::single(80),
         protocols,
         scheduler: SchedulerKind::Rr,
+        // Thousands of half-open flows are what some of these tests want.
+        syn_proxy: SynProxy::Never,
         servers,
         ..ServiceSpec::default()
     };
