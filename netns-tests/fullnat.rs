@@ -61,7 +61,10 @@ fn servers_answer_without_a_route_back() {
             ensure!(seen.starts_with(&format!("{pool} ")), "servers see {seen}");
             whoami(lab, vip)?;
             // A server is a client of its own cluster, itself among the servers.
-            let own = lab.run("rs1", &["curl", "-sSf", "--max-time", "5", "-H", "Connection: close", &format!("http://{vip}/?[1-6]")])?;
+            let own = lab.run(
+                "rs1",
+                &["curl", "-sSf", "--max-time", "5", "-H", "Connection: close", &format!("http://{vip}/?[1-6]")],
+            )?;
             let own = own.success().context("from a server to its own cluster")?;
             ensure!(own.lines().collect::<std::collections::BTreeSet<_>>().len() == 3, "{own}");
         }
@@ -73,10 +76,10 @@ fn servers_answer_without_a_route_back() {
 
         // Reloads under load: the pool stays, grows, and goes to another address.
         let url = format!("http://{}/", VIPS[0]);
-        let words = ["wrk", "-t", "1", "-c", "8", "-d", "3s", "--timeout", "5s", "-H", "Connection: close", &url];
+        let words = ["wrk", "-t", "1", "-c", "8", "-d", "2s", "--timeout", "5s", "-H", "Connection: close", &url];
         let load = lab.start("client", &words)?;
         for pools in ["\"10.20.0.200\", \"10.20.0.201\", \"fd20::200\"", "\"10.20.0.202\", \"fd20::200\""] {
-            std::thread::sleep(Duration::from_millis(400));
+            std::thread::sleep(Duration::from_millis(300));
             gateway.reload(lab, &services().replace("\"10.20.0.200\", \"fd20::200\"", pools))?;
         }
         let output = load.finish(Duration::from_secs(20))?.success()?;

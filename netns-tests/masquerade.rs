@@ -68,6 +68,20 @@ fn echoes(lab: &Lab, node: &str, from: &str, to: &str) -> Result<()> {
     })?
 }
 
+/// Nobody is at `to`, and a program on the node is told so.
+fn refused(lab: &Lab, node: &str, to: &str) -> Result<()> {
+    let to: SocketAddr = to.parse()?;
+    lab.inside(node, move || -> Result<()> {
+        let socket = bind_udp(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+        socket.connect(to)?;
+        socket.send(b"nobody")?;
+        let error = socket.recv(&mut [0; 10]).err().context("somebody answers")?;
+        ensure!(error.kind() == std::io::ErrorKind::ConnectionRefused, "{error}");
+        Ok(())
+    })?
+}
+
 #[test]
 fn by_a_pool() {
     scenario_on("masquerade", &NEEDS, |lab| {
@@ -153,6 +167,11 @@ fn behind_the_gateways_own_address_and_by_a_prefix() {
         ensure!(get(lab, "in1", own, ":8081/")? == "gw\n", "the host's own server from inside");
         ping(lab, "gw", outside)?;
         ping(lab, "out1", own)?;
+        ping(lab, "in1", own)?;
+        refused(lab, "gw", "198.51.100.2:7001")?;
+        // Out and in again by that address.
+        let seen = seen_from(lab, "in2", own, ":8080")?;
+        ensure!(seen == own_address, "a hairpin shows {seen}");
         ensure!(!gateway.log_text().contains("WARN"), "{}", gateway.log_text());
 
         // By the prefix, both ways, and without a flow.

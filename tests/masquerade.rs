@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use support::oracle;
 use support::packet::udp;
 use support::shards::Shards;
-use support::world::addr;
+use support::world::{ServiceSpecExt, addr, service};
 
 const LIFETIME: Duration = Duration::from_secs(300);
 /// No multiple of it is the lifetime.
@@ -40,6 +40,8 @@ fn remote(v4: bool, number: u8) -> SocketAddr {
     end(v4, 2, 10 + number / 2, 53 + u16::from(number % 2))
 }
 
+/// Inside hosts 0 and 1 are servers of a service, too, so that what they send may be an answer to a client of another shard.
+///
 /// Ports 5000 and 5001 of an address with nothing else, and port 2500 of one of the pool's, lead to inside hosts 1 and 2.
 fn spec(v4: bool, filtering: Filtering) -> SnapshotSpec {
     let to_addr = |end: SocketAddr| gatun::wire::Addr::from(end.ip());
@@ -62,7 +64,12 @@ fn spec(v4: bool, filtering: Filtering) -> SnapshotSpec {
         forward("two", end(v4, 1, 200, 5000), 5001, inside(v4, (1, 0))),
         forward("one", end(v4, 1, 101, 2500), 2500, inside(v4, (2, 1))),
     ];
-    SnapshotSpec { masquerades, forwards, ..SnapshotSpec::default() }
+    let vip = end(v4, 1, 10, 0).ip().to_string();
+    let service =
+        [0, 1].into_iter().fold(service("dns", &vip, PortRange::single(53), Protocols::Udp), |service, host| {
+            service.server(&inside(v4, (host, 0)).ip().to_string(), Some(53), 1)
+        });
+    SnapshotSpec { masquerades, forwards, services: vec![service], ..SnapshotSpec::default() }
 }
 
 #[derive(Clone, Debug)]

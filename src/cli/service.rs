@@ -43,7 +43,7 @@ pub struct AddArgs {
     #[arg(long = "server", value_name = "ADDRESS")]
     servers: Vec<String>,
     #[command(flatten)]
-    keys: Keys,
+    keys: Box<Keys>,
     #[command(flatten)]
     how: How,
 }
@@ -55,7 +55,7 @@ pub struct SetArgs {
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
     #[command(flatten)]
-    keys: Keys,
+    keys: Box<Keys>,
     #[command(flatten)]
     how: How,
 }

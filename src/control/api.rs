@@ -386,6 +386,7 @@ pub struct Status {
     pub shards: usize,
     pub flows: usize,
     pub flows_limit: usize,
+    /// Of all servers together; the flows of masquerades are among the flows.
     pub rates: Rates,
     pub services: Vec<Service>,
     /// What sources are translated by.

@@ -105,6 +105,9 @@ struct Sampled {
     /// By server id: flows admitted, and traffic.
     last: Vec<(u64, Traffic)>,
     rates: Vec<api::Rates>,
+    /// Flows that were admitted so far, those of masquerades included, and how many a second.
+    created: u64,
+    new_flows: f64,
 }
 
 impl Control {
@@ -196,6 +199,7 @@ impl Control {
         for server in services.iter().flat_map(|service| &service.servers) {
             rates.add(&server.rates);
         }
+        rates.flows = sampled.new_flows;
         api::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -287,7 +291,8 @@ impl Control {
     /// Measures the rates since the last call. To be called every two seconds or so.
     pub fn sample(&self) {
         let snapshot = self.gateway.snapshot();
-        let (_, traffic) = view::count(&self.gateway, &snapshot);
+        let (shards, traffic) = view::count(&self.gateway, &snapshot);
+        let created = shards.iter().map(|counted| counted.stats.flows_created).sum();
         let admitted = |id: usize| {
             let server = snapshot.server(ServerId(u32::try_from(id).ok()?));
             server.map(|server| server.load.admitted())
@@ -299,9 +304,11 @@ impl Control {
         let at = Instant::now();
         if let Some(before) = sampled.at {
             let seconds = at.duration_since(before).as_secs_f64().max(0.001);
+            sampled.new_flows = per_second(created, sampled.created, seconds);
             sampled.rates = now.iter().enumerate().map(|(id, now)| rates(sampled.last.get(id), now, seconds)).collect();
         }
         sampled.at = Some(at);
+        sampled.created = created;
         sampled.last = now;
     }
 
@@ -390,7 +397,7 @@ impl Drop for Watcher {
 fn rates(before: Option<&(u64, Traffic)>, now: &(u64, Traffic), seconds: f64) -> api::Rates {
     let (flows, traffic) = before.copied().unwrap_or_default();
     // A server id that was given away starts at zero again.
-    let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+    let per_second = |now: u64, before: u64| per_second(now, before, seconds);
     api::Rates {
         flows: per_second(now.0, flows),
         packets_to_server: per_second(now.1.to_server.packets, traffic.to_server.packets),
@@ -398,6 +405,10 @@ fn rates(before: Option<&(u64, Traffic)>, now: &(u64, Traffic), seconds: f64) ->
         packets_to_client: per_second(now.1.to_client.packets, traffic.to_client.packets),
         bytes_to_client: per_second(now.1.to_client.bytes, traffic.to_client.bytes),
     }
+}
+
+fn per_second(now: u64, before: u64, seconds: f64) -> f64 {
+    now.saturating_sub(before) as f64 / seconds
 }
 
 fn microseconds_since_1970() -> u64 {

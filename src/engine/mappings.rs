@@ -60,6 +60,11 @@ impl Engine {
         (records, None)
     }
 
+    /// Inside hosts of this shard that have a mapping.
+    pub fn inside_hosts(&self) -> usize {
+        self.mappings.inside_hosts()
+    }
+
     /// How much of the addresses that mappings have this shard uses.
     pub(super) fn pools_of_mappings(&self) -> Vec<PoolRecord> {
         let usage = self.mappings.usage().into_iter();
@@ -107,6 +112,9 @@ impl Engine {
             PoolUse::Masquerade(id) => snapshot.pools.masquerade(id).map(AsRef::as_ref),
             _ => None,
         };
+        if self.is_the_hosts(tuple, kind) {
+            return None;
+        }
         let name = masquerade.map(|masquerade| masquerade.spec.name.clone());
         if !starts {
             return Some(Err((DropReason::NoFlow, name)));

@@ -130,6 +130,9 @@ impl Engine {
         (masquerade, kind): (Option<&Masquerade>, Kind),
         tuple: &Tuple,
     ) -> Result<FlowId, Verdict> {
+        if self.is_the_hosts(tuple, kind) {
+            return Err(Verdict::Pass);
+        }
         if !may_begin(view) {
             return Err(Verdict::Drop(DropReason::NoFlow));
         }
@@ -160,6 +163,14 @@ impl Engine {
         let original = Tuple { src: inside.0, sport: inside.1, ..tuple.reversed() };
         let masquerade = masquerade.map_or(ServiceId::FORWARD, |masquerade| masquerade.id);
         self.enter_masqueraded(now, &Planned { mapping, original, reply: *tuple, masquerade, opener: Sender::Server })
+    }
+
+    /// Whether what comes to an address of a pool is nobody's but the host's that has the address as its own.
+    pub(super) fn is_the_hosts(&self, tuple: &Tuple, kind: Kind) -> bool {
+        let outside = (tuple.dst, tuple.dport);
+        self.snapshot.is_local(tuple.dst)
+            && self.snapshot.pools.forward_to(outside, tuple.protocol).is_none()
+            && self.mappings.at_outside(outside, kind).is_none()
     }
 
     /// The mapping that a packet from outside may begin a flow by.
@@ -376,13 +387,14 @@ pub(super) fn is_masqueraded(flow: &Flow) -> bool {
     flow.owner.method == Method::Masquerade as u8
 }
 
-/// The masquerade that a packet without a flow goes out by. What is for a service, or for the gateway's host, does not.
+/// The masquerade that a packet without a flow goes out by. What is for a service, or for the gateway's host, does not; what is
+/// for an inside host behind the same address does.
 pub(super) fn masquerade_of<'a>(snapshot: &'a Snapshot, tuple: &Tuple) -> Option<&'a Masquerade> {
     let masquerade = snapshot.pools.masquerade_for(tuple.src, tuple.dst)?;
     let is_own =
         snapshot.is_vip(tuple.dst) || snapshot.is_local(tuple.dst) || snapshot.spec.own_addresses.contains(&tuple.dst);
     let has_pool = masquerade.spec.prefix.is_none();
-    (has_pool && !is_own).then_some(masquerade)
+    (has_pool && (!is_own || snapshot.pools.leads_inside(tuple))).then_some(masquerade)
 }
 
 /// An address of the gateway's that an inside host can be answered from: one of the pool's, if there is one.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{ForwardSpec, Map, MasqueradeSpec, Npt, PortRange, ServiceId, SnapshotSpec};
 use crate::service::Method;
-use crate::wire::{Addr, Protocol};
+use crate::wire::{Addr, Protocol, Tuple};
 
 /// Names an address of a pool for as long as a flow uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,11 +45,6 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// The ports that may be in use: those that it gives away, and those that it has given away before.
-    pub fn ranges(&self) -> impl Iterator<Item = PortRange> {
-        std::iter::once(self.ports).chain(self.former.iter().copied())
-    }
-
     /// Whether a reload may let go of it: it was retired by an earlier one, and nothing uses it any more.
     pub fn is_idle(&self) -> bool {
         self.is_retired && self.state.count() == 0
@@ -250,6 +245,16 @@ impl Pools {
     #[inline]
     pub fn is_mapped(&self, addr: Addr) -> bool {
         self.of(addr).is_some_and(|pool| pool.usage != PoolUse::Fullnat)
+    }
+
+    /// Whether a port of an outside address is one that mappings have, or is forwarded: nobody else's, where the address has
+    /// another use as well.
+    pub fn leads_inside(&self, tuple: &Tuple) -> bool {
+        let has_ports = !tuple.protocol.is_icmp();
+        let is_mapped = |pool: &Pool| matches!(pool.usage, PoolUse::Masquerade(_)) && pool.has(tuple.dport);
+        has_ports
+            && (self.of(tuple.dst).is_some_and(|pool| is_mapped(pool))
+                || self.forward_to((tuple.dst, tuple.dport), tuple.protocol).is_some())
     }
 
     /// Whether ports are forwarded to `addr`.

@@ -152,7 +152,8 @@ fn fullnat_from_the_list_of_flows_to_the_pool() {
     let shop = services.lines().find(|line| line.starts_with("shop ")).unwrap();
     assert!(shop.contains(" fullnat ") && shop.ends_with("pool 10.20.0.100"), "{services}");
     let status = fixture.ok(&["status"]);
-    let head = "\nnat      masquerades 2, mappings 0; addresses 3, the fullest 10.20.0.100: 0.0 % taken\n";
+    let head =
+        "\nnat      masquerades 2, inside hosts 0, mappings 0; addresses 3, the fullest 10.20.0.100: 0.0 % taken\n";
     assert!(status.contains(head), "{status}");
     assert!(status.contains("\n  10.20.0.100    fullnat 2 users      16           0  64512    0.0 %\n"), "{status}");
     fixture.ok(&["conntrack", "delete", "--method", "fullnat", "--src", "198.51.100.7"]);
@@ -210,6 +211,7 @@ fn mappings_and_the_flows_of_a_masquerade() {
     let of = |name: &str| status.lines().find(|line| line.starts_with(&format!("  {name} "))).unwrap_or_default();
     let words: Vec<&str> = of("lan").split_whitespace().collect();
     assert_eq!(words[words.len() - 3..], ["3", "2", "address"], "{status}");
+    assert!(status.contains("\nnat      masquerades 2, inside hosts 1, mappings 2; "), "{status}");
     let deleted = fixture.ok(&["conntrack", "delete", "--service", "lan", "--sport", "5000"]);
     assert!(deleted.contains(": 2 flow entries have been deleted."), "{deleted}");
     assert_eq!(list(&["--proto", "udp"]).len(), 1, "it goes with its last flow");

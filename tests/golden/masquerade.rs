@@ -29,6 +29,11 @@ pub fn with(net: Net, change: impl FnOnce(&mut MasqueradeSpec)) -> SnapshotSpec 
     spec
 }
 
+/// The same where the pool's address is one of the gateway's host.
+fn local(net: Net) -> SnapshotSpec {
+    SnapshotSpec { local_vips: vec![net.pool(0).ip().into()], ..spec(net) }
+}
+
 pub fn rows(net: &Net) -> Vec<Row> {
     let net = *net;
     let spec = || spec(net);
@@ -118,6 +123,11 @@ pub fn rows(net: &Net) -> Vec<Row> {
             udp(net.pool(5002), other),
         )
         .after([udp(net.inside(1, 5001), remote), udp(net.inside(1, 5002), remote)]),
+        // The pool's address is the gateway's host's own.
+        Row::pass("a datagram to no mapping, for the host", local(net), &stray),
+        Row::pass("a segment of the host's own", local(net), tcp(other, outside).flags(ACK)),
+        Row::forward("a mapping of its own comes first", local(net), &back, back.with_dst(inside)).after([&query]),
+        Row::pass("what inside asks the host itself", local(net), tcp(inside, net.pool(22)).syn()),
         Row::refuse(
             "no port left",
             with(net, |lan| lan.pool.ports = PortRange { first: 2000, last: 2001 }),
@@ -252,5 +262,52 @@ fn a_mapping_lives_as_long_as_inside_talks() {
             assert_eq!(again, if n < 7 { Verdict::Forward } else { dropped }, "after {n} * 50 s");
             assert_eq!(new, if n < 6 { Verdict::Forward } else { dropped }, "after {n} * 50 s");
         }
+    }
+}
+
+#[test]
+fn explain_says_what_would_become_of_it() {
+    use gatun::explain::{Answer, Explained, explain};
+    use gatun::wire::{Protocol, Tuple};
+    for net in Net::BOTH {
+        let mut world = World::new(with(net, |lan| (lan.filtering, lan.max_mappings) = (Filtering::AddressPort, 2)));
+        let udp_tuple = |src: SocketAddr, dst: SocketAddr| Tuple {
+            src: src.ip().into(),
+            dst: dst.ip().into(),
+            sport: src.port(),
+            dport: dst.port(),
+            protocol: Protocol::UDP,
+        };
+        let ask = |world: &World, src, dst| explain(&world.engine, world.now, &udp_tuple(src, dst), 0).outcome;
+        let (inside, outside, remote) = (net.inside(1, 40000), net.pool(40000), net.client(53));
+        let Explained::Masqueraded { by, translated } = ask(&world, inside, remote) else { panic!("it goes out") };
+        assert_eq!((by.masquerade.as_deref(), by.mapping.exists, by.is_from_inside), (Some("lan"), false, true));
+        assert_eq!(translated, udp_tuple(outside, remote));
+        assert_eq!(by.filtering, Filtering::AddressPort);
+        // What it says is what happens, and nothing has happened.
+        assert_eq!((world.flows(), world.send(udp(inside, remote)).0), (0, outside));
+        // Another flow of the mapping; the port, taken now, of another host.
+        let Explained::Masqueraded { by, translated } = ask(&world, inside, net.stranger(1)) else {
+            panic!("it goes out")
+        };
+        assert_eq!((by.mapping.exists, translated), (true, udp_tuple(outside, net.stranger(1))));
+        let other = net.inside(2, 40000);
+        let Explained::Masqueraded { by, translated } = ask(&world, other, remote) else { panic!("it goes out") };
+        assert_eq!((by.mapping.port, translated), (None, udp_tuple(net.pool(0), remote)));
+        // From outside.
+        let reason = |outcome| match outcome {
+            Explained::Dropped { reason, service, answer } => (reason, service.unwrap_or_default(), answer),
+            outcome => panic!("{outcome:?}"),
+        };
+        let stray = reason(ask(&world, net.stranger(1), outside));
+        assert_eq!(stray, (DropReason::Filtered, "lan".to_owned(), None));
+        assert_eq!(reason(ask(&world, net.stranger(1), net.pool(7))).0, DropReason::NoMapping);
+        // Round.
+        let Explained::Masqueraded { by, .. } = ask(&world, other, outside) else { panic!("it goes round") };
+        assert!(by.is_hairpin);
+        // One too many.
+        world.send(udp(net.inside(1, 2), remote));
+        let refused = reason(ask(&world, net.inside(1, 3), remote));
+        assert_eq!(refused, (DropReason::SourceLimit, "lan".to_owned(), Some(Answer::Prohibited)));
     }
 }

@@ -95,6 +95,22 @@ fn servers_are_told_their_clients() {
     }
 }
 
+/// Clients that are clients of services and inside hosts of a masquerade at once, while its pool changes.
+#[test]
+fn inside_hosts_get_through() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a seed is a number"));
+    let seeds = match number("GATUN_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("GATUN_SEEDS").unwrap_or(SEEDS / 2)).collect::<Vec<u64>>(),
+    };
+    for &seed in &seeds {
+        let _guard = SayOnPanic(seed);
+        let mut network = Network::with_a_masquerade(seed);
+        network.run();
+        assert!(network.untranslated > 0, "nothing came to the pool");
+    }
+}
+
 #[test]
 fn one_seed_is_one_run() {
     let run = || {

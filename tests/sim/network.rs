@@ -10,8 +10,8 @@ use fastrand::Rng;
 use gatun::command::{Command, Extent, Only, Outcome};
 use gatun::engine::{Engine, EngineConfig};
 use gatun::service::{
-    Method, Passive, PoolSpec, PortRange, Protocols, ProxyProtocol, SchedulerKind, ServerId, ServerSpec, ServiceSpec,
-    Snapshot, SnapshotSpec, SynProxy,
+    MasqueradeSpec, Method, Passive, PoolSpec, PortRange, Protocols, ProxyProtocol, SchedulerKind, ServerId,
+    ServerSpec, ServiceSpec, Snapshot, SnapshotSpec, SynProxy,
 };
 use gatun::time::Instant;
 use gatun::verdict::{DropReason, Verdict};
@@ -45,6 +45,10 @@ pub struct Network {
     syn_proxy: SynProxy,
     forwarding: (Method, PortRange),
     death: Option<Death>,
+    /// Clients are inside hosts as well.
+    has_masquerade: bool,
+    /// Packets that came for an address of its pool and went on.
+    pub untranslated: usize,
     /// TCP connections that clients make, if none breaks.
     pub connections: u64,
 }
@@ -110,6 +114,8 @@ impl Network {
             syn_proxy: SynProxy::Auto,
             forwarding,
             death: None,
+            has_masquerade: false,
+            untranslated: 0,
             connections: 0,
             rng,
         };
@@ -142,6 +148,28 @@ impl Network {
         let mut spec = spec(network.kind(), &[1; SERVERS], None);
         network.tell(&mut spec);
         network.swap(spec);
+        network
+    }
+
+    /// With clients that are a masquerade's inside hosts, too, and talk to the servers' own addresses. Reloads change its pool.
+    pub fn with_a_masquerade(seed: u64) -> Network {
+        let mut network = Network::new(seed);
+        network.has_masquerade = true;
+        let mut spec = spec(network.kind(), &[1; SERVERS], None);
+        network.masquerade(&mut spec);
+        network.swap(spec);
+        for client in 0..CLIENTS {
+            for family in 0..2 {
+                let server = network.rng.usize(..SERVERS);
+                let ip: IpAddr = server_addresses(server)[family].parse().expect("an address");
+                // All from the same ports: at most one of them keeps its own.
+                let local = 41_000 + family as u16;
+                let (at, len) = (network.rng.i64(0..6_000_000), network.rng.usize(1..40_000));
+                network.hosts[client].get(at, local, SocketAddr::new(ip, WEB), len);
+                let (at, questions) = (network.rng.i64(0..3_000_000), network.rng.u32(1..20));
+                network.hosts[client].ask(at, local, SocketAddr::new(ip, ECHO), questions);
+            }
+        }
         network
     }
 
@@ -180,6 +208,7 @@ impl Network {
         }
         self.engine.check_invariants();
         assert_eq!(self.engine.occupancy().0, 0);
+        assert_eq!(self.engine.mappings(self.engine_now(), 0, 9), (Vec::new(), None));
         let snapshot = self.engine.snapshot();
         let servers = (0..snapshot.server_ids()).filter_map(|id| snapshot.server(ServerId(id as u32)));
         assert!(servers.clone().count() >= SERVERS && servers.into_iter().all(|server| server.load.is_idle()));
@@ -246,6 +275,8 @@ impl Network {
         let may_refuse = self.link.corruption > 0 || self.death.is_some();
         assert!(!matches!(verdict, Verdict::Refuse(_)) || may_refuse, "{verdict:?}");
         if verdict.sends() {
+            let was_for = View::parse(packet).map(|view| view.dst);
+            self.untranslated += usize::from(was_for.is_ok_and(|dst| pool().contains(&dst)));
             self.deliver(&buf);
         }
         self.flush();
@@ -333,6 +364,7 @@ impl Network {
         weights[self.rng.usize(..SERVERS)] = 1;
         let mut spec = spec(self.kind(), &weights, None);
         self.tell(&mut spec);
+        self.masquerade(&mut spec);
         if self.rng.bool() {
             for service in &mut spec.services {
                 service.servers.retain(|server| server.weight > 0);
@@ -358,6 +390,19 @@ impl Network {
         }
     }
 
+    fn masquerade(&mut self, spec: &mut SnapshotSpec) {
+        if !self.has_masquerade {
+            return;
+        }
+        let net = |text: &str, len| gatun::service::Network { address: parsed(text), len };
+        let from = vec![net("198.51.100.0", 24), net("2001:db8:1::", 64)];
+        // Two of three addresses of each family.
+        let gone = self.rng.usize(..3);
+        let addresses = pool().into_iter().enumerate().filter(|(n, _)| n % 3 != gone).map(|(_, address)| address);
+        let pool = PoolSpec { addresses: addresses.collect(), ..PoolSpec::default() };
+        spec.masquerades = vec![MasqueradeSpec { name: "lan".into(), from, pool, ..MasqueradeSpec::default() }];
+    }
+
     fn start_clients(&mut self) {
         for client in 0..CLIENTS {
             for (number, vip) in VIPS.iter().enumerate() {
@@ -378,6 +423,16 @@ impl Network {
     fn engine_now(&self) -> Instant {
         Instant::from_micros(self.now as u64)
     }
+}
+
+/// Three addresses of each family.
+fn pool() -> [Addr; 6] {
+    ["203.0.113.200", "203.0.113.201", "203.0.113.202", "2001:db8:f::200", "2001:db8:f::201", "2001:db8:f::202"]
+        .map(parsed)
+}
+
+fn parsed(text: &str) -> Addr {
+    Addr::from(text.parse::<IpAddr>().expect("an address"))
 }
 
 fn hosts(rng: &mut Rng) -> Vec<Host> {

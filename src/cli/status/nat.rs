@@ -24,12 +24,12 @@ pub(super) fn summary(nat: &api::Nat) -> Option<Line> {
     })
 }
 
-/// `masquerades 2, mappings 17; addresses 3, the fullest 203.0.113.100: 45.1 % taken`.
+/// `masquerades 2, inside hosts 5, mappings 17; addresses 3, the fullest 203.0.113.100: 45.1 % taken`.
 pub fn text(nat: &api::Nat) -> Option<String> {
     let mut parts = Vec::new();
     if !nat.masquerades.is_empty() {
         let mappings: u64 = nat.masquerades.iter().map(|masquerade| masquerade.mappings).sum();
-        parts.push(format!("masquerades {}, mappings {mappings}", nat.masquerades.len()));
+        parts.push(format!("masquerades {}, inside hosts {}, mappings {mappings}", nat.masquerades.len(), nat.hosts));
     }
     if let Some(fullest) = worst_first(&nat.pools).first() {
         let api::Pool { address, fullest, .. } = fullest;
@@ -182,6 +182,8 @@ mod tests {
             from: vec!["fd20::/48".to_owned()],
             to: Vec::new(),
             prefix: Some("2001:db8:20::/48".to_owned()),
+            flows: 0,
+            mappings: 0,
             ..lan.clone()
         };
         let forward = api::Pool { usage: "forward".to_owned(), ..pool(9, 0) };
@@ -189,6 +191,7 @@ mod tests {
         api::Nat {
             masquerades: vec![lan, six],
             pools: vec![pool(100, 5), pool(101, 945), pool(102, 800), forward, fullnat],
+            hosts: 5,
             forwards: Vec::new(),
             quarantine: 5,
         }
@@ -217,7 +220,8 @@ Yellow:  203.0.113.102  masquerade lan      800          10  1000   81.0 %
   203.0.113.103  fullnat 4 users       0          10  1000    1.0 %";
         let lines: Vec<String> = sections(&nat(), false).iter().map(plain).collect();
         assert_eq!(lines.join("\n"), expected);
-        let head = "nat      masquerades 2, mappings 17; addresses 5, the fullest 203.0.113.101: 95.5 % taken";
+        let head =
+            "nat      masquerades 2, inside hosts 5, mappings 17; addresses 5, the fullest 203.0.113.101: 95.5 % taken";
         assert_eq!(summary(&nat()).as_ref().map(plain), Some(format!("Red:{head}")));
         assert_eq!(summary(&api::Nat::default()), None);
         assert!(sections(&api::Nat::default(), true).is_empty());

@@ -328,13 +328,14 @@ DROPPED
                              "filtering": "endpoint", "helpers": [], "max_mappings": 1, "flows": 23, "mappings": 17}],
             "pools": [{"address": "203.0.113.100", "ports": "*", "usage": "masquerade", "users": ["lan"],
                        "user_count": 1, "retired": false, "in_use": 500, "quarantined": 0, "size": 1000, "fullest": 500}],
-            "forwards": [], "quarantine": 5,
+            "forwards": [], "quarantine": 5, "hosts": 9,
         }))
         .unwrap();
         let mut view = View::new();
         view.take(Ok(with_nat));
         let shown = screen(&view, 124, 20);
-        let expected = "masquerades 1, mappings 17; addresses 1, the fullest 203.0.113.100: 50.0 % taken";
+        let expected =
+            "masquerades 1, inside hosts 9, mappings 17; addresses 1, the fullest 203.0.113.100: 50.0 % taken";
         assert_eq!(shown.lines().nth(3), Some(expected), "{shown}");
         assert_eq!(shown.lines().nth(4), Some("new flows per second"), "{shown}");
     }

@@ -78,6 +78,9 @@ pub struct Mapping {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Nat {
     pub masquerades: Vec<Masquerade>,
+    /// Inside hosts that have a mapping.
+    #[serde(default)]
+    pub hosts: u64,
     /// In the order in which they were configured; what is retired is among them.
     pub pools: Vec<Pool>,
     pub forwards: Vec<Forward>,

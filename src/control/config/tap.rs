@@ -121,6 +121,15 @@ pub(super) fn report_faults(config: &Config, problems: &Problems) {
     let GatewayConfig { tap: Some(tap), .. } = &config.gateway else { return };
     let own = |addr: Addr| tap.addresses.iter().any(|prefix| prefix.addr == addr);
     let report = |span: &Range<usize>, message: String| problems.report(span.clone(), message);
+    let pools = config.masquerades.iter().flat_map(|masquerade| &masquerade.to);
+    let pools = pools.chain(config.services.iter().flat_map(|service| service.nat.pool.iter().flatten()));
+    for pool in pools.chain(&config.nat.pool).filter(|pool| tap.routers.contains(&pool.value)) {
+        report(&pool.span, format!("{} is the router's address; a pool needs another one", pool.value));
+    }
+    for forward in config.forwards.iter().filter(|forward| tap.routers.contains(&forward.listen.value.vip)) {
+        let (name, address) = (&forward.name.value, forward.listen.value.vip);
+        report(&forward.listen.span, format!("forward {name:?}: {address} is the router's address"));
+    }
     for service in &config.services {
         let (name, vip) = (&service.name.value, service.listen.value.vip);
         if own(vip) {

@@ -160,6 +160,8 @@ impl Seen {
             let of = |value: fn(&api::Masquerade) -> u64| -> Samples<'_> {
                 counted.iter().map(|of| (vec![("masquerade", of.name.as_str())], value(of))).collect()
             };
+            let help = "Inside hosts of masquerades that have a mapping.";
+            out.gauge("gatun_inside_hosts", help, single(self.status.nat.hosts))?;
             out.gauge("gatun_masquerade_flows", "Flows of a masquerade.", of(|masquerade| masquerade.flows))?;
             out.gauge("gatun_masquerade_mappings", "Mappings of a masquerade.", of(|masquerade| masquerade.mappings))?;
         }

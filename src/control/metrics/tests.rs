@@ -49,6 +49,13 @@ fn control() -> Arc<Control> {
         builder.tcp(4000, port, 1, 65_535).syn().write(&mut packet, &[]).unwrap();
         gateway.handle_packet(&mut PacketBuf::from_packet(&packet), &mut Vec::new());
     }
+    // An inside host that asks two others from one port.
+    for remote in [7, 8] {
+        let mut packet = Vec::new();
+        let builder = etherparse::PacketBuilder::ipv4([10, 21, 0, 5], [198, 51, 100, remote], 64);
+        builder.udp(5000, 53).write(&mut packet, b"?").unwrap();
+        gateway.handle_packet(&mut PacketBuf::from_packet(&packet), &mut Vec::new());
+    }
     gateway.handle_packet(&mut PacketBuf::from_packet(&[0; 40]), &mut Vec::new());
     Arc::new(Control::new(gateway, About::default(), None))
 }
@@ -84,12 +91,12 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
 fn the_format_is_right_and_the_values_are_those_of_the_engines() {
     let samples = samples(&families::text(&control()));
     let rows = [
-        ("gatun_flows", 3),
+        ("gatun_flows", 5),
         ("gatun_flows_limit", 1000),
         ("gatun_config_generation", 1),
         ("gatun_config_reloads_total{result=\"failed\"}", 0),
-        ("gatun_flows_created_total", 3),
-        ("gatun_forwarded_total", 3),
+        ("gatun_flows_created_total", 5),
+        ("gatun_forwarded_total", 5),
         ("gatun_refused_total", 2),
         ("gatun_drops_total{reason=\"no_service\"}", 2),
         ("gatun_drops_total{reason=\"not_ip\"}", 1),
@@ -102,10 +109,13 @@ fn the_format_is_right_and_the_values_are_those_of_the_engines() {
         (r#"gatun_server_flows{service="web",server="rs\"1\\",state="inactive"}"#, 2),
         (r#"gatun_server_flows_admitted_total{service="web",server="rs\"2\\"}"#, 1),
         (r#"gatun_server_weight{service="web",server="rs\"2\\"}"#, 3),
-        (r#"gatun_masquerade_mappings{masquerade="lan"}"#, 0),
-        (r#"gatun_pool_ports{address="203.0.113.100",method="masquerade",state="in_use"}"#, 0),
+        ("gatun_inside_hosts", 1),
+        (r#"gatun_masquerade_flows{masquerade="lan"}"#, 2),
+        (r#"gatun_masquerade_mappings{masquerade="lan"}"#, 1),
+        (r#"gatun_pool_ports{address="203.0.113.100",method="masquerade",state="in_use"}"#, 1),
         (r#"gatun_pool_ports{address="203.0.113.100",method="masquerade",state="quarantined"}"#, 0),
-        (r#"gatun_pool_ports_limit{address="203.0.113.100",method="masquerade"}"#, 0),
+        (r#"gatun_pool_ports_limit{address="203.0.113.100",method="masquerade"}"#, 32_256),
+        (r#"gatun_pool_fullest{address="203.0.113.100",method="masquerade"}"#, 0),
     ];
     for (name, value) in rows {
         assert_eq!(samples.get(name), Some(&f64::from(value)), "{name}");
@@ -115,7 +125,7 @@ fn the_format_is_right_and_the_values_are_those_of_the_engines() {
     }
     let of_shards: f64 =
         samples.iter().filter(|(name, _)| name.starts_with("gatun_shard_flows{")).map(|(_, flows)| flows).sum();
-    assert_eq!(of_shards, 3.0);
+    assert_eq!(of_shards, 5.0);
 }
 
 #[test]
@@ -141,7 +151,7 @@ async fn http() {
     let metrics = get(address, "/metrics").await;
     assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"), "{metrics}");
     assert!(metrics.to_lowercase().contains("content-type: application/openmetrics-text; version=1.0.0"), "{metrics}");
-    assert!(metrics.contains("\ngatun_flows 3\n"), "{metrics}");
+    assert!(metrics.contains("\ngatun_flows 5\n"), "{metrics}");
     let page = get(address, "/").await;
     assert!(page.contains("<td>lan</td><td>10.21.0.0/24</td><td>203.0.113.100</td>"), "{page}");
     assert!(page.contains("203.0.113.10:80") && page.contains("rs&quot;1"), "{page}");

@@ -16,21 +16,25 @@ use crate::wire::{Addr, Protocol, Tuple};
 /// Names of those who use an address that are told; a large cluster may have thousands of services on one.
 const USERS_TOLD: usize = 16;
 
+/// In place of a masquerade's name.
+const FORWARD: &str = "forward";
+
 /// A flow's service, or its masquerade; `forward` by a forwarded port of an address that is no masquerade's; `-` when none
 /// of these is known any more.
 pub fn owner(snapshot: &Snapshot, id: ServiceId) -> String {
     if id == ServiceId::FORWARD {
-        return "forward".to_owned();
+        return FORWARD.to_owned();
     }
     let masquerade = || snapshot.pools.masquerade(id).map(|masquerade| masquerade.spec.name.clone());
     let service = snapshot.service(id).map(|service| service.spec.name.clone());
     service.or_else(masquerade).unwrap_or_else(|| "-".to_owned())
 }
 
-/// The masquerade of this name, retired ones included.
+/// The masquerade of this name, retired ones included; or what [`owner`] calls so.
 pub fn masquerade_id(snapshot: &Snapshot, name: &str) -> Option<ServiceId> {
-    let all = snapshot.pools.live.iter().chain(snapshot.pools.masquerades());
-    all.into_iter().find(|masquerade| masquerade.spec.name == name).map(|masquerade| masquerade.id)
+    let mut all = snapshot.pools.live.iter().chain(snapshot.pools.masquerades());
+    let found = all.find(|masquerade| masquerade.spec.name == name).map(|masquerade| masquerade.id);
+    found.or((name == FORWARD).then_some(ServiceId::FORWARD))
 }
 
 pub fn expectation(snapshot: &Snapshot, record: &ExpectationRecord) -> api::Expectation {
@@ -131,7 +135,7 @@ fn end(word: &str) -> Result<End, Fault> {
 
 /// What is configured, and how much of it is in use.
 pub fn nat(gateway: &Gateway, snapshot: &Snapshot) -> api::Nat {
-    let (sums, users) = (sums(gateway, snapshot), users(snapshot));
+    let ((sums, hosts), users) = (sums(gateway, snapshot), users(snapshot));
     let pool = |pool: &Pool| {
         let users = users.get(&pool.address).map_or(&[][..], Vec::as_slice);
         let unused = || PoolRecord::unused(0, pool.id);
@@ -144,27 +148,31 @@ pub fn nat(gateway: &Gateway, snapshot: &Snapshot) -> api::Nat {
     };
     api::Nat {
         masquerades: snapshot.pools.live.iter().map(|of| shown_masquerade(of, mappings(of.id))).collect(),
+        hosts,
         pools: snapshot.pools.iter().map(|of| pool(of)).collect(),
         forwards: snapshot.pools.forwards.iter().map(forward).collect(),
         quarantine: snapshot.spec.quarantine.as_secs(),
     }
 }
 
-/// Over the shards, one lock at a time.
-fn sums(gateway: &Gateway, snapshot: &Snapshot) -> BTreeMap<PoolId, PoolRecord> {
+/// What is used of each address, and inside hosts that have a mapping: over the shards, one lock at a time.
+fn sums(gateway: &Gateway, snapshot: &Snapshot) -> (BTreeMap<PoolId, PoolRecord>, u64) {
     let mut sums: BTreeMap<PoolId, PoolRecord> = BTreeMap::new();
+    let mut hosts = 0;
     if snapshot.pools.iter().next().is_none() {
-        return sums;
+        return (sums, hosts);
     }
     for engine in gateway.shards() {
-        for PoolRecord { shard, pool, in_use, quarantined, size, fullest } in engine.lock().pools() {
+        let engine = engine.lock();
+        hosts += engine.inside_hosts() as u64;
+        for PoolRecord { shard, pool, in_use, quarantined, size, fullest } in engine.pools() {
             let sum = sums.entry(pool).or_insert_with(|| PoolRecord::unused(shard, pool));
             let before = sum.fullest;
             sum.add((in_use, quarantined, size));
             sum.fullest = before.max(fullest);
         }
     }
-    sums
+    (sums, hosts)
 }
 
 /// The services and forwards that use an address, by name.

@@ -484,6 +484,11 @@ impl Mappings {
         (address.unwrap_or_default(), record.outside)
     }
 
+    /// How many inside hosts have a mapping.
+    pub fn inside_hosts(&self) -> usize {
+        self.hosts.len()
+    }
+
     /// Of each outside address: ports with a mapping, ports in quarantine, and all; and how much of those of one protocol is
     /// taken, in thousandths, where most is.
     pub fn usage(&self) -> Vec<(Addr, [u64; 3], u16)> {

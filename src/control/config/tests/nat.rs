@@ -309,3 +309,20 @@ fn forwarded_ports() {
         ],
     );
 }
+
+#[test]
+fn addresses_of_the_segment() {
+    let tap = "[gateway]\nmode = \"tap\"\naddress = [\"10.20.0.2/24\"]\nrouter = [\"10.20.0.254\"]\n";
+    let nat = "[nat]\npool = [\"10.20.0.254\"]\n";
+    let behind = |to: &str| masquerade("lan", "\"10.40.0.0/24\"", to, "");
+    says(
+        &[tap, nat, &behind("\"10.20.0.254\""), &forward("ssh", "10.20.0.254:22", "tcp", "10.40.0.2")],
+        &[
+            "6:9: 10.20.0.254 is the router's address; a pool needs another one",
+            "10:7: 10.20.0.254 is the router's address; a pool needs another one",
+            "14:10: forward \"ssh\": 10.20.0.254 is the router's address",
+        ],
+    );
+    // Behind the gateway's own address.
+    is_good(&[tap, &behind("\"10.20.0.2\"")]);
+}
