@@ -45,6 +45,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// The ports that may be in use: those that it gives away, and those that it has given away before.
+    pub fn ranges(&self) -> impl Iterator<Item = PortRange> {
+        std::iter::once(self.ports).chain(self.former.iter().copied())
+    }
+
     /// Whether a reload may let go of it: it was retired by an earlier one, and nothing uses it any more.
     pub fn is_idle(&self) -> bool {
         self.is_retired && self.state.count() == 0
