@@ -55,11 +55,6 @@ impl Pool {
         self.is_retired && self.state.count() == 0
     }
 
-    /// The ports that may be in use: those that it gives away, and those that it has given away before.
-    pub fn ranges(&self) -> impl Iterator<Item = PortRange> {
-        std::iter::once(self.ports).chain(self.former.iter().copied())
-    }
-
     /// Whether what comes for `port` is for a flow or mapping, where the address is a VIP as well.
     pub fn has(&self, port: u16) -> bool {
         self.ports.contains(port) || self.former.iter().any(|range| range.contains(port))
