@@ -181,7 +181,7 @@ drop_reasons! {
     ClientRate = "client_rate",
     /// The service has got as many new flows as it may within a second (new_flows_per_second of the service).
     ServiceRate = "service_rate",
-    /// All clients together have begun as many flows as they may within a second (new_flows_per_second of [limits]).
+    /// All clients together have begun as many flows as they may within a second (new_flows_per_second of the limits).
     TotalRate = "total_rate",
     /// The gateway has answered the client in its server's name, and the server has not answered yet; the client sends it again.
     NotOpen = "not_open",

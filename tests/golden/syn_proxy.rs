@@ -200,23 +200,23 @@ impl Pair {
         with(tcp(self.client, self.gateway.net.vip(80)).syn().seq(N, 0), &self.offered)
     }
 
-    fn from_client(&self, flags: u8, seq: u32, ack: u32) -> Build {
+    fn by_client(&self, flags: u8, seq: u32, ack: u32) -> Build {
         let packet = tcp(self.client, self.gateway.net.vip(80)).flags(flags).seq(seq, ack);
         self.cookie.time.map_or(packet.clone(), |time| with(packet, &times(5007, time)))
     }
 
-    fn from_server(&self, flags: u8, seq: u32, ack: u32) -> Build {
+    fn by_server(&self, flags: u8, seq: u32, ack: u32) -> Build {
         tcp(self.server, self.client).flags(flags).seq(seq, ack)
     }
 
     fn syn_ack(&self, options: &Options) -> Build {
-        with(self.from_server(SYN | ACK, S, N + 1), options)
+        with(self.by_server(SYN | ACK, S, N + 1), options)
     }
 
     /// To where the server has been asked.
     fn ask(&mut self) {
         assert_eq!(self.gateway.feed(self.syn().buf()).0, Verdict::Reply);
-        let (verdict, sent) = self.gateway.feed(self.from_client(ACK, N + 1, self.c(1)).buf());
+        let (verdict, sent) = self.gateway.feed(self.by_client(ACK, N + 1, self.c(1)).buf());
         assert_eq!(verdict, Verdict::Forward);
         let sent = seen(&sent);
         assert_eq!((sent.flags, sent.seq, sent.from, sent.to), (SYN, N, self.client, self.server));
@@ -321,7 +321,7 @@ fn both_ends_are_told_when_the_server_has_answered() {
         };
         assert_eq!((to_server, pair.state()), (expected, Some(TcpState::Established)));
         // From here on both are shifted, and windows of a scale of 10 are told as of one of 7.
-        let data = with(pair.from_server(PSH | ACK, S + 1, N + 1), &times(950, 5007)).payload("220 ready");
+        let data = with(pair.by_server(PSH | ACK, S + 1, N + 1), &times(950, 5007)).payload("220 ready");
         let sent = pair.exchange(&window(data, 50));
         assert_eq!((sent.seq, sent.ack, sent.options, sent.window), (pair.c(1), N + 1, times(time + 50, 5007), 400));
         let data =
@@ -353,11 +353,11 @@ fn what_the_server_does_not_do_is_made_up_for() {
                 Some(_) => u32::from(window) << scale_of_client,
                 None => window.into(),
             };
-            let ack = pair.from_client(ACK, N + 1, pair.c(1));
+            let ack = pair.by_client(ACK, N + 1, pair.c(1));
             assert_eq!(asks(pair.exchange(&window(ack, 100)).window), meant, "{offered:?} {scale:?}");
             assert!(asks(to_server.window) >= 65_535);
             let time = answered.timestamps.map_or(Options::default(), |_| times(10, 5007));
-            let data = window(with(pair.from_server(ACK, S + 1, N + 1), &time), 1000);
+            let data = window(with(pair.by_server(ACK, S + 1, N + 1), &time), 1000);
             let understood = u64::from(pair.exchange(&data).window) << told;
             let meant = 1000_u64 << scale.unwrap_or(0);
             assert!(
@@ -397,9 +397,9 @@ fn the_syn_is_sent_again_when_the_client_says_something() {
         for offered in [FULL, PLAIN] {
             let mut pair = Pair::new(net, offered, |_| {});
             pair.ask();
-            let probe = pair.from_client(ACK, N, pair.c(1));
-            let data = pair.from_client(PSH | ACK, N + 1, pair.c(1)).payload("GET /");
-            let fin = pair.from_client(FIN | ACK, N + 6, pair.c(1));
+            let probe = pair.by_client(ACK, N, pair.c(1));
+            let data = pair.by_client(PSH | ACK, N + 1, pair.c(1)).payload("GET /");
+            let fin = pair.by_client(FIN | ACK, N + 6, pair.c(1));
             for packet in [&probe, &data, &fin] {
                 assert_eq!(pair.gateway.send(packet), Err(Verdict::Drop(DropReason::NotOpen)), "at once");
                 pair.gateway.wait(SECOND);
@@ -428,7 +428,7 @@ fn a_lost_first_ack_is_made_up_for_by_what_follows() {
             let mut pair = Pair::new(net, FULL, |_| {});
             assert_eq!(pair.gateway.feed(pair.syn().buf()).0, Verdict::Reply);
             pair.gateway.wait(20 * SECOND);
-            let sent = pair.exchange(&pair.from_client(flags, seq, pair.c(1)).payload(payload));
+            let sent = pair.exchange(&pair.by_client(flags, seq, pair.c(1)).payload(payload));
             assert_eq!((sent.flags, sent.seq, sent.payload.len()), (SYN, N, 0));
         }
     }
@@ -453,9 +453,9 @@ fn a_server_that_refuses_is_believed() {
         });
         pair.gateway.server("web", 1).state.set_up(pair.gateway.now, true);
         pair.ask();
-        let forged = pair.from_server(RST | ACK, 0, N + 9);
+        let forged = pair.by_server(RST | ACK, 0, N + 9);
         assert_eq!(pair.gateway.send(&forged), Err(Verdict::Drop(DropReason::NotOpen)));
-        let sent = pair.exchange(&pair.from_server(RST | ACK, 0, N + 1));
+        let sent = pair.exchange(&pair.by_server(RST | ACK, 0, N + 1));
         assert_eq!((sent.flags, sent.seq, sent.ack, sent.to), (RST | ACK, pair.c(1), N + 1, pair.client));
         assert_eq!(pair.state(), Some(TcpState::Close));
         let state = pair.gateway.server("web", 0).state.clone();
@@ -470,11 +470,11 @@ fn a_server_with_an_old_connection_is_told_as_a_client_would() {
     for net in Net::BOTH {
         let mut pair = Pair::new(net, FULL, |_| {});
         pair.ask();
-        let sent = pair.exchange(&pair.from_server(ACK, 123, 456));
+        let sent = pair.exchange(&pair.by_server(ACK, 123, 456));
         assert_eq!((sent.flags, sent.seq, sent.from, sent.to), (RST, 456, pair.client, pair.server));
         assert_eq!(pair.state(), Some(TcpState::SynRecv), "the flow goes on");
         pair.gateway.wait(SECOND);
-        assert_eq!(pair.exchange(&pair.from_client(ACK, N, pair.c(1))).flags, SYN);
+        assert_eq!(pair.exchange(&pair.by_client(ACK, N, pair.c(1))).flags, SYN);
     }
 }
 
@@ -483,7 +483,7 @@ fn a_client_that_gives_up_is_believed_and_may_begin_anew() {
     for net in Net::BOTH {
         let mut pair = Pair::new(net, FULL, |_| {});
         pair.ask();
-        let sent = pair.exchange(&pair.from_client(RST | ACK, N + 1, pair.c(1)));
+        let sent = pair.exchange(&pair.by_client(RST | ACK, N + 1, pair.c(1)));
         assert_eq!((sent.flags, sent.seq, sent.ack, sent.to), (RST, N + 1, 0, pair.server));
         // A SYN changes nothing, however it is numbered.
         let vip = net.vip(80);
@@ -509,9 +509,9 @@ fn a_client_may_connect_again_over_the_same_ports() {
     let mut pair = Pair::new(net, FULL, |_| {});
     pair.open(&Options { timestamps: Some((9, 5007)), scale: Some(2), ..PLAIN });
     let time = pair.cookie.time.expect("with timestamps");
-    pair.exchange(&pair.from_client(FIN | ACK, N + 1, pair.c(1)));
-    pair.exchange(&with(pair.from_server(FIN | ACK, S + 1, N + 2), &times(10, 5007)));
-    pair.exchange(&pair.from_client(ACK, N + 2, pair.c(2)));
+    pair.exchange(&pair.by_client(FIN | ACK, N + 1, pair.c(1)));
+    pair.exchange(&with(pair.by_server(FIN | ACK, S + 1, N + 2), &times(10, 5007)));
+    pair.exchange(&pair.by_client(ACK, N + 2, pair.c(2)));
     assert_eq!(pair.state(), Some(TcpState::TimeWait));
     let (verdict, sent) = pair.gateway.feed(with(tcp(pair.client, net.vip(80)).syn().seq(N + 5000, 0), &FULL).buf());
     assert_eq!((verdict, pair.gateway.flows().len()), (Verdict::Reply, 0));
@@ -528,13 +528,13 @@ fn it_goes_together_with_the_proxy_protocol() {
         assert!(len >= 28 && (to_server.payload.starts_with(b"PROXY") || to_server.payload.starts_with(b"\r\n\r\n\0")));
         assert_eq!((to_server.seq, to_server.ack, to_client.payload.len()), (N + 1, S + 1, 0));
         // It may be lost, and comes again with the client's data.
-        let data = pair.from_client(PSH | ACK, N + 1, pair.c(1)).payload("GET /");
+        let data = pair.by_client(PSH | ACK, N + 1, pair.c(1)).payload("GET /");
         let sent = pair.exchange(&data);
         assert_eq!((sent.seq, sent.payload), (N + 1, [&to_server.payload[..], b"GET /"].concat()));
-        let acked = with(pair.from_server(ACK, S + 1, N + 6 + len), &times(11, 5007));
+        let acked = with(pair.by_server(ACK, S + 1, N + 6 + len), &times(11, 5007));
         let sent = pair.exchange(&acked);
         assert_eq!((sent.seq, sent.ack), (pair.c(1), N + 6));
-        let more = pair.from_client(PSH | ACK, N + 6, pair.c(1)).payload(" HTTP");
+        let more = pair.by_client(PSH | ACK, N + 6, pair.c(1)).payload(" HTTP");
         assert_eq!(pair.exchange(&more).seq, N + 6 + len);
     }
 }
@@ -553,7 +553,7 @@ fn a_flow_whose_server_dies_while_it_opens_comes_to_another() {
         let server = pair.gateway.server("web", 0);
         server.state.set_up(pair.gateway.now, false);
         pair.gateway.wait(SECOND);
-        let sent = pair.exchange(&pair.from_client(ACK, N, pair.c(1)));
+        let sent = pair.exchange(&pair.by_client(ACK, N, pair.c(1)));
         assert_eq!((sent.flags, sent.to), (SYN, net.rs(2, 8080)), "{policy:?}");
         assert_eq!((pair.gateway.flows().len(), pair.gateway.sent().len()), (1, 0));
     }
@@ -564,8 +564,8 @@ fn when_an_open_flow_is_reset_both_ends_believe_it() {
     for net in Net::BOTH {
         let mut pair = Pair::new(net, FULL, |_| {});
         pair.open(&Options { timestamps: Some((9, 5007)), scale: Some(2), ..PLAIN });
-        pair.exchange(&with(pair.from_server(PSH | ACK, S + 1, N + 1), &times(10, 5007)).payload("hello"));
-        pair.exchange(&pair.from_client(ACK, N + 1, pair.c(6)));
+        pair.exchange(&with(pair.by_server(PSH | ACK, S + 1, N + 1), &times(10, 5007)).payload("hello"));
+        pair.exchange(&pair.by_client(ACK, N + 1, pair.c(6)));
         let id = pair.gateway.server("web", 0).id;
         assert_eq!(pair.gateway.evacuate(&[id], None), 1);
         let sent: Vec<Seen> = pair.gateway.sent().iter().map(|(_, buf)| seen(buf)).collect();
@@ -583,7 +583,7 @@ fn a_cookie_ages() {
         pair.gateway.wait(age * SECOND);
         // Others go on connecting.
         assert_eq!(pair.gateway.feed(pair.gateway.syn(7, 7).buf()).0, Verdict::Reply);
-        let verdict = pair.gateway.feed(pair.from_client(ACK, N + 1, pair.c(1)).buf()).0;
+        let verdict = pair.gateway.feed(pair.by_client(ACK, N + 1, pair.c(1)).buf()).0;
         assert_eq!(verdict == Verdict::Forward, is_good, "{age}");
     }
 }

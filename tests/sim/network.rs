@@ -182,7 +182,7 @@ impl Network {
         let spec = spec(network.kind(), &[1; SERVERS], None);
         let next = Snapshot::build(spec, Some(network.engine.snapshot())).expect("valid");
         network.engine.apply(Instant::ZERO, Command::Swap(Arc::new(next)));
-        let has_clocks = seed % 4 != 0;
+        let has_clocks = !seed.is_multiple_of(4);
         for (n, host) in network.hosts.iter_mut().enumerate() {
             let room = 1 << network.rng.u32(12..19);
             host.prepare(room, has_clocks.then_some(n >= CLIENTS));
