@@ -483,7 +483,7 @@ fn spec(
             ports: PortRange::single(port),
             protocols,
             scheduler,
-            syn_proxy,
+            syn_proxy: if protocols == Protocols::Tcp { syn_proxy } else { SynProxy::default() },
             method,
             pool: PoolSpec { addresses: POOL.map(addr).to_vec(), ports },
             passive,
