@@ -69,11 +69,9 @@ fn servers_follow_their_names() {
         // Another address, and the others stay; an edit of what comes from a name is refused with a reason.
         name_server(lab, &[&[one, "web.test. 1 IN A 10.20.0.12"], &both_families[..]].concat())?;
         serve(lab, VIPS[0], &["rs1", "rs2"])?;
-        ensure!(
-            gateway.log_text().contains("names: + service \"v4\", server \"10.20.0.12:8080\""),
-            "{}",
-            gateway.log_text()
-        );
+        eventually("the change is told", PATIENCE, || {
+            gateway.log_text().contains("names: + service \"v4\", server \"10.20.0.12:8080\"")
+        })?;
         let refused = gateway.gatun(&["server", "set", "v4", "10.20.0.12:8080", "--weight", "3"])?.exits(1)?;
         ensure!(refused.stderr.contains("comes from dns:web.test:8080"), "{refused}");
         gateway.gatun(&["server", "set", "v4", "10.20.0.12:8080", "--weight", "3"])?.exits(1)?;
