@@ -88,15 +88,25 @@ fn rfc5508_req_02a_the_query_timer_is_configurable() {
     });
 }
 
-/// An error about a query neither restarts its timer nor ends it.
+/// An error about a query, or from inside about its reply, neither restarts the session's timer nor ends it.
 #[test]
 fn rfc5508_req_06_an_error_about_a_query_leaves_its_session_alone() {
     requirement(Nat::new(), |net| {
-        let ask = |family: Family| net.out(&Opener::Echo.packet(family.inside(1, 77), family.outside(1, 0)));
-        let sent = BOTH.map(|family| (family, ask(family)));
+        let ask = |inside: SocketAddr, family: Family| net.out(&Opener::Echo.packet(inside, family.outside(1, 0)));
+        let mut sessions = Vec::new();
+        for family in BOTH {
+            let (asking, answered) = (family.inside(1, 77), family.inside(2, 77));
+            let arrived = net.back(&reply(&ask(answered, family)?), answered)?;
+            sessions.push((family, asking, ask(asking, family)?, answered, arrived));
+        }
         std::thread::sleep(Duration::from_millis(2100));
-        for (family, sent) in sent {
-            let (inside, sent) = (family.inside(1, 77), sent?);
+        for (family, inside, sent, answered, arrived) in sessions {
+            let error = icmp_error(answered, arrived.from(), IcmpError::PortUnreachable, &arrived.bytes);
+            net.inside.send(error.bytes())?;
+            let is = |seen: &Seen| seen.quoted().is_some_and(|quoted| quoted.from.ip() == arrived.from().ip());
+            net.outside.expect("port unreachable", is)?;
+            ensure!((30..=58).contains(&left(net, answered)?), "{} s are left", left(net, answered)?);
+            net.back(&reply(&ask(answered, family)?), answered)?;
             let error = icmp_error(family.router(), sent.from(), IcmpError::TimeExceeded, &sent.bytes);
             net.outside.send(error.bytes())?;
             let is = |seen: &Seen| seen.quoted().is_some_and(|quoted| quoted.from == inside);
@@ -191,7 +201,7 @@ fn rfc5508_req_10b_timestamps_are_translated() {
 /// address.
 #[test]
 fn rfc5508_req_11_other_messages_are_dropped() {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
             let (inside, server) = (family.inside(1, 77), family.outside(1, 0));
             let out = net.mapped(&Opener::Echo.packet(inside, server))?;

@@ -1,8 +1,11 @@
 //! RFC 5508 sections 4 and 5: errors about translated packets, from both sides.
+//!
+//! The hosts that these packets are of have another port outside than inside, so that a port which is not restored shows.
+//! One worker has all ports: there the first host keeps its own, and the next one cannot.
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::net::{BOTH, Family, Nat, Net, Opener, requirement};
 use super::wire::{Quoted, Seen};
@@ -33,11 +36,18 @@ fn errors(family: Family) -> Vec<IcmpError> {
     }
 }
 
-/// A host inside has sent a packet, which has come out: as it was, and as it is.
+/// A host inside has sent a packet, which has come out: as it was, and as it is, from another port.
 fn sent(net: &Net<'_>, family: Family, opener: Opener) -> Result<(Build, Seen)> {
-    let packet = opener.packet(family.inside(1, 5000), family.outside(1, if opener == Opener::Echo { 0 } else { 80 }));
-    let seen = net.out(&packet)?;
-    Ok((packet, seen))
+    // Of three hosts two share one of at most two addresses.
+    for host in 1..=3 {
+        let server = family.outside(1, if opener == Opener::Echo { 0 } else { 80 });
+        let packet = opener.packet(family.inside(host, 5000), server);
+        let seen = net.out(&packet)?;
+        if seen.from().port() != packet.src.port() {
+            return Ok((packet, seen));
+        }
+    }
+    bail!("three hosts have one port, and keep it")
 }
 
 /// Where the quoted packet went from and to, as the host inside knows it.
@@ -66,7 +76,7 @@ fn places(family: Family) -> (usize, usize) {
 
 #[test]
 fn rfc5508_req_03_a_wrong_icmp_checksum_is_dropped() {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
             ensure!(changed(net, family, |_| {})?.is_some(), "a right one does not pass");
             let (icmp, _) = places(family);
@@ -79,7 +89,7 @@ fn rfc5508_req_03_a_wrong_icmp_checksum_is_dropped() {
 /// IPv6 headers have no checksum.
 #[test]
 fn rfc5508_req_03a_a_wrong_embedded_header_checksum_is_dropped() {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         let (_, quoted) = places(Family::V4);
         let change = |error: &mut Vec<u8>| {
             error[quoted + 10] ^= 0x10;
@@ -94,8 +104,9 @@ fn rfc5508_req_03a_a_wrong_embedded_header_checksum_is_dropped() {
 /// IPv4 options, and the extension headers of IPv6, in the quoted packet.
 #[test]
 fn rfc5508_req_03b_embedded_options_are_skipped() {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
+            net.out(&Opener::Udp.packet(family.inside(2, 5000), family.outside(1, 80)))?;
             let packet = udp(family.inside(1, 5000), family.outside(1, 80)).payload("out");
             let packet = match family {
                 // Three times "no operation", and the end.
@@ -104,6 +115,7 @@ fn rfc5508_req_03b_embedded_options_are_skipped() {
             };
             net.inside.send(packet.bytes())?;
             let seen = net.outside.expect("a packet with options", |seen| seen.payload() == b"out")?;
+            ensure!(seen.from().port() != 5000, "another host's port: {seen:?}");
             let error = icmp_error(family.router(), seen.from(), IcmpError::PortUnreachable, &seen.bytes);
             net.outside.send(error.bytes())?;
             let seen = net.inside.expect("port unreachable", is_error(family, IcmpError::PortUnreachable))?;
@@ -118,7 +130,7 @@ fn rfc5508_req_03b_embedded_options_are_skipped() {
 /// A transport checksum that is wrong, as it is where an offload had it done later: none of the NAT's business.
 #[test]
 fn rfc5508_req_03c_the_embedded_transport_checksum_is_not_validated() {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
             let (_, quoted) = places(family);
             let header = if family.is_v4() { 20 } else { 40 };
@@ -136,7 +148,7 @@ fn rfc5508_req_03c_the_embedded_transport_checksum_is_not_validated() {
 /// The quoted packet padded to 128 bytes, and an extension behind it (RFC 4884 section 7): both stay as they are.
 #[test]
 fn rfc5508_req_03d_extensions_are_no_part_of_the_embedded_packet() {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
             let (packet, seen) = sent(net, family, Opener::Udp)?;
             let mut payload = seen.bytes.clone();
@@ -164,13 +176,13 @@ fn rfc5508_req_03d_extensions_are_no_part_of_the_embedded_packet() {
 
 #[test]
 fn rfc5508_req_04_an_error_from_outside_without_a_mapping_is_dropped() {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
-            let (_, seen) = sent(net, family, Opener::Udp)?;
+            let seen = net.out(&Opener::Udp.packet(family.inside(1, 5000), family.outside(1, 80)))?;
             // About a port of the pool that is nobody's, and about a server that nobody talked to.
             let nobody = SocketAddr::new(seen.from().ip(), seen.from().port() ^ 2);
-            for quoted in [udp(nobody, seen.to()), udp(nobody, family.outside(3, 99))] {
-                let error = icmp_error(family.router(), nobody, IcmpError::PortUnreachable, &quoted.bytes());
+            for quoted in [udp(nobody, seen.to()), udp(seen.from(), family.outside(3, 99))] {
+                let error = icmp_error(family.router(), quoted.src, IcmpError::PortUnreachable, &quoted.bytes());
                 net.outside.send(error.bytes())?;
             }
             net.settle()?;
@@ -182,7 +194,7 @@ fn rfc5508_req_04_an_error_from_outside_without_a_mapping_is_dropped() {
 
 /// An error from outside as it arrives inside, for every error and for all that may be quoted.
 fn from_outside(check: impl Fn(&Seen, &Quoted, &Build, Opener, IcmpError) -> Result<()>) {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
             for opener in OPENERS {
                 for error in errors(family) {
@@ -246,7 +258,7 @@ fn came_in(net: &Net<'_>, family: Family, opener: Opener) -> Result<(Build, Seen
 
 /// An error from inside as it arrives outside, from the host that got the packet, and from a router on its way.
 fn from_inside(check: impl Fn(&Seen, &Quoted, &Build, Opener, IcmpError) -> Result<()>) {
-    requirement(Nat::new().pool(2), |net| {
+    requirement(Nat::new().pool(2).one_worker(), |net| {
         for family in BOTH {
             for opener in OPENERS {
                 for (number, error) in errors(family).into_iter().enumerate() {
@@ -266,7 +278,7 @@ fn from_inside(check: impl Fn(&Seen, &Quoted, &Build, Opener, IcmpError) -> Resu
 
 #[test]
 fn rfc5508_req_05_an_error_from_inside_without_a_mapping_is_dropped() {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
             let (inside, server) = (family.inside(1, 5000), family.outside(1, 80));
             let quoted = udp(server, inside).payload("never came").bytes();
@@ -312,13 +324,18 @@ fn rfc5508_req_05c_its_source_becomes_the_public_address() {
 
 /// What a hairpinned packet meets comes back to its sender, and both see nothing but outside addresses of the other.
 fn hairpinned(check: impl Fn(&Seen, &Quoted, SocketAddr, SocketAddr) -> Result<()>) {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
             for error in [IcmpError::PortUnreachable, IcmpError::TimeExceeded, IcmpError::TooBig(1300)] {
                 let (one, two) = (family.inside(1, 5000), family.inside(2, 5001));
+                for port in [5000, 5001] {
+                    net.out(&Opener::Udp.packet(family.inside(3, port), family.outside(1, 80)))?;
+                }
                 let target = net.mapped(&udp(one, family.outside(1, 80)).payload("out"))?;
                 net.inside.send(udp(two, target).payload("hairpin").bytes())?;
                 let arrived = net.inside.expect("a hairpinned packet", |seen| seen.payload() == b"hairpin")?;
+                let ports = [target.port(), arrived.from().port()];
+                ensure!(ports.iter().all(|port| ![5000, 5001].contains(port)), "another host's port: {ports:?}");
                 net.inside.send(icmp_error(one, arrived.from(), error, &arrived.bytes).bytes())?;
                 let got = net.inside.expect(&format!("{error:?}"), is_error(family, error))?;
                 ensure!(got.checksums_are_right() && got.from().ip() == target.ip(), "{got:?}");
@@ -348,7 +365,7 @@ fn rfc5508_req_07a_a_hairpinned_error_goes_to_the_embedded_source() {
 /// The messages that a NAT has to support: unreachable, time exceeded, and echo.
 #[test]
 fn rfc5508_req_10a_unreachable_time_exceeded_and_echo_are_supported() {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
             for opener in OPENERS {
                 let (_, seen) = sent(net, family, opener)?;

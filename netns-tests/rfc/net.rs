@@ -105,7 +105,8 @@ impl Nat {
         self
     }
 
-    /// One packet worker, which has all ports to itself: where they are counted.
+    /// One packet worker, which has all ports to itself: where they are counted, and where nothing may come, so that a packet
+    /// which is sent later is done later.
     pub fn one_worker(mut self) -> Nat {
         self.gateway += "queues = 1";
         self
@@ -211,7 +212,7 @@ impl<'a> Net<'a> {
         self.inside.refute(&format!("from {} to {} comes in", packet.src, packet.dst), is)
     }
 
-    /// Waits until packets that are sent now have gone through in both directions.
+    /// Waits until packets that are sent now have gone through in both directions: with one worker, what was sent before has.
     pub fn settle(&self) -> Result<()> {
         let marker = format!("marker {}", self.markers.replace(self.markers.get() + 1));
         let (from, to) = (Family::V4.inside(MARKER, 7), Family::V4.outside(MARKER, 7));

@@ -125,7 +125,7 @@ fn rfc7857_s02_2_a_spoofed_reset_does_not_close_a_connection() {
 /// The ports of a host's address are all taken: its new sockets get nothing, in spite of the other address.
 #[test]
 fn rfc7857_s04_pairing_holds_under_exhaustion() {
-    requirement(Nat::new().pool(4).with("ports = \"50000-50007\""), |net| {
+    requirement(Nat::new().pool(4).with("ports = \"50000-50007\"").one_worker(), |net| {
         for family in BOTH {
             let server = family.outside(1, 53);
             for port in 40000..40032 {
@@ -144,7 +144,7 @@ fn rfc7857_s04_pairing_holds_under_exhaustion() {
 /// A mapping is one of its protocol: the same port of another protocol is another socket.
 #[test]
 fn rfc7857_s05_and_s06_mapping_and_filtering_are_of_one_protocol() {
-    requirement(Nat::new(), |net| {
+    requirement(Nat::new().one_worker(), |net| {
         for family in BOTH {
             let (inside, server) = (family.inside(1, 5000), family.outside(1, 80));
             let out = net.mapped(&udp(inside, server).payload("out"))?;
@@ -163,7 +163,7 @@ fn rfc7857_s05_and_s06_mapping_and_filtering_are_of_one_protocol() {
 /// Who is not let in does not keep the mapping.
 #[test]
 fn rfc7857_s07_filtered_packets_do_not_refresh_a_mapping() {
-    requirement(Nat::new().with("filtering = \"address-port\""), |net| {
+    requirement(Nat::new().with("filtering = \"address-port\"").one_worker(), |net| {
         let question = |family: Family| udp(family.inside(1, 5000), family.outside(1, 53)).payload("out");
         let mapped = BOTH.map(|family| (family, net.mapped(&question(family))));
         std::thread::sleep(A_WHILE);
@@ -265,7 +265,7 @@ fn rfc7857_s10_identifications_of_two_hosts_do_not_collide() {
 /// The mapping of an identifier goes with its last query.
 #[test]
 fn rfc7857_s11_a_query_mapping_goes_with_its_last_session() {
-    requirement(Nat::new().timeouts("icmp = \"1s\""), |net| {
+    requirement(Nat::new().timeouts("icmp = \"1s\"").one_worker(), |net| {
         let inside = Family::V4.inside(1, 77);
         let request = net.out(&Opener::Echo.packet(inside, Family::V4.outside(1, 0)))?;
         std::thread::sleep(A_WHILE);

@@ -152,6 +152,10 @@ fn errors(net: Net) -> Vec<Row> {
     ]
 }
 
+fn echo_reply(from: std::net::SocketAddr, to: std::net::SocketAddr) -> Build {
+    Build { transport: Transport::Icmp(129, 0, [0, 7, 0, 1]), ..echo(from, to, 7, 1) }
+}
+
 fn left_alone(net: Net) -> Vec<Row> {
     let inside = |port| end(INSIDE[0].0, port);
     let server = net.rs(1, 8080);
@@ -193,6 +197,18 @@ fn left_alone(net: Net) -> Vec<Row> {
             spec(net),
             udp(inside(5000), end(INSIDE[1].1, 53)),
             udp(end(INSIDE[0].1, 5000), end(INSIDE[1].0, 53)),
+        ),
+        Row::forward(
+            "a ping from one inside host to another by its outside address",
+            spec(net),
+            echo(inside(0), end(INSIDE[1].1, 0), 7, 1),
+            echo(end(INSIDE[0].1, 0), end(INSIDE[1].0, 0), 7, 1),
+        ),
+        Row::forward(
+            "and its reply",
+            spec(net),
+            echo_reply(end(INSIDE[1].0, 0), end(INSIDE[0].1, 0)),
+            echo_reply(end(INSIDE[1].1, 0), inside(0)),
         ),
     ]
 }
