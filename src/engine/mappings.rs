@@ -78,6 +78,12 @@ impl Engine {
         pools.map(record).collect()
     }
 
+    /// The shard that a packet without a flow is handed to, since its sender is an inside host of that.
+    pub(crate) fn foresee_home(&self, tuple: &Tuple) -> Option<u16> {
+        let is_translated = self.snapshot.pools.has_addresses() && Kind::of(tuple.protocol).is_some();
+        self.home_of(&self.snapshot, tuple).filter(|_| is_translated)
+    }
+
     /// What would become of a packet without a flow. `None`: it is nothing for a masquerade.
     pub(crate) fn foresee_masqueraded(
         &self,
