@@ -176,6 +176,8 @@ pub struct MappingRecord {
     /// Address, and port or identifier.
     pub inside: (Addr, u16),
     pub outside: (Addr, u16),
+    /// Ports that there are from these on: a forwarded range is told of as one, besides those of its ports that have flows.
+    pub ports: u32,
     /// Flows that use it.
     pub flows: u32,
     /// Configured by `[[forward]]`.

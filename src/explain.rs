@@ -41,6 +41,8 @@ pub enum Explained {
     Echo,
     /// Neither for a VIP nor part of a flow: the host routes it on as it is.
     Passed,
+    /// It is of no flow here, and its sender is an inside host of this other shard, which is to be asked.
+    Elsewhere(u16),
     Dropped {
         reason: DropReason,
         service: Option<String>,
@@ -212,6 +214,9 @@ fn outcome(engine: &Engine, now: Instant, packet: &Tuple, tcp_flags: u8) -> Expl
     }
     if engine.is_spoofed(packet.src, packet.dst) {
         return dropped(DropReason::SpoofedSource, None);
+    }
+    if let Some(home) = engine.foresee_home(packet) {
+        return Explained::Elsewhere(home);
     }
     let is_served = snapshot.service_for(packet.dst, packet.protocol, packet.dport).is_some();
     match engine.foresee_masqueraded(packet, tcp_flags).filter(|_| !is_served) {

@@ -8,11 +8,12 @@ mod support;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use gatun::control::explain::{Question, ask_gateway};
 use gatun::io::Gateway;
 use gatun::service::{
-    MasqueradeSpec, Method, Network, PoolSpec, PortRange, Protocols, ServiceSpec, Snapshot, SnapshotSpec,
+    ForwardSpec, MasqueradeSpec, Method, Network, PoolSpec, PortRange, Protocols, ServiceSpec, Snapshot, SnapshotSpec,
 };
-use gatun::verdict::Verdict;
+use gatun::verdict::{DropReason, Verdict};
 use gatun::wire::PacketBuf;
 use proptest::prelude::*;
 
@@ -274,5 +275,60 @@ fn fragments_are_handed_over_in_order() {
             handed_over += holders.filter(|holds| *holds).count();
         }
         assert!(handed_over > 2, "{handed_over}");
+    }
+}
+
+/// What a server that is an inside host sends may be an answer to a client, whose shard is asked first: that does not know what
+/// the host is mapped to.
+#[test]
+fn it_is_explained_by_the_shard_of_the_inside_host() {
+    for net in NETS {
+        let world = World::new(net, 2);
+        let inside = net.inside(0);
+        let explained = |remote: SocketAddr| {
+            let question = Question::new("udp", (inside.ip(), inside.port()), (remote.ip(), remote.port()), None);
+            let told = ask_gateway(&world.gateway, question.expect("a packet"));
+            told.mapping.map(|mapping| (mapping.exists, mapping.outside.port, told.after.map(|after| after.sport)))
+        };
+        let mut buf = udp(inside, net.end(0, 200, 7000)).buf();
+        assert_eq!(world.gateway.handle_packet(&mut buf, &mut Vec::new()), Verdict::Forward);
+        let (port, _) = oracle::decode(buf.packet()).expect("a packet").ports.expect("UDP");
+        for remote in 201..217 {
+            assert_eq!(explained(net.end(0, remote, 53)), Some((true, Some(port), Some(port))), "{remote}");
+        }
+    }
+}
+
+/// One of the shards has no port but forwarded ones, which an explanation knows as well before anybody has asked for one.
+#[test]
+fn a_shard_without_a_port_is_explained_as_it_is() {
+    for net in NETS {
+        let mut spec = net.spec();
+        spec.masquerades[0].pool.ports = PortRange { first: 4000, last: 4003 };
+        spec.forwards = vec![ForwardSpec {
+            name: "in".into(),
+            address: addr(&net.text(1, 102)),
+            ports: PortRange { first: 4000, last: 4001 },
+            protocols: Protocols::Udp,
+            to: addr(&net.text(2, 99)),
+            to_port: None,
+        }];
+        let snapshot = Arc::new(Snapshot::build(spec, None).expect("valid"));
+        let mut refused = 0;
+        for number in 2..10 {
+            // Nobody has asked yet.
+            let gateway = Gateway::new(snapshot.clone(), 2, 1 << 10, [7, 11]);
+            let (inside, remote) = (net.inside(number), net.end(0, 200, 53));
+            let question = Question::new("udp", (inside.ip(), inside.port()), (remote.ip(), remote.port()), None);
+            let told = ask_gateway(&gateway, question.expect("a packet"));
+            let mut buf = udp(inside, remote).buf();
+            let verdict = gateway.handle_packet(&mut buf, &mut Vec::new());
+            let is_refused = verdict == Verdict::Refuse(DropReason::PoolExhausted);
+            assert!(is_refused || verdict == Verdict::Forward, "{verdict:?}");
+            let reason = is_refused.then(|| DropReason::PoolExhausted.word());
+            assert_eq!(told.reason.as_deref(), reason, "{number}");
+            refused += usize::from(is_refused);
+        }
+        assert!((1..8).contains(&refused), "{refused}");
     }
 }

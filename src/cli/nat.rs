@@ -111,13 +111,19 @@ fn table(mappings: Vec<api::Mapping>) -> Table {
         ("KIND", Align::Left),
     ];
     let mut table = Table::new(&columns);
-    let show = |end: api::Endpoint| SocketAddr::new(end.address, end.port).to_string();
+    let show = |end: api::Endpoint, ports: Option<u32>| {
+        let first = SocketAddr::new(end.address, end.port);
+        match ports.filter(|ports| *ports > 1) {
+            Some(ports) => format!("{first}-{}", u32::from(end.port).saturating_add(ports - 1)),
+            None => first.to_string(),
+        }
+    };
     for mapping in mappings {
-        let api::Mapping { proto, inside, outside, masquerade, flows, timeout, forward, .. } = mapping;
+        let api::Mapping { proto, inside, outside, ports, masquerade, flows, timeout, forward, .. } = mapping;
         table.row([
             proto,
-            show(inside),
-            show(outside),
+            show(inside, ports),
+            show(outside, ports),
             masquerade,
             flows.to_string(),
             timeout.map_or_else(|| "-".to_owned(), |seconds| duration(Duration::from_secs(seconds))),
@@ -200,6 +206,7 @@ mod tests {
             protonum: 17,
             inside,
             outside,
+            ports: None,
             masquerade: "lan".to_owned(),
             flows,
             timeout,
@@ -208,12 +215,15 @@ mod tests {
         };
         let mut forward = mapping("tcp", end("10.20.0.11", 22), end("203.0.113.100", 2222), 0, None);
         forward.forward = true;
+        let range = mapping("udp", end("10.20.0.12", 5000), end("203.0.113.7", 6000), 0, None);
+        let range = api::Mapping { ports: Some(100), forward: true, masquerade: "forward".to_owned(), ..range };
         let out = mapping("udp", end("fd20::11", 5000), end("2001:db8:f::100", 5000), 2, Some(299));
         let expected = "\
-PROTOCOL  INSIDE           OUTSIDE                 MASQUERADE  FLOWS  REMAINING  KIND
-tcp       10.20.0.11:22    203.0.113.100:2222      lan             0          -  forward
-udp       [fd20::11]:5000  [2001:db8:f::100]:5000  lan             2      4m59s";
-        assert_eq!(table(vec![forward, out]).lines().join("\n"), expected);
+PROTOCOL  INSIDE                OUTSIDE                 MASQUERADE  FLOWS  REMAINING  KIND
+tcp       10.20.0.11:22         203.0.113.100:2222      lan             0          -  forward
+udp       10.20.0.12:5000-5099  203.0.113.7:6000-6099   forward         0          -  forward
+udp       [fd20::11]:5000       [2001:db8:f::100]:5000  lan             2      4m59s";
+        assert_eq!(table(vec![forward, range, out]).lines().join("\n"), expected);
     }
 
     #[test]

@@ -52,11 +52,18 @@ fn flags(letters: &str) -> Result<u8, String> {
     bits.ok_or_else(|| format!("{letters:?} are no TCP flags; letters of {FLAG_LETTERS}, as S for SYN"))
 }
 
-/// Asks the shard of a running gateway that the packet belongs to.
+/// Asks the shard of a running gateway that the packet belongs to, and the one that it would be handed to.
 pub fn ask_gateway(gateway: &Gateway, question: Question) -> api::Explanation {
-    let tuple = question.tuple;
-    let engine = gateway.shards()[gateway.shard_of_tuple(&tuple)].lock();
-    answer(&engine, gateway.now(), question)
+    let Question { tuple, tcp_flags } = question;
+    let ask = |shard: usize| {
+        let engine = gateway.shards()[shard].lock();
+        (explain(&engine, gateway.now(), &tuple, tcp_flags), engine.snapshot().clone())
+    };
+    let (mut explanation, mut snapshot) = ask(gateway.shard_of_tuple(&tuple));
+    if let Explained::Elsewhere(home) = explanation.outcome {
+        (explanation, snapshot) = ask(usize::from(home));
+    }
+    tell(&snapshot, explanation)
 }
 
 /// Asks an engine that nobody else uses.
@@ -155,7 +162,8 @@ fn tell(snapshot: &Snapshot, explanation: Explanation) -> api::Explanation {
             told.after = Some(view::endpoints(&translated));
         }
         Explained::Echo => told.verdict = "reply".to_owned(),
-        Explained::Passed => told.verdict = "pass".to_owned(),
+        // Who has that shard asks it.
+        Explained::Passed | Explained::Elsewhere(_) => told.verdict = "pass".to_owned(),
         Explained::Dropped { reason, service, answer } => {
             told.verdict = "drop".to_owned();
             told.service = service;

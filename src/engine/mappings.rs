@@ -32,7 +32,7 @@ pub struct ForeseenMapping {
 
 impl Engine {
     /// A slice of the mappings: at most `max` from `cursor` on (0 to start), and where to go on, `None` at the end. Those that
-    /// have flows come first, then the forwarded ports of this shard that have none. What `remaining` says is looked for among the
+    /// have flows come first, then the forwarded ports and ranges of this shard. What `remaining` says is looked for among the
     /// flows, where these are not too many; else it is zero.
     pub fn mappings(&self, now: Instant, cursor: usize, max: usize) -> (Vec<MappingRecord>, Option<usize>) {
         let mut records = Vec::new();
@@ -76,6 +76,12 @@ impl Engine {
             PoolRecord { shard: self.config.shard, pool: pool.id, in_use, quarantined, size, fullest }
         };
         pools.map(record).collect()
+    }
+
+    /// The shard that a packet without a flow is handed to, since its sender is an inside host of that.
+    pub(crate) fn foresee_home(&self, tuple: &Tuple) -> Option<u16> {
+        let is_translated = self.snapshot.pools.has_addresses() && Kind::of(tuple.protocol).is_some();
+        self.home_of(&self.snapshot, tuple).filter(|_| is_translated)
     }
 
     /// What would become of a packet without a flow. `None`: it is nothing for a masquerade.
@@ -141,6 +147,7 @@ impl Engine {
             protocol: known.protocol,
             inside: known.inside,
             outside: known.outside,
+            ports: 1,
             flows: known.flows,
             is_forward: known.is_forward,
             remaining: remaining.get(&number).copied().unwrap_or_default(),
@@ -173,32 +180,22 @@ impl Engine {
         longest
     }
 
-    /// The forwarded port number `at` of all there are, if it is of this shard and has no flow, and where to go on.
+    /// The forward number `at`, counted by protocol, if it is of this shard and no flow tells of it, and where to go on. A `*`
+    /// has 65535 ports: a range is one record, whichever of its ports have flows.
     fn next_forward(&self, at: usize) -> Option<(Option<MappingRecord>, usize)> {
-        let mut before = 0;
-        let size = |forward: &ForwardSpec| {
-            (usize::from(forward.ports.last - forward.ports.first) + 1) * forward.protocols.list().len()
-        };
-        for forward in &self.snapshot.pools.forwards {
-            let end = before + size(forward);
-            if at < end {
-                let sharding = Sharding { seed: self.config.seed, shards: self.config.shards };
-                if shard_of(forward.to, sharding) != self.config.shard {
-                    return Some((None, end));
-                }
-                return Some((self.idle_forward(forward, at - before), at + 1));
-            }
-            before = end;
-        }
-        None
+        const PROTOCOLS: usize = 2;
+        let forward = self.snapshot.pools.forwards.get(at / PROTOCOLS)?;
+        let sharding = Sharding { seed: self.config.seed, shards: self.config.shards };
+        let is_here = shard_of(forward.to, sharding) == self.config.shard;
+        let protocol = forward.protocols.list().get(at % PROTOCOLS).filter(|_| is_here);
+        Some((protocol.and_then(|protocol| self.idle_forward(forward, *protocol)), at + 1))
     }
 
-    fn idle_forward(&self, forward: &ForwardSpec, at: usize) -> Option<MappingRecord> {
-        let protocols = forward.protocols.list();
-        let protocol = protocols[at % protocols.len()];
-        let outside = (forward.address, forward.ports.first + (at / protocols.len()) as u16);
+    fn idle_forward(&self, forward: &ForwardSpec, protocol: Protocol) -> Option<MappingRecord> {
+        let outside = (forward.address, forward.ports.first);
         let inside = forward.inside_of(outside.1)?;
-        if self.mappings.forwarded(inside, outside, Kind::of(protocol)?).is_some() {
+        let has_record = || Some(self.mappings.forwarded(inside, outside, Kind::of(protocol)?).is_some());
+        if forward.ports.is_single() && has_record()? {
             return None;
         }
         Some(MappingRecord {
@@ -207,6 +204,7 @@ impl Engine {
             protocol,
             inside,
             outside,
+            ports: u32::from(forward.ports.last - forward.ports.first) + 1,
             flows: 0,
             is_forward: true,
             remaining: Duration::ZERO,

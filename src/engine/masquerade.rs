@@ -73,7 +73,7 @@ impl Engine {
 
     /// The shard of the inside host that a packet without a flow comes from, if that is another one: this one was asked first,
     /// since the host is a server as well.
-    fn home_of(&self, snapshot: &Snapshot, tuple: &Tuple) -> Option<u16> {
+    pub(super) fn home_of(&self, snapshot: &Snapshot, tuple: &Tuple) -> Option<u16> {
         let is_inside = masquerade_of(snapshot, tuple).is_some() || snapshot.pools.is_forwarded_to(tuple.src);
         let sharding = Sharding { seed: self.config.seed, shards: self.config.shards };
         let home = shard_of(tuple.src, sharding);

@@ -27,10 +27,11 @@ impl Engine {
     /// How much of each pool's address this shard uses.
     pub fn pools(&self) -> Vec<PoolRecord> {
         let mut pools: BTreeMap<PoolId, PoolRecord> = BTreeMap::new();
-        for (address, in_use, quarantined, size) in self.lanes.counts() {
+        for (address, usage) in self.lanes.usage() {
             let Some(pool) = self.snapshot.pools.of(address) else { continue };
-            let record = pools.entry(pool.id).or_insert_with(|| PoolRecord::unused(self.config.shard, pool.id));
-            record.add((in_use, quarantined, size));
+            let ([in_use, quarantined, size], fullest) = (usage.ports, usage.fullest());
+            let (shard, pool) = (self.config.shard, pool.id);
+            pools.insert(pool, PoolRecord { shard, pool, in_use, quarantined, size, fullest });
         }
         let of_mappings = self.pools_of_mappings().into_iter().filter(|record| !pools.contains_key(&record.pool));
         let of_mappings: Vec<PoolRecord> = of_mappings.collect();

@@ -110,6 +110,10 @@ pub enum SnapshotError {
         "forward {forward:?}: {address} is of the pool of {of}, by method \"fullnat\"; forward from an address of a masquerade's pool, or from one of its own"
     )]
     ForwardFromFullnat { forward: String, address: Addr, of: String },
+    #[error(
+        "forward {forward:?}: with it all {} ports that {of} has at {address} are forwarded, and none is left for inside hosts; forward fewer, or take the address out of \"to\"", .protocol.name()
+    )]
+    ForwardTakesPool { forward: String, address: Addr, of: String, protocol: Protocol },
     #[error("forward {forward:?}: {to} {wrong}")]
     ForwardTarget { forward: String, to: Addr, wrong: String },
     #[error("too many {what}: at most {limit} are possible")]

@@ -62,6 +62,10 @@ pub struct Mapping {
     pub protonum: u8,
     pub inside: Endpoint,
     pub outside: Endpoint,
+    /// How many ports there are from these on, of a forwarded range: it is told of as one, and those of its ports that have
+    /// flows besides. Missing: one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<u32>,
     /// `forward` of a forwarded port of an address that is no masquerade's.
     pub masquerade: String,
     /// Flows that use it.

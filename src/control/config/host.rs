@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use caps::{CapSet, Capability};
 
 use super::check::wants;
-use super::{Config, GatewayConfig, Listen, RealServerConfig, ServerConfig, ServiceConfig, compile, local_pools};
+use super::{
+    Config, GatewayConfig, Listen, RealServerConfig, ServerConfig, ServiceConfig, compile, local_pools, narrow_pools,
+};
 use crate::service::{Method, PortRange};
 use crate::wire::Addr;
 
@@ -66,6 +68,7 @@ impl Host {
             warnings.extend(self.forwarding_fixed(config));
             warnings.extend(local_pools::warnings(&compile::translate(config), is_own, &self.proc));
         }
+        warnings.extend(narrow_pools::warnings(&compile::translate(config), gateway.queues.count()));
         warnings.extend(self.device_taken("[gateway]", &gateway.device));
         warnings.extend(gateway.uplinks.iter().filter_map(|uplink| self.uplink_missing(uplink)));
         warnings.extend(gateway.tap.as_ref().and_then(|tap| self.bridge_missing(tap.bridge.as_deref()?)));

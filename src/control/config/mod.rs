@@ -16,6 +16,7 @@ pub mod host;
 mod keys;
 pub(in crate::control) mod local_pools;
 mod names;
+pub(in crate::control) mod narrow_pools;
 mod nat;
 mod problem;
 mod read;

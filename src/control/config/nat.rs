@@ -1,6 +1,7 @@
 //! The tables that say whose sources are translated, and to what: `[nat]`, `[[masquerade]]`, `[[forward]]`, and the keys of a
 //! service that belong to them.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -145,18 +146,26 @@ pub(super) fn read_masquerade(section: &Section<'_>) -> Option<MasqueradeConfig>
             section.refuse_key(key, "has no use with \"prefix\", which keeps nothing of any flow; leave it out");
         }
     }
-    let name = section.parsed("name", super::read::name);
+    let name = section.parsed("name", |text| match text {
+        "forward" => Err("is what flows by forwarded ports are shown as; choose another name".to_owned()),
+        name => super::read::name(name),
+    });
     let filterings = Filtering::ALL.map(|filtering| (filtering.word(), filtering));
-    let from = networks(section, "from", r#"["10.20.0.0/24"]"#);
-    let except = networks(section, "except", r#"["192.168.0.0/16"]"#);
+    let from = list(section, "from", r#"["10.20.0.0/24"]"#, ordinary_network);
+    // What is left alone may be anything.
+    let except = list(section, "except", r#"["192.168.0.0/16"]"#, network);
     let to = addresses(section, "to").or_else(|| section.has("prefix").then(Vec::new).filter(|_| !section.has("to")));
+    let prefix = section.parsed("prefix", ordinary_network);
+    if section.has("prefix") && prefix.is_none() {
+        return None;
+    }
     Some(MasqueradeConfig {
         name: name?,
         from: from?,
         except: except.unwrap_or_default(),
         to: to?,
         ports: ports(section, "ports").unwrap_or(PoolSpec::PORTS),
-        prefix: section.parsed("prefix", network),
+        prefix,
         filtering: section.word("filtering", &filterings, &[]).unwrap_or_default(),
         helpers: helpers(section),
         max_mappings: section.integer("max_mappings", 1..=u64::from(u32::MAX)).unwrap_or(MasqueradeSpec::MAX_MAPPINGS),
@@ -198,8 +207,29 @@ fn network(text: &str) -> Result<Network, String> {
     Ok(Network { address, len })
 }
 
-fn networks(section: &Section<'_>, key: &str, example: &str) -> Option<Vec<Located<Network>>> {
-    list(section, key, example, network)
+/// One whose addresses are single hosts', and mean the same on every link.
+fn ordinary_network(text: &str) -> Result<Network, String> {
+    /// From the IANA registries of special-purpose addresses (RFC 6890) and of multicast ones.
+    const SPECIAL: [(&str, u8, &str); 9] = [
+        ("0.0.0.0", 8, "of \"this network\" (RFC 1122)"),
+        ("127.0.0.0", 8, "loopback"),
+        ("169.254.0.0", 16, "link-local"),
+        ("224.0.0.0", 4, "multicast"),
+        ("240.0.0.0", 4, "reserved (RFC 1112)"),
+        ("::", 128, "unspecified"),
+        ("::1", 128, "loopback"),
+        ("fe80::", 10, "link-local"),
+        ("ff00::", 8, "multicast"),
+    ];
+    let network = network(text)?;
+    let is_within = |(address, len, _): &&(&str, u8, &str)| {
+        let special = address.parse::<std::net::IpAddr>().map(|ip| Network { address: Addr::from(ip), len: *len });
+        network.len >= *len && special.is_ok_and(|special| special.contains(network.address))
+    };
+    match SPECIAL.iter().find(is_within) {
+        Some((.., what)) => Err(format!("is no network of hosts that are reached through others: it is {what}")),
+        None => Ok(network),
+    }
 }
 
 fn addresses(section: &Section<'_>, key: &str) -> Option<Vec<Located<Addr>>> {
@@ -207,7 +237,14 @@ fn addresses(section: &Section<'_>, key: &str) -> Option<Vec<Located<Addr>>> {
         true => Err("is a network; name the addresses of the pool one by one".to_owned()),
         false => parse_plain(text, "is no address for a pool"),
     };
-    list(section, key, r#"["203.0.113.100"]"#, parse)
+    let found = list(section, key, r#"["203.0.113.100"]"#, parse)?;
+    let mut known = HashSet::new();
+    for address in &found {
+        if !known.insert(address.value) {
+            section.refuse(address.span.clone(), format!("{key} has {} twice; name it once", address.value));
+        }
+    }
+    Some(found)
 }
 
 /// `None` also when an element is wrong.
@@ -238,6 +275,7 @@ fn helpers(section: &Section<'_>) -> Vec<HelperKind> {
     let mut helpers = Vec::new();
     for word in section.strings("helpers", r#"["ftp"]"#).unwrap_or_default() {
         match HelperKind::ALL.into_iter().find(|kind| kind.word() == word.value) {
+            Some(kind) if helpers.contains(&kind) => {}
             Some(kind) => helpers.push(kind),
             None => {
                 let wrong = keys::unknown_word(word.value, words.into_iter(), &["sip", "pptp"]);
@@ -245,6 +283,5 @@ fn helpers(section: &Section<'_>) -> Vec<HelperKind> {
             }
         }
     }
-    helpers.dedup();
     helpers
 }

@@ -119,6 +119,8 @@ pub(super) struct Daemon {
     /// What the file has otherwise, and only a restart changes.
     pending: Vec<Change>,
     missed: Option<Missed>,
+    /// What has been said of pools: it is not said again.
+    pool_warnings: Vec<String>,
 }
 
 /// The signals that end a program, or make it read its configuration again.

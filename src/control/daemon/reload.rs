@@ -9,7 +9,7 @@ use anyhow::{Context, Error, Result};
 
 use super::host_plan::segment_plan;
 use super::probe_source::{Place, probe_sources, warn_of_ports};
-use super::start::{automatic_mtu, local_pools_in_trouble, warn_without_raw_sockets};
+use super::start::{automatic_mtu, pools_in_trouble, warn_without_raw_sockets};
 use super::{Daemon, host_plan};
 use crate::control::api::Difference;
 use crate::control::config::{Change, Compiled, Config, GatewayConfig, difference};
@@ -191,11 +191,12 @@ impl Daemon {
             if old.spec.probe_sources.is_empty() {
                 warn_of_ports(&snapshot);
             }
-            let before = local_pools_in_trouble(&old);
-            for warning in local_pools_in_trouble(&snapshot).iter().filter(|warning| !before.contains(warning)) {
-                tracing::warn!("{warning}");
-            }
         }
+        let pool_warnings = pools_in_trouble(&gateway, &snapshot);
+        for warning in pool_warnings.iter().filter(|warning| !self.pool_warnings.contains(warning)) {
+            tracing::warn!("{warning}");
+        }
+        self.pool_warnings = pool_warnings;
         self.tell_segment(&snapshot);
         let generation = snapshot.generation;
         self.compiled = Compiled { gateway, snapshot: new.snapshot, health: new.health };

@@ -19,7 +19,7 @@ use super::probe_source::warn_of_ports;
 use super::reload::{Loaded, load};
 use super::thread::on_its_own_thread;
 use super::{Daemon, Options, feed_watchdog, host_plan, keep_time, notify, pump_events, sample_rates, watch_drains};
-use crate::control::config::{Compiled, GatewayConfig, Origin, local_pools};
+use crate::control::config::{Compiled, GatewayConfig, Origin, local_pools, narrow_pools};
 use crate::control::context::{About, Control, Order};
 use crate::control::device::Device;
 use crate::control::health::{self, Health, Prepared};
@@ -34,6 +34,7 @@ use crate::io::tun::{self, TunQueue, TunSettings};
 use crate::io::worker::{self, Workers};
 use crate::io::{Gateway, link_mtu, neighbours, open_files, path_mtu, privilege};
 use crate::service::{Method, Snapshot};
+
 /// The device, routes, rules and the sysctls of the network; neighbour announcements.
 const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
 
@@ -111,6 +112,8 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
             return Err(error);
         }
     };
+    let pool_warnings = pools_in_trouble(config, &snapshot);
+    pool_warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     notify(&[NotifyState::Ready]);
     let services = snapshot.live.len();
     tracing::info!(
@@ -135,6 +138,7 @@ pub(super) async fn start(options: &Options, orders: mpsc::Sender<Order>) -> Res
         done,
         pending,
         missed: None,
+        pool_warnings,
     })
 }
 
@@ -222,7 +226,6 @@ async fn start_tun(
     let has_frames = queues.iter().all(TunQueue::has_frames);
     warn_without_raw_sockets(snapshot);
     warn_of_ports(snapshot);
-    local_pools_in_trouble(snapshot).iter().for_each(|warning| tracing::warn!("{warning}"));
     let sender = queues.first().map(TunQueue::sender).transpose()?;
     if let Some(queue) = queues.first() {
         gateway.set_outlet(Box::new(queue.sender()?.with_frames(packet_socket(&places))));
@@ -258,9 +261,14 @@ pub(super) fn warn_without_raw_sockets(snapshot: &Snapshot) {
     }
 }
 
-/// Pools whose ports this host gives to its own connections.
-pub(super) fn local_pools_in_trouble(snapshot: &Snapshot) -> Vec<String> {
-    local_pools::warnings(&snapshot.spec, |address| snapshot.is_local(address), Path::new("/proc"))
+/// Pools with too few ports, or whose ports this host gives to its own connections. In mode "tap" it has none from there.
+pub(super) fn pools_in_trouble(config: &GatewayConfig, snapshot: &Snapshot) -> Vec<String> {
+    let mut warnings = narrow_pools::warnings(&snapshot.spec, config.queues.count());
+    if config.tap.is_none() {
+        let is_local = |address| snapshot.is_local(address);
+        warnings.extend(local_pools::warnings(&snapshot.spec, is_local, Path::new("/proc")));
+    }
+    warnings
 }
 
 fn has_server(snapshot: &Snapshot, method: Method) -> bool {

@@ -68,6 +68,7 @@ pub fn mapping(snapshot: &Snapshot, record: &MappingRecord) -> api::Mapping {
         protonum: record.protocol.0,
         inside: endpoint(record.inside),
         outside: endpoint(record.outside),
+        ports: (record.ports > 1).then_some(record.ports),
         masquerade: owner(snapshot, record.masquerade),
         flows: record.flows,
         timeout: (!record.remaining.is_zero()).then_some(record.remaining.as_secs()),
@@ -112,7 +113,8 @@ impl MappingFilter {
 
     pub fn matches(&self, record: &MappingRecord) -> bool {
         let at = |end: Option<End>, (address, port): (Addr, u16)| {
-            end.is_none_or(|end| end.network.contains(address) && end.port.is_none_or(|wanted| wanted == port))
+            let has = |wanted: u16| wanted.checked_sub(port).is_some_and(|further| u32::from(further) < record.ports);
+            end.is_none_or(|end| end.network.contains(address) && end.port.is_none_or(has))
         };
         self.protocol.is_none_or(|protocol| protocol == record.protocol)
             && self.masquerade.is_none_or(|id| id == record.masquerade)

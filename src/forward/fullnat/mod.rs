@@ -24,6 +24,7 @@
 
 mod queues;
 mod supply;
+mod usage;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use crate::time::Instant;
 use crate::wire::{Addr, Protocol, Tuple};
 use queues::{Ends, Queue, Queues};
 use supply::Supply;
+pub use usage::Usage;
 
 /// An address of a pool, used towards one port of one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +73,13 @@ struct Used {
     ends: Ends,
 }
 
+impl Used {
+    /// As it counts for the address: ports that are live, that are in quarantine, and that there are.
+    fn counts(&self) -> [u64; 3] {
+        [u64::from(self.live), u64::from(self.waiting), u64::from(self.supply.slice().size())]
+    }
+}
+
 /// A port in quarantine.
 struct Waiting {
     since: Instant,
@@ -102,6 +111,8 @@ pub struct Lanes {
     waiting: VecDeque<Waiting>,
     max_waiting: usize,
     queues: Queues,
+    /// Of all lanes of an address.
+    usage: HashMap<Addr, Usage, HashKey>,
 }
 
 impl Lanes {
@@ -117,6 +128,7 @@ impl Lanes {
             waiting: VecDeque::new(),
             max_waiting,
             queues: Queues::new(flows),
+            usage: HashMap::with_hasher(HashKey(key)),
         }
     }
 
@@ -148,7 +160,9 @@ impl Lanes {
         };
         let used = self.used.get_mut(number as usize)?.as_mut()?;
         if used.supply.slice() != slice {
+            let before = used.counts();
             used.supply.change(slice);
+            count(&mut self.usage, used, before);
         }
         let Some(port) = take(&mut used.supply) else {
             self.close(number);
@@ -158,7 +172,9 @@ impl Lanes {
             // The pool was dropped and is back.
             used.in_use = pool.state.clone();
         }
+        let before = used.counts();
         used.live += 1;
+        count(&mut self.usage, used, before);
         used.in_use.start();
         Some((number, port))
     }
@@ -183,9 +199,11 @@ impl Lanes {
     /// The flow of a port has ended: its quarantine begins.
     pub fn give(&mut self, now: Instant, number: u32, port: u16) {
         let Some(used) = self.used.get_mut(number as usize).and_then(Option::as_mut) else { return };
+        let before = used.counts();
         used.live -= 1;
         used.in_use.end();
         used.waiting += 1;
+        count(&mut self.usage, used, before);
         // Who took the time first need not have come first.
         let since = self.waiting.back().map_or(now, |last| last.since.max(now));
         self.waiting.push_back(Waiting { since, lane: number, port });
@@ -194,7 +212,9 @@ impl Lanes {
     /// No packet was sent from the port: it is free again.
     pub fn give_unused(&mut self, number: u32, port: u16) {
         if let Some(used) = self.used.get_mut(number as usize).and_then(Option::as_mut) {
+            let before = used.counts();
             used.live -= 1;
+            count(&mut self.usage, used, before);
             used.in_use.end();
             used.supply.give(port);
             self.close(number);
@@ -230,7 +250,9 @@ impl Lanes {
             self.waiting.pop_front();
             released += 1;
             if let Some(used) = self.used.get_mut(lane as usize).and_then(Option::as_mut) {
+                let before = used.counts();
                 used.waiting -= 1;
+                count(&mut self.usage, used, before);
                 used.supply.give(port);
                 self.close(lane);
             }
@@ -243,12 +265,9 @@ impl Lanes {
         self.waiting.front().map(|first| first.since + quarantine)
     }
 
-    /// Of each lane: the pool's address, ports that are live, that are in quarantine, and that there are.
-    pub fn counts(&self) -> impl Iterator<Item = (Addr, u64, u64, u64)> + '_ {
-        let count = |used: &Used| {
-            (used.lane.pool, u64::from(used.live), u64::from(used.waiting), u64::from(used.supply.slice().size()))
-        };
-        self.used.iter().flatten().map(count)
+    /// What the lanes of each address use, however many these are.
+    pub fn usage(&self) -> impl Iterator<Item = (Addr, &Usage)> {
+        self.usage.iter().map(|(address, usage)| (*address, usage))
     }
 
     fn used(&self, lane: &Lane) -> Option<&Used> {
@@ -258,6 +277,7 @@ impl Lanes {
     fn open(&mut self, lane: &Lane, slice: Slice, pool: &Pool) -> u32 {
         let (supply, in_use) = (Supply::new(slice), pool.state.clone());
         let used = Used { lane: *lane, supply, in_use, live: 0, waiting: 0, ends: Ends::default() };
+        self.usage.entry(lane.pool).or_default().enter(used.counts());
         let number = match self.free.pop() {
             Some(number) => {
                 self.used[number as usize] = Some(used);
@@ -278,6 +298,12 @@ impl Lanes {
         if let Some(used) = slot.take_if(|used| used.live == 0 && used.waiting == 0) {
             self.numbers.remove(&used.lane);
             self.free.push(number);
+            if let Some(usage) = self.usage.get_mut(&used.lane.pool) {
+                usage.leave(used.counts());
+                if usage.is_empty() {
+                    self.usage.remove(&used.lane.pool);
+                }
+            }
         }
     }
 
@@ -307,7 +333,18 @@ impl Lanes {
             }
         }
         assert_eq!((lanes, live), (self.numbers.len(), flows));
+        let mut sums: HashMap<Addr, Usage> = HashMap::new();
+        self.used.iter().flatten().for_each(|used| sums.entry(used.lane.pool).or_default().enter(used.counts()));
+        assert_eq!(sums.len(), self.usage.len());
+        assert!(sums.iter().all(|(address, sum)| self.usage.get(address) == Some(sum)), "sums of lanes");
         assert_eq!(self.used.len(), lanes + self.free.len());
+    }
+}
+
+/// A lane that had these counts has others now.
+fn count(usage: &mut HashMap<Addr, Usage, HashKey>, used: &Used, before: [u64; 3]) {
+    if let Some(usage) = usage.get_mut(&used.lane.pool) {
+        usage.change(before, used.counts());
     }
 }
 

@@ -342,7 +342,11 @@ impl Mappings {
         if host.is_some_and(|host| self.hosts.host(host).mappings >= wanted.masquerade.spec.max_mappings) {
             return Err(DropReason::SourceLimit);
         }
-        let has_room = |address: &Addr| self.outside_of(*address).is_none_or(|outside| outside.may_have(wanted.kind));
+        let (shard, shards) = self.shard;
+        let has_room = |address: &Addr| match self.outside_of(*address) {
+            Some(outside) => outside.has_room(wanted.kind, shard, shards),
+            None => settle::fresh(*address, wanted.pools).is_some_and(|it| it.has_room(wanted.kind, shard, shards)),
+        };
         let paired = self.paired(host, wanted).and_then(|number| self.outsides[usize::from(number)].as_ref());
         let address = match paired {
             Some(outside) => Some(outside.address).filter(has_room),
@@ -377,6 +381,7 @@ impl Mappings {
         let address = self.outside_number(outside.0, pools).ok_or(DropReason::NoMapping)?;
         // It led somewhere else before.
         if let Some(old) = self.forwarded.remove(&(address, kind, outside.1)) {
+            self.count_forwards(address, -1);
             self.detach(old);
         }
         let is_first = pools.forward_from(inside, kind.protocol(inside.0.is_v4())) == Some(outside);
@@ -392,6 +397,7 @@ impl Mappings {
         let host = self.hosts.find(inside.0).unwrap_or_else(|| self.hosts.enter(inside.0));
         let number = self.enter(host, inside.1, (address, outside.1), kind, marks);
         self.forwarded.insert((address, kind, outside.1), number);
+        self.count_forwards(address, 1);
         Ok(number)
     }
 
@@ -492,14 +498,10 @@ impl Mappings {
     /// Of each outside address: ports with a mapping, ports in quarantine, and all; and how much of those of one protocol is
     /// taken, in thousandths, where most is.
     pub fn usage(&self) -> Vec<(Addr, [u64; 3], u16)> {
-        let mut waiting = vec![0; self.outsides.len()];
-        self.quarantine.iter().for_each(|port| waiting[usize::from(port.address)] += 1);
-        let mut forwarded = vec![0; self.outsides.len()];
-        self.forwarded.keys().for_each(|(address, ..)| forwarded[usize::from(*address)] += 1);
-        let each = self.outsides.iter().enumerate().filter_map(|(at, outside)| {
-            let outside = outside.as_ref()?;
-            let in_use = outside.taken().saturating_sub(waiting[at]) + forwarded[at];
-            Some((outside.address, [in_use, waiting[at], outside.size() + forwarded[at]], outside.fullest()))
+        let each = self.outsides.iter().flatten().map(|outside| {
+            let [waiting, forwards] = [outside.waiting, outside.forwards].map(u64::from);
+            let in_use = outside.taken().saturating_sub(waiting) + forwards;
+            (outside.address, [in_use, waiting, outside.size() + forwards], outside.fullest())
         });
         each.collect()
     }
@@ -643,6 +645,7 @@ impl Mappings {
         if record.has(FORWARD) {
             if self.forwarded.get(&(address, kind, port)) == Some(&number) {
                 self.forwarded.remove(&(address, kind, port));
+                self.count_forwards(address, -1);
             }
         } else {
             self.put_in_quarantine(Quarantined { until: until.unwrap_or(Instant::ZERO), address, port, kind });
@@ -674,6 +677,12 @@ impl Mappings {
         });
     }
 
+    fn count_forwards(&mut self, address: u16, change: i32) {
+        if let Some(outside) = &mut self.outsides[usize::from(address)] {
+            outside.forwards = outside.forwards.saturating_add_signed(change);
+        }
+    }
+
     fn put_in_quarantine(&mut self, port: Quarantined) {
         if port.until == Instant::ZERO {
             if let Some(outside) = &mut self.outsides[usize::from(port.address)] {
@@ -684,12 +693,16 @@ impl Mappings {
         if self.quarantine.len() == MAX_QUARANTINED {
             self.release_one();
         }
+        if let Some(outside) = &mut self.outsides[usize::from(port.address)] {
+            outside.waiting += 1;
+        }
         self.quarantine.push_back(port);
     }
 
     fn release_one(&mut self) {
         let Some(Quarantined { address, port, kind, .. }) = self.quarantine.pop_front() else { return };
         if let Some(outside) = &mut self.outsides[usize::from(address)] {
+            outside.waiting -= 1;
             outside.give(kind, port);
         }
     }

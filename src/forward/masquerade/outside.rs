@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Kind;
-use crate::forward::ports::{PortSet, Want};
+use crate::forward::ports::{PortSet, Slice, Want};
 use crate::service::{InUse, PortRange};
 use crate::wire::Addr;
 
@@ -18,6 +18,9 @@ pub(super) struct Outside {
     pub mappings: u32,
     /// Inside hosts whose next mapping is to have a port of it.
     pub hosts: u32,
+    /// Ports in quarantine, and forwarded ones that have a record.
+    pub waiting: u32,
+    pub forwards: u32,
     range: PortRange,
     /// Ports that are never given away, by protocol.
     forwarded: Vec<(Kind, PortRange)>,
@@ -37,7 +40,8 @@ struct Ports {
 impl Outside {
     pub fn new(address: Addr, state: Arc<InUse>) -> Outside {
         let range = PortRange { first: 1, last: 0 };
-        Outside { address, state, mappings: 0, hosts: 0, range, forwarded: Vec::new(), ports: Default::default() }
+        let (forwarded, ports) = (Vec::new(), Default::default());
+        Outside { address, state, mappings: 0, hosts: 0, waiting: 0, forwards: 0, range, forwarded, ports }
     }
 
     /// What may be given away from now on; `None`: just what it was. Else all ports are free, and those that are not are to be
@@ -68,9 +72,14 @@ impl Outside {
         self.ports[kind as usize].as_ref().map_or(0, |ports| ports.low.left() + ports.high.left())
     }
 
-    /// Whether there may be a free port: nobody has asked for one yet, or there is one.
-    pub fn may_have(&self, kind: Kind) -> bool {
-        self.ports[kind as usize].is_none() || self.left(kind) > 0
+    /// Whether there is a free port. Where nobody has asked for one yet these are all that are not forwarded.
+    pub fn has_room(&self, kind: Kind, shard: u16, shards: u16) -> bool {
+        if self.ports[kind as usize].is_some() {
+            return self.left(kind) > 0;
+        }
+        let slice = Slice::new(self.range, shard, shards);
+        let mut ports = (0..slice.places()).filter_map(|place| slice.port(place));
+        ports.any(|port| !self.is_forwarded(kind, port))
     }
 
     /// Whether a port is free; where nobody has asked for one yet all are.
@@ -90,10 +99,14 @@ impl Outside {
 
     /// Frees a port, unless it is not to be given away again.
     pub fn give(&mut self, kind: Kind, port: u16) {
-        let is_forwarded = self.forwarded.iter().any(|(of, range)| *of == kind && range.contains(port));
+        let is_forwarded = self.is_forwarded(kind, port);
         if let Some(ports) = self.ports[kind as usize].as_mut().filter(|_| !is_forwarded) {
             let _ = ports.low.give(port) || ports.high.give(port);
         }
+    }
+
+    fn is_forwarded(&self, kind: Kind, port: u16) -> bool {
+        self.forwarded.iter().any(|(of, range)| *of == kind && range.contains(port))
     }
 
     /// Notes which mapping has a port; `None`: none any more.

@@ -48,9 +48,7 @@ impl Mappings {
         if let Some(number) = self.by_address.get(&address) {
             return Some(*number);
         }
-        let mut outside = Outside::new(address, pools.of(address)?.state.clone());
-        let (range, forwarded) = configured(address, pools);
-        outside.configure(range, forwarded);
+        let outside = fresh(address, pools)?;
         let free = self.outsides.iter().position(Option::is_none);
         let number = match free {
             Some(free) => {
@@ -102,6 +100,9 @@ impl Mappings {
             assert_eq!(addresses.get(&(number as u16)).copied().unwrap_or(0), slot.mappings, "{}", slot.address);
             let paired = self.hosts.iter().filter(|(_, host)| usize::from(host.outside) == number).count();
             assert_eq!(paired as u32, slot.hosts, "hosts of {}", slot.address);
+            let waiting = self.quarantine.iter().filter(|port| usize::from(port.address) == number).count();
+            let forwards = self.forwarded.keys().filter(|(address, ..)| usize::from(*address) == number).count();
+            assert_eq!((waiting as u32, forwards as u32), (slot.waiting, slot.forwards), "{}", slot.address);
         }
         assert!(self.peers.len() <= self.max && self.quarantine.len() <= super::MAX_QUARANTINED);
         assert!(self.peers.mappings().all(|number| !self.records[number as usize].has(FREE)), "peers of no mapping");
@@ -110,6 +111,14 @@ impl Mappings {
             assert_eq!(outside.mapping(port.kind, port.port), None, "{} in quarantine has a mapping", port.port);
         }
     }
+}
+
+/// An outside address of `pools` none of whose ports is in use.
+pub(super) fn fresh(address: Addr, pools: &Pools) -> Option<Outside> {
+    let mut outside = Outside::new(address, pools.of(address)?.state.clone());
+    let (range, forwarded) = configured(address, pools);
+    outside.configure(range, forwarded);
+    Some(outside)
 }
 
 /// The ports of an address that may be given away, and those that are forwarded.

@@ -92,14 +92,16 @@ pub async fn gather(net: &Net, plan: &HostPlan, slot: Option<u8>, done: &[Change
 
     uplinks(net, plan, &mut facts).await?;
     vips(net, plan, &mut facts).await?;
-    prefixes(net, plan).await?;
     let peers = plan.vips.iter().flat_map(|vip| &vip.peers);
     let nets: BTreeSet<IpNet> =
         plan.returns.iter().map(|path| &path.from).chain(&plan.one_way).chain(peers).copied().collect();
+    let networks = nets.iter().filter(|net| net.prefix_len() < net.max_prefix_len());
+    let main = main_routes(net, plan.prefixes.iter().chain(networks)).await?;
+    prefixes(plan, &main)?;
     for peer in nets {
         let way = match peer.prefix_len() == peer.max_prefix_len() {
             true => way(net, peer.addr()).await?,
-            false => way_to_network(net, peer, &plan.device).await?,
+            false => way_to_network(net, peer, &main, &plan.device).await?,
         };
         facts.ways.insert(peer, way);
     }
@@ -197,16 +199,23 @@ async fn vips(net: &Net, plan: &HostPlan, facts: &mut Facts) -> Result<(), HostE
     Ok(())
 }
 
+/// The main table, of the families of these networks: a dump of it may be long.
+async fn main_routes(net: &Net, networks: impl Iterator<Item = &IpNet>) -> Result<Vec<(IpNet, String)>, HostError> {
+    let families: BTreeSet<bool> = networks.map(|network| network.addr().is_ipv6()).collect();
+    let mut routes = Vec::new();
+    for is_v6 in families {
+        let of_family = net.main_routes(if is_v6 { Family::V6 } else { Family::V4 }).await;
+        routes.extend(of_family.map_err(|error| HostError::netlink("read the routes of the main table", error))?);
+    }
+    Ok(routes)
+}
+
 /// IPv6 takes a second route to the same prefix, and goes by the one with the lower metric: that of the interface.
-async fn prefixes(net: &Net, plan: &HostPlan) -> Result<(), HostError> {
+fn prefixes(plan: &HostPlan, main: &[(IpNet, String)]) -> Result<(), HostError> {
     for prefix in &plan.prefixes {
-        let routes = net
-            .main_routes(Family::of(prefix.addr()))
-            .await
-            .map_err(|error| HostError::netlink("read the routes of the main table", error))?;
-        let taken = routes.into_iter().find(|(destination, device)| destination == prefix && *device != plan.device);
+        let taken = main.iter().find(|(destination, device)| destination == prefix && *device != plan.device);
         if let Some((_, device)) = taken {
-            return Err(HostError::PrefixTaken { prefix: *prefix, device });
+            return Err(HostError::PrefixTaken { prefix: *prefix, device: device.clone() });
         }
     }
     Ok(())
@@ -223,16 +232,10 @@ async fn way(net: &Net, address: IpAddr) -> Result<Way, HostError> {
     }))
 }
 
-/// Where the routes to its parts lead; without any, where the network as a whole is.
-async fn way_to_network(net: &Net, network: IpNet, own: &str) -> Result<Way, HostError> {
-    let routes = net
-        .main_routes(Family::of(network.addr()))
-        .await
-        .map_err(|error| HostError::netlink("read the routes of the main table", error))?;
-    let parts = routes.into_iter().filter(|(destination, _)| network.contains(destination)).map(|(_, device)| device);
-    let mut devices: Vec<String> = parts.filter(|device| device != own).collect();
-    devices.sort_unstable();
-    devices.dedup();
+/// Where the routes to its parts lead, and the one that what is of none of these goes by; without any part, where the network as
+/// a whole is.
+async fn way_to_network(net: &Net, network: IpNet, main: &[(IpNet, String)], own: &str) -> Result<Way, HostError> {
+    let mut devices = towards(network, main, own);
     if devices.is_empty() {
         // An address of the network may be the host's own, which says nothing of the rest.
         return Ok(Way { local: false, source: None, ..way(net, network.network()).await? });
@@ -240,6 +243,17 @@ async fn way_to_network(net: &Net, network: IpNet, own: &str) -> Result<Way, Hos
     let device = devices.remove(0);
     let resolves = net.link(&device).is_some_and(|link| link.resolves);
     Ok(Way { device: Some(device), resolves, others: devices, ..Way::default() })
+}
+
+/// The devices of routes to parts of the network, and of the narrowest route to all of it. A default route leads anywhere.
+fn towards(network: IpNet, main: &[(IpNet, String)], own: &str) -> Vec<String> {
+    let routes = || main.iter().filter(|(_, device)| device != own);
+    let parts = routes().filter(|(destination, _)| network.contains(destination));
+    let covering = routes().filter(|(destination, _)| destination.prefix_len() > 0 && destination.contains(&network));
+    let narrowest = covering.clone().map(|(destination, _)| destination.prefix_len()).max();
+    let narrowest = covering.filter(|(destination, _)| Some(destination.prefix_len()) == narrowest);
+    let devices: BTreeSet<&String> = parts.chain(narrowest).map(|(_, device)| device).collect();
+    devices.into_iter().cloned().collect()
 }
 
 /// Which of the links to servers that answer under the VIP take only what they would also send back.
@@ -326,4 +340,23 @@ pub async fn link_local(net: &Net, name: &str) -> Option<Ipv6Addr> {
         IpAddr::V6(address) if link == name && address.is_unicast_link_local() => Some(address),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_where_its_parts_and_the_rest_are() {
+        let table = |routes: &[(&str, &str)]| -> Vec<(IpNet, String)> {
+            routes.iter().map(|(to, device)| (to.parse().expect(to), (*device).to_owned())).collect()
+        };
+        let to = |routes: &[(&str, &str)]| towards("10.0.0.0/16".parse().expect("a network"), &table(routes), "gatun0");
+        let (default, wide, part) = (("0.0.0.0/0", "wan"), ("10.0.0.0/8", "lan"), ("10.0.5.0/24", "far"));
+        assert_eq!(to(&[default, wide, part]), ["far", "lan"]);
+        assert_eq!(to(&[default, ("10.0.0.0/12", "other"), wide, part]), ["far", "other"]);
+        assert_eq!(to(&[default, wide, ("10.0.0.0/16", "all"), part]), ["all", "far"]);
+        assert_eq!(to(&[default, part, ("10.0.6.0/24", "far"), ("10.1.0.0/16", "beside")]), ["far"]);
+        assert_eq!(to(&[default, ("10.0.0.0/16", "gatun0"), ("fd00::/8", "six")]), [""; 0]);
+    }
 }

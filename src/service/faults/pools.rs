@@ -259,6 +259,12 @@ fn forwards(spec: &SnapshotSpec, pools: &[Pooled], fault: &mut impl FnMut(FaultP
             fault(FaultPlace::Listen(at), SnapshotError::ForwardMeets { forward, address, ports, other, of });
         }
         others.push(forward);
+        if let Some(pool) = by_address.get(&address).filter(|pool| !pool.is_fullnat && pool.ports.overlaps(ports))
+            && let Some(protocol) = protocols.list().iter().find(|protocol| leaves_none(pool.ports, others, **protocol))
+        {
+            let (forward, of, protocol) = (name.clone(), pool.subject.clone(), *protocol);
+            fault(FaultPlace::Listen(at), SnapshotError::ForwardTakesPool { forward, address, of, protocol });
+        }
         if !by_address.contains_key(&address) {
             servers_at(spec, address, &subject, fault);
             not_inside(spec, address, &subject, FaultPlace::Listen(at), fault);
@@ -282,6 +288,20 @@ fn forwards(spec: &SnapshotSpec, pools: &[Pooled], fault: &mut impl FnMut(FaultP
             wrong(format!("is {taken}; name an inside host, or packets would loop"));
         }
     }
+}
+
+/// Whether these forwards of one address together have all of a pool's ports.
+fn leaves_none(pool: PortRange, forwards: &[&ForwardSpec], protocol: crate::wire::Protocol) -> bool {
+    let of_protocol = forwards.iter().filter(|forward| forward.protocols.list().contains(&protocol));
+    let mut ranges: Vec<PortRange> = of_protocol.map(|forward| forward.ports).collect();
+    ranges.sort_unstable_by_key(|range| range.first);
+    let mut next = u32::from(pool.first);
+    for range in ranges {
+        if u32::from(range.first) <= next {
+            next = next.max(u32::from(range.last) + 1);
+        }
+    }
+    next > u32::from(pool.last)
 }
 
 fn meet(a: Network, b: Network) -> bool {

@@ -1,6 +1,7 @@
 //! What is said of pools, masquerades and forwarded ports that cannot be.
 
 use super::*;
+use crate::service::HelperKind;
 
 /// A service that `keys` are added to.
 fn service(keys: &str) -> String {
@@ -308,6 +309,78 @@ fn forwarded_ports() {
             "5:56: service \"web\": server \"10.20.0.12:8080\" has an address that forward \"ssh\" takes for itself; give one of them another",
         ],
     );
+}
+
+#[test]
+fn forwards_leave_ports_to_inside_hosts() {
+    let all = |protocol: &str| forward("all", "203.0.113.100:*", protocol, "10.40.0.2");
+    let none = |protocol: &str| {
+        format!(
+            "8:10: forward \"all\": with it all {protocol} ports that masquerade \"lan\" has at 203.0.113.100 are forwarded, and none is left for inside hosts; forward fewer, or take the address out of \"to\""
+        )
+    };
+    says(&[&lan(""), &all("tcp+udp")], &[&none("tcp")]);
+    says(&[&lan(""), &all("udp")], &[&none("udp")]);
+    is_good(&[&masquerade("lan", "\"10.40.0.0/24\"", "\"203.0.113.101\"", ""), &all("tcp+udp")]);
+    // Together.
+    let ports = "ports = \"2000-2999\"";
+    let [low, high] = [("low", "1-2499"), ("all", "2500-2999")]
+        .map(|(name, ports)| forward(name, &format!("203.0.113.100:{ports}"), "udp", "10.40.0.2"));
+    is_good(&[&lan(ports), &low]);
+    is_good(&[&lan(ports), &high]);
+    is_good(&[&lan(ports), &low, &high.replace("2999", "2998")]);
+    is_good(&[&lan(ports), &low, &high.replace("udp", "tcp")]);
+    says(&[&lan(ports), &low, &high], &[&none("udp").replace("8:10", "13:10")]);
+    let many: Vec<String> =
+        (0..1025).map(|n| forward(&format!("f{n}"), &format!("203.0.113.7:{}", 1 + n), "tcp", "10.40.0.2")).collect();
+    let errors = parse(&many.concat()).expect_err("that many");
+    assert_eq!(errors.problems()[0].message, "too many forwards: at most 1024 are possible");
+    assert_eq!(errors.problems().len(), 1);
+}
+
+#[test]
+fn networks_of_no_ordinary_host() {
+    let from = |network: &str| masquerade("lan", &format!("\"{network}\""), "\"203.0.113.100\", \"2001:db8::1\"", "");
+    for (network, what) in [
+        ("127.0.0.0/8", "loopback"),
+        ("127.1.0.0/16", "loopback"),
+        ("169.254.0.0/16", "link-local"),
+        ("224.0.0.0/4", "multicast"),
+        ("255.255.255.255", "reserved (RFC 1112)"),
+        ("0.0.0.0/8", "of \"this network\" (RFC 1122)"),
+        ("::1", "loopback"),
+        ("::", "unspecified"),
+        ("fe80::/10", "link-local"),
+        ("ff02::/16", "multicast"),
+    ] {
+        let wrong = format!("is no network of hosts that are reached through others: it is {what}");
+        says(&[&from(network)], &[&format!("3:9: [[masquerade]] \"lan\": from \"{network}\" {wrong}")]);
+        is_good(&[&lan(&format!("except = [\"{network}\"]"))]);
+    }
+    is_good(&[&from("0.0.0.0/1")]);
+    is_good(&[&lan("except = [\"0.0.0.0/0\", \"::/0\"]")]);
+    says(
+        &[&prefix("six", "\"fd40::/48\"", "ff00::/48", "")],
+        &[
+            "4:10: [[masquerade]] \"six\": prefix \"ff00::/48\" is no network of hosts that are reached through others: it is multicast",
+        ],
+    );
+}
+
+#[test]
+fn what_is_there_twice_or_has_another_meaning() {
+    says(
+        &[&service("method = \"fullnat\"\npool = [\"10.20.0.200\", \"10.20.0.201\", \"10.20.0.200\"]")],
+        &["5:39: [[service]] \"web\": pool has 10.20.0.200 twice; name it once"],
+    );
+    says(
+        &[&lan("").replace("\"lan\"", "\"forward\"")],
+        &[
+            "2:8: [[masquerade]] \"forward\": name \"forward\" is what flows by forwarded ports are shown as; choose another name",
+        ],
+    );
+    let helpers = parse(&lan("helpers = [\"ftp\", \"tftp\", \"ftp\"]")).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(helpers.masquerades[0].helpers, [HelperKind::Ftp, HelperKind::Tftp]);
 }
 
 #[test]

@@ -3,25 +3,53 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::command::FlowFilter;
+use serde::Serialize;
+
+use crate::command::{ExpectationRecord, FlowFilter, FlowRecord, MappingRecord};
 use crate::control::api;
 use crate::control::context::Control;
 use crate::control::socket::client::Out;
 use crate::control::view;
-use crate::service::Persisted;
+use crate::engine::Engine;
+use crate::service::{Persisted, Snapshot};
+use crate::time::Instant;
 
-/// Sends the flow table slice by slice; the lock of a shard is held for one slice only.
+/// Sends the flow table.
 pub(super) async fn flows(control: &Control, filter: &FlowFilter, out: &mut Out) -> io::Result<()> {
+    let show = |snapshot: &Snapshot, flow: &FlowRecord| filter.matches(flow).then(|| view::flow(snapshot, flow));
+    of_shards(control, out, Engine::flows, show).await
+}
+
+/// Sends the flows that helpers have announced and that have not begun.
+pub(super) async fn expected(control: &Control, out: &mut Out) -> io::Result<()> {
+    let show = |snapshot: &Snapshot, record: &ExpectationRecord| Some(view::expectation(snapshot, record));
+    of_shards(control, out, Engine::expected_flows, show).await
+}
+
+/// Sends what inside endpoints are mapped to.
+pub(super) async fn mappings(control: &Control, filter: &view::MappingFilter, out: &mut Out) -> io::Result<()> {
+    let show =
+        |snapshot: &Snapshot, record: &MappingRecord| filter.matches(record).then(|| view::mapping(snapshot, record));
+    of_shards(control, out, Engine::mappings, show).await
+}
+
+/// Sends a list that each shard has a part of, slice by slice; the lock of a shard is held for one slice only.
+async fn of_shards<R, S: Serialize, C: Default>(
+    control: &Control,
+    out: &mut Out,
+    slice: impl Fn(&Engine, Instant, C, usize) -> (Vec<R>, Option<C>),
+    show: impl Fn(&Snapshot, &R) -> Option<S>,
+) -> io::Result<()> {
     let gateway = control.gateway();
     let mut shown = 0;
     for shard in gateway.shards() {
-        let mut cursor = Some(0);
+        let mut cursor = Some(C::default());
         while let Some(from) = cursor {
-            let flows;
-            (flows, cursor) = shard.lock().flows(gateway.now(), from, out.limits.slice);
+            let records;
+            (records, cursor) = slice(&shard.lock(), gateway.now(), from, out.limits.slice);
             let snapshot = gateway.snapshot();
-            for flow in flows.iter().filter(|flow| filter.matches(flow)) {
-                out.item(&view::flow(&snapshot, flow));
+            for item in records.iter().filter_map(|record| show(&snapshot, record)) {
+                out.item(&item);
                 shown += 1;
             }
             out.flush().await?;
@@ -53,50 +81,6 @@ pub(super) async fn kept(control: &Control, out: &mut Out) -> io::Result<()> {
             (entries, cursor) = table.entries(gateway.now(), from, out.limits.slice);
             for entry in &entries {
                 out.item(&view::kept_client(service, entry));
-                shown += 1;
-            }
-            out.flush().await?;
-            tokio::task::yield_now().await;
-        }
-    }
-    out.ok(&api::Shown { shown });
-    Ok(())
-}
-
-/// Sends the flows that helpers have announced and that have not begun.
-pub(super) async fn expected(control: &Control, out: &mut Out) -> io::Result<()> {
-    let gateway = control.gateway();
-    let mut shown = 0;
-    for shard in gateway.shards() {
-        let mut cursor = Some(0);
-        while let Some(from) = cursor {
-            let expected;
-            (expected, cursor) = shard.lock().expected_flows(gateway.now(), from, out.limits.slice);
-            let snapshot = gateway.snapshot();
-            for record in &expected {
-                out.item(&view::expectation(&snapshot, record));
-                shown += 1;
-            }
-            out.flush().await?;
-            tokio::task::yield_now().await;
-        }
-    }
-    out.ok(&api::Shown { shown });
-    Ok(())
-}
-
-/// Sends what inside endpoints are mapped to.
-pub(super) async fn mappings(control: &Control, filter: &view::MappingFilter, out: &mut Out) -> io::Result<()> {
-    let gateway = control.gateway();
-    let mut shown = 0;
-    for shard in gateway.shards() {
-        let mut cursor = Some(0);
-        while let Some(from) = cursor {
-            let mappings;
-            (mappings, cursor) = shard.lock().mappings(gateway.now(), from, out.limits.slice);
-            let snapshot = gateway.snapshot();
-            for record in mappings.iter().filter(|record| filter.matches(record)) {
-                out.item(&view::mapping(&snapshot, record));
                 shown += 1;
             }
             out.flush().await?;
