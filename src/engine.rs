@@ -115,7 +115,7 @@ impl Engine {
             handed_over: VecDeque::new(),
             helpers: helper::Helpers::new(&config),
             mappings: Mappings::new(config.max_flows, config.shard, config.shards, config.seed),
-            unsolicited: UnsolicitedSyns::default(),
+            unsolicited: UnsolicitedSyns::new(config.seed),
             clients: rates::ClientRates::new(config.seed),
             proxy: syn_proxy::Proxy::new(config.seed),
             alone: None,
@@ -254,10 +254,16 @@ impl Engine {
         let (id, sender, change) = match known {
             Some((id, sender, Meeting::GoesOn)) => (id, sender, FlowChange::Update),
             Some((.., Meeting::Over(reason))) => return Verdict::Drop(reason),
-            Some((.., Meeting::Anew)) | None => match self.begin(now, buf, view, tuple) {
-                Ok((id, sender)) => (id, sender, FlowChange::New),
-                Err(verdict) => return verdict,
-            },
+            Some((.., Meeting::Anew(_))) | None => {
+                let begun = self.begin(now, buf, view, tuple);
+                if let Some((.., Meeting::Anew(Some(mapping)))) = known {
+                    self.let_go_of_mapping(now, mapping);
+                }
+                match begun {
+                    Ok((id, sender)) => (id, sender, FlowChange::New),
+                    Err(verdict) => return verdict,
+                }
+            }
         };
         if view.ttl <= 1 {
             let flow = self.table.flow(id);

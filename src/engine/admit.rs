@@ -2,6 +2,7 @@
 
 use super::Engine;
 use super::lost::Meeting;
+use super::masquerade::is_unanswered_anew;
 use crate::flow::{FlowId, InsertError, Marks, Owner, Sender, track};
 use crate::forward;
 use crate::service::{Method, Picked, Request, Server, ServerId, Service};
@@ -20,8 +21,8 @@ impl Engine {
         if let Transport::Tcp(segment) = &view.transport
             && segment.has(tcp::SYN)
         {
-            if self.is_start(now, id, sender, segment) {
-                return Meeting::Anew;
+            if let Some(meeting) = self.meet_start(now, id, sender, segment) {
+                return meeting;
             }
             self.renew_masqueraded(now, id, sender, segment);
         }
@@ -33,22 +34,26 @@ impl Engine {
     }
 
     /// Ends a flow over whose ports a new connection starts.
-    fn is_start(&mut self, now: Instant, id: FlowId, sender: Sender, segment: &tcp::Header) -> bool {
+    fn meet_start(&mut self, now: Instant, id: FlowId, sender: Sender, segment: &tcp::Header) -> Option<Meeting> {
         if self.is_over_for(now, id, sender, segment.flags) {
+            let held = self.hold_mapping(id);
             self.end(now, id);
             self.stats.flows_reused += 1;
-            return true;
+            return Some(Meeting::Anew(held));
         }
         // While it is opening, the gateway sees to the SYNs itself.
         if sender == Sender::Client && !segment.has(tcp::ACK) && !self.table.shift(id).is_opening {
             self.judge_syn(now, id);
         }
-        false
+        None
     }
 
     /// Whether a segment with these flags starts a new connection over the ports of this flow.
     fn is_over_for(&self, now: Instant, id: FlowId, sender: Sender, tcp_flags: u8) -> bool {
-        track::starts_anew(self.table.flow(id), sender, tcp_flags) || self.is_expected_anew(now, id, sender, tcp_flags)
+        let flow = self.table.flow(id);
+        track::starts_anew(flow, sender, tcp_flags)
+            || is_unanswered_anew(flow, sender, tcp_flags)
+            || self.is_expected_anew(now, id, sender, tcp_flags)
     }
 
     /// Whether a segment of this tuple starts a new connection over the ports of a flow that there is.

@@ -134,7 +134,7 @@ impl Engine {
     pub(super) fn leave_expected(&mut self, now: Instant) {
         let until = now + self.snapshot.spec.quarantine;
         for mapping in self.helpers.expectations.take_left() {
-            self.mappings.end(mapping, true, until);
+            self.mappings.let_go(mapping, until);
         }
     }
 

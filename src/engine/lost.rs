@@ -4,6 +4,7 @@
 use super::Engine;
 use crate::command::{DELETE_BUDGET, Extent, Only, Outcome, RESET_BUDGET};
 use crate::flow::{Flow, FlowId, Marks, Sender, TcpState};
+use crate::forward::masquerade::MappingId;
 use crate::forward::{self, Context, reset};
 use crate::service::{FlowPolicy, Server, ServerId, ServiceId};
 use crate::time::Instant;
@@ -26,8 +27,8 @@ pub(crate) enum Fate {
 pub(super) enum Meeting {
     /// It is of the flow.
     GoesOn,
-    /// The flow is over; the packet is looked at as if there had been none.
-    Anew,
+    /// The flow is over; the packet is looked at as if there had been none. Its mapping, if it had one, is held meanwhile.
+    Anew(Option<MappingId>),
     /// The flow is over, and the packet with it.
     Over(DropReason),
 }
@@ -123,7 +124,7 @@ impl Engine {
             }
         }
         self.evacuate_one(now, id);
-        Meeting::Anew
+        Meeting::Anew(None)
     }
 
     /// What becomes of the flow that a packet of this tuple is of; `None` while its server is up, or where there is none.

@@ -9,7 +9,11 @@
 //! * what the inside host sends;
 //! * what the other end sends, in a flow in which the inside host has sent something. That refreshes the mapping from outside as
 //!   far as the inside host has agreed to talk;
-//! * not what a stranger sends who got no answer, not a RST to a connection that has been reset, and no ICMP error.
+//! * not what a stranger sends who got no answer, nor a RST that such a one is sent, not a RST to a connection that has been reset,
+//!   and no ICMP error.
+//!
+//! Whether the inside host has sent in a flow is decided once, and [`Marks::ANSWERED`] says so: the mapping counts it for that. A
+//! connection that somebody outside begins anew over the ports of one that is over has to be answered anew.
 //!
 //! # Hairpins
 //!
@@ -108,6 +112,7 @@ impl Engine {
                 self.mappings.map(now, &wanted, self.random)
             }
         };
+        let mapping = mapping.and_then(|mapping| self.mappings.has_room(mapping, true).map(|()| mapping));
         let mapping = mapping.map_err(|reason| match reason {
             // RFC 5508 REQ-8.
             DropReason::PoolExhausted | DropReason::SourceLimit => {
@@ -197,6 +202,9 @@ impl Engine {
 
     pub(super) fn enter_masqueraded(&mut self, now: Instant, planned: &Planned) -> Result<FlowId, Verdict> {
         let &Planned { mapping, mut original, mut reply, masquerade, opener } = planned;
+        if let Err(reason) = self.mappings.has_room(mapping, opener == Sender::Client) {
+            return Err(Verdict::Drop(reason));
+        }
         // The identifier of a query stands for both ports, on each side its own (RFC 5508 section 3.2).
         if original.protocol.is_icmp() {
             (original.dport, reply.sport) = (original.sport, reply.dport);
@@ -214,7 +222,7 @@ impl Engine {
                 self.table.set_mapping(id, mapping);
                 self.mappings.start(mapping, opener == Sender::Client);
                 if opener == Sender::Client {
-                    self.note_peer(id);
+                    self.note_answered(id);
                 }
                 if let Some(masquerade) = self.snapshot.pools.masquerade(masquerade) {
                     masquerade.state.start();
@@ -233,8 +241,10 @@ impl Engine {
         }
     }
 
-    /// The inside host has sent to the remote end of a flow: the mapping lets in what else comes from there.
-    fn note_peer(&mut self, id: FlowId) {
+    /// The inside host has sent to the remote end of a flow, and its mapping counts it for that: it lets in what else comes from
+    /// there.
+    fn note_answered(&mut self, id: FlowId) {
+        self.table.mark(id, Marks::ANSWERED);
         let flow = self.table.flow(id);
         let masquerade = self.snapshot.pools.masquerade(ServiceId(flow.owner.service));
         if masquerade.is_some_and(|masquerade| masquerade.spec.filtering == Filtering::Address) {
@@ -271,7 +281,7 @@ impl Engine {
         if flow.owner.marks.has(Marks::PEER) {
             self.mappings.forget_peer(flow.mapping, flow.original().dst);
         }
-        self.mappings.end(flow.mapping, has_sent(flow), until);
+        self.mappings.end(flow.mapping, flow.owner.marks.has(Marks::ANSWERED), until);
         if let Some(masquerade) = self.snapshot.pools.masquerade(ServiceId(flow.owner.service)) {
             masquerade.state.end();
         }
@@ -287,7 +297,7 @@ impl Engine {
         change: FlowChange,
     ) {
         let flow = self.table.flow(id);
-        let (had_sent, mapping) = (has_sent(flow), flow.mapping);
+        let (is_answered, mapping) = (flow.owner.marks.has(Marks::ANSWERED), flow.mapping);
         if let Transport::Tcp(segment) = &view.transport
             && segment.has(tcp::RST)
             && (!track::rst_is_plausible(flow, sender, segment) || flow.tcp_state == TcpState::Close)
@@ -296,7 +306,9 @@ impl Engine {
             self.stats.rst_ignored += u64::from(flow_is_open(self.table.flow(id)));
             return;
         }
-        let keeps = sender == Sender::Client || had_sent || change == FlowChange::New;
+        let is_rst = matches!(&view.transport, Transport::Tcp(segment) if segment.has(tcp::RST));
+        let answers = sender == Sender::Client && !is_answered && !is_rst;
+        let keeps = is_answered || answers || change == FlowChange::New;
         let mark = |flow: &Flow| (flow.tcp_state, flow.replied, flow.assured);
         let note = |flow: &mut Flow| {
             let before = mark(flow);
@@ -316,10 +328,8 @@ impl Engine {
             true => self.table.refresh(now, id, timeouts, note),
             false => self.table.note(now, id, timeouts, note),
         };
-        // From the start it is one that inside has sent in, if inside begins it.
-        if sender == Sender::Client && !had_sent && change != FlowChange::New {
-            self.mappings.answer(mapping);
-            self.note_peer(id);
+        if answers && self.mappings.answer(mapping) {
+            self.note_answered(id);
         }
         if before != after || change == FlowChange::New {
             self.tell(now, change, id);
@@ -327,16 +337,34 @@ impl Engine {
     }
 
     /// A connection of an inside host that is over, and that somebody outside begins anew over the same ports: the flow goes
-    /// on as that of the new one. The mapping stays as it is meanwhile.
+    /// on as that of the new one, which inside has not answered. One that inside did not answer either does not go on:
+    /// [`is_unanswered_anew`].
     pub(super) fn renew_masqueraded(&mut self, now: Instant, id: FlowId, sender: Sender, segment: &tcp::Header) {
         let flow = self.table.flow(id);
         if sender == Sender::Server
             && segment.flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
             && is_masqueraded(flow)
             && matches!(flow.tcp_state, TcpState::TimeWait | TcpState::Close)
+            && self.mappings.unanswer(flow.mapping)
         {
+            if flow.owner.marks.has(Marks::PEER) {
+                self.mappings.forget_peer(flow.mapping, flow.original().dst);
+            }
+            self.table.unmark(id, Marks::ANSWERED.with(Marks::PEER));
             self.table.refresh(now, id, &self.snapshot.spec.timeouts, track::forget_connection);
         }
+    }
+
+    /// Keeps the mapping of a flow that is to end, and in whose place another one may begin.
+    pub(super) fn hold_mapping(&mut self, id: FlowId) -> Option<MappingId> {
+        let flow = self.table.flow(id);
+        let mapping = is_masqueraded(flow).then_some(flow.mapping)?;
+        self.mappings.hold(mapping);
+        Some(mapping)
+    }
+
+    pub(super) fn let_go_of_mapping(&mut self, now: Instant, mapping: MappingId) {
+        self.mappings.let_go(mapping, now + self.snapshot.spec.quarantine);
     }
 
     /// The shard that a translated packet of this flow comes in to again; `None`: it goes out.
@@ -357,12 +385,12 @@ impl Engine {
 
     /// Panics when flows and mappings contradict each other; for tests.
     pub(super) fn check_mappings(&self) {
-        let mut flows = std::collections::BTreeMap::new();
+        let mut uses = std::collections::BTreeMap::new();
         let mut cursor = 0;
         while let Some((id, next)) = self.table.next_from(cursor) {
             let flow = self.table.flow(id);
             if is_masqueraded(flow) {
-                *flows.entry(flow.mapping).or_insert(0) += 1;
+                uses.entry(flow.mapping).or_insert((0, 0)).0 += 1;
                 let outside = self.mappings.outside(flow.mapping);
                 assert_eq!((flow.reply().dst, flow.reply().dport), outside, "the mapping of {:?}", flow.original());
                 let inside = (flow.original().src, flow.original().sport);
@@ -371,14 +399,15 @@ impl Engine {
             cursor = next;
         }
         for expectation in self.expectations().filter(|expectation| expectation.mapping != u32::MAX) {
-            *flows.entry(expectation.mapping).or_insert(0) += 1;
+            uses.entry(expectation.mapping).or_insert((0, 0)).1 += 1;
         }
         let mut cursor = 0;
         while let Some((mapping, next)) = self.mappings.next_from(cursor) {
-            assert_eq!(flows.remove(&mapping), Some(self.mappings.known(mapping).flows), "flows of mapping {mapping}");
+            let known = self.mappings.known(mapping);
+            assert_eq!(uses.remove(&mapping), Some((known.flows, known.holds)), "flows and holds of mapping {mapping}");
             cursor = next;
         }
-        assert!(flows.is_empty(), "flows without a mapping: {flows:?}");
+        assert!(uses.is_empty(), "flows without a mapping: {uses:?}");
     }
 }
 
@@ -411,9 +440,14 @@ fn may_begin(view: &View) -> bool {
     }
 }
 
-/// Whether the inside host has sent something in the flow.
-fn has_sent(flow: &Flow) -> bool {
-    flow.packets[Sender::Client as usize] > 0
+/// Whether somebody outside begins a connection over the ports of one that is over, and that inside has not answered: that one
+/// ends, and the new one is let in as any other. Else who goes on knocking would keep the mapping.
+pub(super) fn is_unanswered_anew(flow: &Flow, sender: Sender, tcp_flags: u8) -> bool {
+    sender == Sender::Server
+        && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+        && is_masqueraded(flow)
+        && !flow.owner.marks.has(Marks::ANSWERED)
+        && matches!(flow.tcp_state, TcpState::TimeWait | TcpState::Close)
 }
 
 fn flow_is_open(flow: &Flow) -> bool {

@@ -102,6 +102,8 @@ impl Marks {
     pub const HAIRPIN: Marks = Marks(32);
     /// Its ends count bytes, or time, differently.
     pub const SHIFTED: Marks = Marks(64);
+    /// The inside host of its mapping has sent in it: what the mapping counts it as.
+    pub const ANSWERED: Marks = Marks(1 << 14);
     /// Its mapping lets in others from the address of its remote end.
     pub const PEER: Marks = Marks(1 << 15);
 
@@ -126,6 +128,11 @@ impl Marks {
     #[must_use]
     pub const fn with(self, mark: Marks) -> Marks {
         Marks(self.0 | mark.0)
+    }
+
+    #[must_use]
+    pub const fn without(self, mark: Marks) -> Marks {
+        Marks(self.0 & !mark.0)
     }
 }
 
@@ -482,6 +489,12 @@ impl FlowTable {
     pub fn mark(&mut self, id: FlowId, mark: Marks) {
         let owner = &mut self.flows[id.0 as usize].owner;
         owner.marks = owner.marks.with(mark);
+    }
+
+    /// Takes a mark away.
+    pub fn unmark(&mut self, id: FlowId, mark: Marks) {
+        let owner = &mut self.flows[id.0 as usize].owner;
+        owner.marks = owner.marks.without(mark);
     }
 
     /// How the ends of a flow with [`Marks::SHIFTED`] count; without it, alike.

@@ -194,3 +194,86 @@ fn what_strangers_begin_with_a_mapping_is_bounded() {
     assert_eq!(give(udp(net.stranger(4999), net.pool(40000))), Verdict::Drop(DropReason::Unanswered));
     engine.check_invariants();
 }
+
+/// A connection from inside that lives for long, and with it the mapping.
+fn established(net: Net, change: impl FnOnce(&mut gatun::service::MasqueradeSpec)) -> World {
+    let mut world = World::new(with(net, change));
+    let (inside, outside, remote) = (net.inside(1, 40000), net.pool(40000), net.client(80));
+    world.send(tcp(inside, remote).syn());
+    world.send(tcp(remote, outside).flags(SYN | ACK).seq(5000, 1001));
+    world.send(tcp(inside, remote).flags(ACK).seq(1001, 5001));
+    world
+}
+
+#[test]
+fn a_rst_that_refuses_a_stranger_answers_nothing() {
+    for net in Net::BOTH {
+        for filtering in [Filtering::Endpoint, Filtering::Address] {
+            let mut world = established(net, |lan| lan.filtering = filtering);
+            let (inside, outside, stranger) = (net.inside(1, 40000), net.pool(40000), net.client(4000));
+            let flows = |world: &World| world.engine.mappings(world.now, 0, 9).0.first().map(|mapping| mapping.flows);
+            // Two SYNs cross the RST that answers the first one.
+            world.send(tcp(stranger, outside).syn().seq(100, 0));
+            world.send(tcp(stranger, outside).syn().seq(200, 0));
+            world.send(tcp(inside, stranger).flags(RST | ACK).seq(0, 101));
+            world.send(tcp(inside, stranger).flags(RST | ACK).seq(0, 201));
+            assert_eq!(flows(&world), Some(2));
+            world.wait(600);
+            assert_eq!((world.flows(), flows(&world)), (1, Some(1)), "the stranger's is over");
+            // The mapping is as open as before, and goes with its last flow.
+            world.send(tcp(stranger, outside).syn().seq(300, 0));
+            world.send(tcp(inside, net.client(80)).flags(RST).seq(1001, 0));
+            world.wait(600);
+            assert_eq!((world.flows(), flows(&world)), (0, None));
+        }
+    }
+}
+
+#[test]
+fn who_is_refused_again_and_again_keeps_no_mapping() {
+    for net in Net::BOTH {
+        for has_been_answered in [false, true] {
+            let mut world = World::new(spec(net));
+            let (inside, outside, stranger) = (net.inside(1, 40000), net.pool(40000), net.client(4000));
+            world.send(tcp(inside, net.client(80)).syn());
+            if has_been_answered {
+                world.send(tcp(stranger, outside).syn());
+                world.send(tcp(inside, stranger).flags(SYN | ACK).seq(7000, 1001));
+                world.send(tcp(stranger, outside).flags(ACK).seq(1001, 7001));
+                world.send(tcp(inside, stranger).flags(RST).seq(7001, 0));
+            }
+            let mut is_let_in = true;
+            for n in 1..=20 {
+                world.wait(50);
+                let seq = n * 100_000;
+                let verdict = world.give(tcp(stranger, outside).syn().seq(seq, 0)).0;
+                if verdict == Verdict::Forward {
+                    assert!(is_let_in, "after {n} * 50 s");
+                    world.give(tcp(inside, stranger).flags(RST | ACK).seq(0, seq + 1));
+                }
+                is_let_in = verdict == Verdict::Forward;
+            }
+            assert_eq!((is_let_in, world.flows()), (false, 0), "answered: {has_been_answered}");
+            assert_eq!(world.lose(tcp(stranger, outside).syn()), DropReason::NoMapping);
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_is_begun_anew_has_to_be_answered_anew() {
+    for net in Net::BOTH {
+        let mut world = World::new(with(net, |lan| lan.filtering = Filtering::Address));
+        let (inside, outside, peer) = (net.inside(1, 40000), net.pool(40000), net.client(80));
+        world.send(tcp(inside, peer).syn());
+        world.send(tcp(peer, outside).flags(SYN | ACK).seq(5000, 1001));
+        world.send(tcp(inside, peer).flags(ACK).seq(1001, 5001));
+        world.send(tcp(inside, peer).flags(RST).seq(1001, 0));
+        assert_eq!(world.state().0, "CLOSE");
+        world.send(tcp(net.client(81), outside).syn());
+        // The peer begins it anew: until it is answered nobody else comes in.
+        world.send(tcp(peer, outside).syn().seq(900_000, 0));
+        assert_eq!(world.lose(tcp(net.client(82), outside).syn()), DropReason::Filtered);
+        world.send(tcp(inside, peer).flags(SYN | ACK).seq(7000, 900_001));
+        world.send(tcp(net.client(82), outside).syn());
+    }
+}

@@ -11,7 +11,7 @@ use gatun::service::{
     Filtering, ForwardSpec, HelperKind, Limits, MasqueradeSpec, Network, PoolSpec, PortRange, Protocols, SnapshotSpec,
 };
 use gatun::time::Instant;
-use gatun::verdict::Verdict;
+use gatun::verdict::{DropReason, Verdict};
 use gatun::wire::{Protocol, Tuple};
 
 use crate::Net;
@@ -186,6 +186,23 @@ fn an_inside_client_is_connected_to() {
             assert_eq!(read, format!("PORT {}\r\n", six(net.pool(port))));
             control.comes_in(net.stranger(20), net.pool(port), inside);
         }
+    }
+}
+
+/// Even where the masquerade lets in whoever comes to a mapping.
+#[test]
+fn what_is_announced_opens_no_mapping() {
+    for net in Net::BOTH {
+        let mut spec = spec(net);
+        spec.masquerades[0].filtering = Filtering::Endpoint;
+        let mut control = Control::outbound(net, spec);
+        let inside = net.inside(1, 33000);
+        let told = announced(&text(&control.command(1001, &format!("EPRT {}\r\n", eprt(inside)))));
+        let other = tcp(net.client(20), told).syn();
+        assert_eq!(sent(&mut control.engine, &other).err(), Some(Verdict::Drop(DropReason::Unanswered)));
+        control.comes_in(net.stranger(20), told, inside);
+        // That the inside host has answered opens it, as any flow does.
+        assert_eq!(ends(&send(&mut control.engine, &other)).1, inside);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::refusal::{answer, error, without_window};
-use crate::support::packet::{ACK, IcmpError, PSH, RST, SYN, tcp, udp};
+use crate::support::packet::{ACK, FIN, IcmpError, PSH, RST, SYN, tcp, udp};
 use crate::support::world::{self, addr};
 use crate::{Net, Packet, Row};
 use gatun::engine::Engine;
@@ -309,5 +309,31 @@ fn explain_says_what_would_become_of_it() {
         world.send(udp(net.inside(1, 2), remote));
         let refused = reason(ask(&world, net.inside(1, 3), remote));
         assert_eq!(refused, (DropReason::SourceLimit, "lan".to_owned(), Some(Answer::Prohibited)));
+    }
+}
+
+#[test]
+fn a_connection_over_the_same_ports_has_the_same_mapping() {
+    for net in Net::BOTH {
+        for filtering in Filtering::ALL {
+            let mut world = World::new(with(net, |lan| lan.filtering = filtering));
+            let (inside, outside, remote) = (net.inside(1, 40000), net.pool(40000), net.client(80));
+            for n in 0..6 {
+                let seq = n * 100_000;
+                assert_eq!(world.send(tcp(inside, remote).syn().seq(seq, 0)).0, outside, "connection {n}");
+                world.send(tcp(remote, outside).flags(SYN | ACK).seq(5000, seq + 1));
+                world.send(tcp(inside, remote).flags(ACK).seq(seq + 1, 5001));
+                if n % 2 == 0 {
+                    world.send(tcp(inside, remote).flags(FIN | ACK).seq(seq + 1, 5001));
+                    world.send(tcp(remote, outside).flags(FIN | ACK).seq(5001, seq + 2));
+                    world.send(tcp(inside, remote).flags(ACK).seq(seq + 2, 5002));
+                } else {
+                    world.send(tcp(inside, remote).flags(RST).seq(seq + 1, 0));
+                }
+            }
+            let pool = &world.engine.pools()[0];
+            assert_eq!((world.flows(), pool.in_use, pool.quarantined), (1, 1, 0), "{filtering:?}");
+            assert_eq!(world.engine.stats().flows_reused, 5);
+        }
     }
 }

@@ -222,7 +222,7 @@ impl<'a> Desk<'a> {
             }
         };
         let mapping = mapping.ok()?;
-        self.mappings.start(mapping, true);
+        self.mappings.hold(mapping);
         let (dst, dport) = self.mappings.outside(mapping);
         let key = Key { protocol, src: self.server(), dst, dport };
         self.expect(key, Sender::Server, (None, Some(port)), mapping);
@@ -238,7 +238,7 @@ impl<'a> Desk<'a> {
             _ => NO_MAPPING,
         };
         if mapping != NO_MAPPING {
-            self.mappings.start(mapping, true);
+            self.mappings.hold(mapping);
         }
         self.expect(key, Sender::Server, (None, Some(self.flow.original().sport)), mapping);
     }

@@ -18,6 +18,8 @@
 //!   keep it for ever (RFC 4787 section 4.3; RFC 7857 section 2.1). New ones come only while there is one of the first sort,
 //!   no more than [`MAX_UNANSWERED`] at a time, and what their sender sends does not prolong them.
 //!
+//! What is expected to begin with a mapping holds it as well. That keeps it, and opens it to nobody else.
+//!
 //! The port of a mapping that has gone is in *quarantine* for a while, so that what is still on its way to it reaches nobody
 //! else.
 //!
@@ -29,22 +31,26 @@
 //!
 //! # Memory
 //!
-//! A record is 16 bytes, its entry in the index 8, and a port 4: nothing else grows with mappings. All is set aside once, and
+//! A record is 16 bytes, its entry in the index 8, and a port 4: nothing else grows with mappings but the addresses of peers, where
+//! filtering asks for them. All is set aside once, and
 //! what is not touched costs nothing. Hosts are few beside mappings, and are set aside as they come.
 //!
-//! What cannot happen: two mappings with one outside endpoint; two attached mappings of one inside endpoint; a mapping without a
-//! flow after the engine has dealt with a packet; a port that is free, or in quarantine, and has a mapping.
+//! What cannot happen: two mappings with one outside endpoint; two attached mappings of one inside endpoint; a mapping that no
+//! flow uses and nothing holds after the engine has dealt with a packet; a port that is free, or in quarantine, and has a mapping.
 //! [`Mappings::check_invariants`] says so.
 
+mod counts;
 mod hosts;
 mod numbers;
 mod outside;
 mod peers;
 mod settle;
+#[cfg(test)]
+mod tests;
 mod unsolicited;
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, Hasher};
 
 use siphasher::sip::SipHasher13;
 
@@ -52,15 +58,13 @@ use crate::service::{Masquerade, Pool, PoolId, PoolUse, Pools, owner_of_port};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Protocol};
+pub use counts::MAX_UNANSWERED;
 use hosts::{Hosts, NONE};
 use numbers::Numbers;
 use outside::Outside;
 use peers::Peers;
 pub use unsolicited::{Unsolicited, UnsolicitedSyns};
 
-/// Flows of one mapping, besides forwarded ones, that were begun outside and have not been answered, at a time.
-pub const MAX_UNANSWERED: u32 = (1 << UNANSWERED_BITS) - 1;
-const UNANSWERED_BITS: u32 = 12;
 /// Ports of a shard in quarantine at a time; beyond that the oldest is let go early.
 const MAX_QUARANTINED: usize = 1 << 16;
 /// Ports let out of quarantine for each one that is given away.
@@ -118,7 +122,7 @@ struct Mapping {
     address: u16,
     kind: Kind,
     marks: u8,
-    /// Flows that inside has sent in, and below them those that it has not.
+    /// Flows that inside has sent in, and below them those that it has not: see [`counts`].
     flows: u32,
 }
 
@@ -127,16 +131,10 @@ const FORWARD: u8 = 1;
 /// The inside endpoint has another one by now, or will have.
 const DETACHED: u8 = 2;
 const FREE: u8 = 4;
+/// It is kept for more than its flows.
+const HELD: u8 = 8;
 
 impl Mapping {
-    fn answered(&self) -> u32 {
-        self.flows >> UNANSWERED_BITS
-    }
-
-    fn unanswered(&self) -> u32 {
-        self.flows & MAX_UNANSWERED
-    }
-
     fn has(&self, mark: u8) -> bool {
         self.marks & mark != 0
     }
@@ -149,6 +147,8 @@ pub struct Known {
     pub outside: Endpoint,
     pub protocol: Protocol,
     pub flows: u32,
+    /// Those that keep it besides flows.
+    pub holds: u32,
     pub is_forward: bool,
 }
 
@@ -204,13 +204,27 @@ pub struct Mappings {
     by_address: Map<Addr, u16>,
     /// Forwarded ports that have a record.
     forwarded: Map<(u16, Kind, u16), MappingId>,
+    /// How many keep a mapping besides its flows.
+    holds: Map<MappingId, u32>,
     quarantine: VecDeque<Quarantined>,
     peers: Peers,
     key: [u64; 2],
     shard: (u16, u16),
 }
 
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<SipHasher13>>;
+/// Strangers choose what is looked for.
+type Map<K, V> = HashMap<K, V, HashKey>;
+
+#[derive(Clone, Copy)]
+struct HashKey([u64; 2]);
+
+impl BuildHasher for HashKey {
+    type Hasher = SipHasher13;
+
+    fn build_hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_keys(self.0[0], self.0[1])
+    }
+}
 
 impl Mappings {
     /// For `shard` of `shards` with `max` flows; `key` must be a secret.
@@ -223,10 +237,11 @@ impl Mappings {
             index: Numbers::default(),
             hosts: Hosts::new(key),
             outsides: Vec::new(),
-            by_address: Map::default(),
-            forwarded: Map::default(),
+            by_address: Map::with_hasher(HashKey(key)),
+            forwarded: Map::with_hasher(HashKey(key)),
+            holds: Map::with_hasher(HashKey(key)),
             quarantine: VecDeque::new(),
-            peers: Peers::default(),
+            peers: Peers::new(max, key),
             key,
             shard: (shard, shards),
         }
@@ -401,26 +416,6 @@ impl Mappings {
         Ok(number)
     }
 
-    /// Whether a flow from outside may begin: inside talks to somebody by this mapping.
-    pub fn is_open(&self, number: MappingId) -> bool {
-        let record = &self.records[number as usize];
-        record.has(FORWARD) || (record.answered() > 0 && record.unanswered() < MAX_UNANSWERED)
-    }
-
-    /// A flow begins that inside has sent in, or one from outside.
-    pub fn start(&mut self, number: MappingId, is_from_inside: bool) {
-        let record = &mut self.records[number as usize];
-        record.flows += if is_from_inside || record.has(FORWARD) { 1 << UNANSWERED_BITS } else { 1 };
-    }
-
-    /// Inside has sent its first packet in a flow that was begun outside.
-    pub fn answer(&mut self, number: MappingId) {
-        let record = &mut self.records[number as usize];
-        if !record.has(FORWARD) {
-            record.flows = record.flows - 1 + (1 << UNANSWERED_BITS);
-        }
-    }
-
     /// A flow goes to `peer`, which the mapping lets in for that; [`Mappings::forget_peer`] when it ends.
     pub fn note_peer(&mut self, number: MappingId, peer: Addr) {
         self.peers.note(number, peer);
@@ -432,22 +427,6 @@ impl Mappings {
 
     pub fn has_peer(&self, number: MappingId, peer: Addr) -> bool {
         self.peers.knows(number, peer)
-    }
-
-    /// A flow ends; with the last one the mapping does. Its port can be given away again after `quarantine`.
-    pub fn end(&mut self, number: MappingId, has_sent: bool, until: Instant) {
-        let record = &mut self.records[number as usize];
-        record.flows -= if has_sent || record.has(FORWARD) { 1 << UNANSWERED_BITS } else { 1 };
-        if record.flows == 0 {
-            self.remove(number, Some(until));
-        }
-    }
-
-    /// Takes back a new mapping that got no flow.
-    pub fn discard(&mut self, number: MappingId) {
-        if self.records[number as usize].flows == 0 {
-            self.remove(number, None);
-        }
     }
 
     /// Lets ports out of quarantine whose time is over, `budget` at most.
@@ -469,6 +448,7 @@ impl Mappings {
             outside: self.outside(number),
             protocol: record.kind.protocol(inside.0.is_v4()),
             flows: record.answered() + record.unanswered(),
+            holds: self.holds.get(&number).copied().unwrap_or(0),
             is_forward: record.has(FORWARD),
         }
     }

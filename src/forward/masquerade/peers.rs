@@ -2,16 +2,25 @@
 //!
 //! Flows count: an address is known as long as a flow by the mapping goes to it. So flows bound it.
 
-use super::{Map, MappingId};
+use super::{HashKey, Map, MappingId};
 use crate::wire::Addr;
 
-#[derive(Default)]
 pub(super) struct Peers {
     flows: Map<(MappingId, Addr), u32>,
+    max: usize,
 }
 
 impl Peers {
+    /// For so many flows; `key` must be a secret.
+    pub fn new(max: usize, key: [u64; 2]) -> Peers {
+        Peers { flows: Map::with_hasher(HashKey(key)), max }
+    }
+
     pub fn note(&mut self, mapping: MappingId, peer: Addr) {
+        // All at once: no packet is to wait until it has grown.
+        if self.flows.capacity() == 0 {
+            self.flows.reserve(self.max);
+        }
         *self.flows.entry((mapping, peer)).or_insert(0) += 1;
     }
 

@@ -1,7 +1,7 @@
 //! What a new configuration does to mappings.
 
 use super::outside::Outside;
-use super::{DETACHED, FORWARD, FREE, Kind, Mappings};
+use super::{DETACHED, FORWARD, FREE, HELD, Kind, Mappings};
 use crate::service::{PoolUse, Pools, PortRange};
 use crate::wire::Addr;
 
@@ -67,15 +67,17 @@ impl Mappings {
 
     /// Panics when the table contradicts itself; for tests.
     pub fn check_invariants(&self) {
-        let mut inside = super::Map::default();
-        let mut outside = super::Map::default();
-        let mut hosts = super::Map::default();
-        let mut addresses = super::Map::default();
+        let key = super::HashKey(self.key);
+        let mut inside = super::Map::with_hasher(key);
+        let mut outside = super::Map::with_hasher(key);
+        let mut hosts = super::Map::with_hasher(key);
+        let mut addresses = super::Map::with_hasher(key);
         let mut len = 0;
         for (number, record) in self.records.iter().enumerate().filter(|(_, record)| !record.has(FREE)) {
             len += 1;
             let number = number as u32;
-            assert!(record.flows > 0, "mapping {number} has no flow");
+            assert!(!record.is_idle(), "mapping {number} has no flow");
+            assert_eq!(record.has(HELD), self.holds.contains_key(&number), "holds of mapping {number}");
             *hosts.entry(record.host).or_insert(0) += 1;
             *addresses.entry(record.address).or_insert(0) += 1;
             let ends = self.known(number);
@@ -90,6 +92,7 @@ impl Mappings {
                 assert_eq!(self.forwarded.get(&(record.address, record.kind, record.outside)), Some(&number));
             }
         }
+        assert!(self.holds.keys().all(|number| !self.records[*number as usize].has(FREE)), "holds of no mapping");
         assert_eq!((len, inside.len()), (self.len, self.index.len()));
         assert_eq!(hosts.len(), self.hosts.len(), "hosts without a mapping");
         for (number, host) in self.hosts.iter() {

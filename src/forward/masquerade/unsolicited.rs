@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::Map;
+use super::{HashKey, Map};
 use crate::time::Instant;
 use crate::wire::{PacketBuf, Tuple, View};
 
@@ -25,13 +25,17 @@ pub struct Unsolicited {
 }
 
 /// All of them.
-#[derive(Default)]
 pub struct UnsolicitedSyns {
     waiting: VecDeque<Unsolicited>,
     known: Map<Tuple, ()>,
 }
 
 impl UnsolicitedSyns {
+    /// `key` must be a secret, since strangers choose tuples.
+    pub fn new(key: [u64; 2]) -> UnsolicitedSyns {
+        UnsolicitedSyns { waiting: VecDeque::new(), known: Map::with_hasher(HashKey(key)) }
+    }
+
     /// Notes a SYN, unless the same one waits already. `false`: there are `max`.
     pub fn note(&mut self, now: Instant, tuple: &Tuple, view: &View, packet: &[u8], max: usize) -> bool {
         if self.known.contains_key(tuple) {
@@ -39,6 +43,9 @@ impl UnsolicitedSyns {
         }
         if self.waiting.len() >= max {
             return false;
+        }
+        if self.known.capacity() < max {
+            self.known.reserve(max - self.known.len());
         }
         self.known.insert(*tuple, ());
         let packet = PacketBuf::from_packet(&packet[..packet.len().min(QUOTED)]);
