@@ -131,6 +131,14 @@ pub fn rows(net: &Net) -> Vec<Row> {
     rows.extend([
         Row::refuse("an ACK of no cookie", always(), ack(N + 1, wrong), DropReason::NoFlow, reset(wrong)).after([&syn]),
         Row::refuse("for another SYN", always(), ack(N + 3, right), DropReason::NoFlow, reset(right)).after([&syn]),
+        Row::refuse(
+            "with data where the SYN stood",
+            always(),
+            ack(N, right).payload("GET"),
+            DropReason::NoFlow,
+            reset(right),
+        )
+        .after([&syn]),
         Row::refuse("where nobody was sent one", always(), ack(N + 1, right), DropReason::NoFlow, reset(right)),
         Row::drop(
             "what comes before the server's answer",
