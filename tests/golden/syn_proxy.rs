@@ -68,9 +68,12 @@ pub fn rows(net: &Net) -> Vec<Row> {
     let mut rows = Vec::new();
     let always = || spec(net, SynProxy::Always);
     let mss = if net.is_v4() { 1460 } else { 1440 };
-    for (name, offered) in
-        [("all options", FULL), ("no timestamps", Options { timestamps: None, ..FULL }), ("none", PLAIN)]
-    {
+    for (name, offered) in [
+        ("all options", FULL),
+        ("a smaller MSS", Options { mss: Some(536), ..FULL }),
+        ("no timestamps", Options { timestamps: None, ..FULL }),
+        ("none", PLAIN),
+    ] {
         let baked = cookie(Instant::ZERO, net, client, &offered);
         let syn = with(tcp(client, vip).syn().seq(N, 0), &offered);
         let has_room = offered.timestamps.is_some();
@@ -89,7 +92,7 @@ pub fn rows(net: &Net) -> Vec<Row> {
             &baked.time.map_or(Options::default(), |time| times(5007, time)),
         );
         let asked = Options {
-            mss: Some(mss),
+            mss: offered.mss.map(|offered| offered.min(mss)),
             scale: offered.scale.filter(|_| has_room),
             sack: has_room,
             timestamps: has_room.then_some((5007, 0)),
