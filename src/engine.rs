@@ -338,6 +338,9 @@ impl Engine {
         if view.ttl <= 1 {
             return Err(self.refuse(now, buf, view, DropReason::TtlExceeded, Refusal::TimeExceeded, tuple.dst));
         }
+        if Engine::is_stuck(service, buf, view) {
+            return Err(Verdict::Drop(DropReason::Unreadable));
+        }
         if tuple.protocol == Protocol::TCP && self.wants_proof(now, service) {
             return Err(self.answer_syn(now, buf, view, service));
         }

@@ -157,8 +157,9 @@ drop_reasons! {
     ProbeLost = "probe_lost",
     /// A packet of a probe whose flow has ended.
     ProbeEnded = "probe_ended",
-    /// A segment of a connection that a helper reads came before the one in front of it, or one for a server that has not
-    /// answered yet and is to be told whose connection it is; its sender sends it again.
+    /// A segment of a connection that a helper reads came before the one in front of it, or one for a server that is to be told
+    /// whose connection it is and has not answered yet, or a SYN for the very place of one that it was told of; its sender sends
+    /// it again.
     TooEarly = "too_early",
     /// A segment that has to be read or rewritten, by a helper or to put something in front of it, cannot be: its checksum is
     /// wrong, it is a fragment, or it would become too long.

@@ -104,6 +104,12 @@ impl Engine {
         counted
     }
 
+    /// Whether a SYN for `service` carries bytes that would have to be taken off it, and cannot be: it must not begin a flow.
+    pub(super) fn is_stuck(service: &Service, buf: &PacketBuf, view: &View) -> bool {
+        let has_lead = service.spec.proxy_protocol.is_some() && matches!(view.transport, Transport::Tcp(_));
+        has_lead && !segment::payload(buf.packet(), view).is_empty() && !shift::can_be_changed(buf, view)
+    }
+
     /// The server of a new flow is to be told whose connection it is, if its service says so.
     pub(super) fn announce(&mut self, id: FlowId, service: &Service, server: &Server) {
         let flow = self.table.flow(id);

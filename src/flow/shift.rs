@@ -18,7 +18,10 @@
 //! Flow records, and all that goes by them, count as the client does: what comes from the server is brought to the client's
 //! numbers before anything else is done with it, and what goes to the server is brought to the server's last of all.
 //!
-//! Where the lead stands is what the server's SYN-ACK acknowledges, and nothing else: a client could name several places.
+//! Where the lead stands is what the server's SYN-ACK acknowledges, and nothing else: a client could name several places, and
+//! anybody can send a SYN in its name. A server that has a connection answers a SYN by an ACK (RFC 5961 section 4.2); a SYN-ACK with
+//! another place is that of another connection, whatever became of the last one, and the lead begins anew there. By the place
+//! alone they are told apart, so a SYN for the place of a finished lead must not come to the server ([`Shift::is_spent`]).
 //!
 //! | stage | | what becomes of the client's number `n` |
 //! |---|---|---|
@@ -152,16 +155,15 @@ impl Shift {
         is_open && distance(seq, self.lead.at) > 0 && distance(self.lead.at, end) > 0
     }
 
-    /// The client begins, or begins anew, with a SYN of this number. A repeated one changes nothing.
-    pub fn note_syn(&mut self, seq: u32) {
-        if self.lead.at != seq.wrapping_add(1) {
-            self.lead.stage = Stage::Unplaced;
-        }
+    /// Whether a SYN of this number is for the place of a lead that the server has acknowledged. It is late; or else a server that
+    /// has lost the connection would begin another one there, which nothing tells from the old one, and would get no lead.
+    pub fn is_spent(&self, seq: u32) -> bool {
+        self.lead.len > 0 && self.lead.stage == Stage::Done && self.lead.at == seq.wrapping_add(1)
     }
 
-    /// The server has answered the SYN, and acknowledges all before `ack`. As long as no byte was sent, the last one counts.
+    /// The server has answered a SYN, and acknowledges all before `ack`: a connection begins there, or this is a repeated answer.
     pub fn note_syn_ack(&mut self, ack: u32) {
-        if matches!(self.lead.stage, Stage::Unplaced | Stage::Placed) {
+        if self.lead.stage == Stage::Unplaced || self.lead.at != ack {
             (self.lead.at, self.lead.stage) = (ack, Stage::Placed);
         }
     }
@@ -278,6 +280,20 @@ mod tests {
         let far = shift.lead.at.wrapping_add(3 << 30);
         assert_eq!(shift.to_server(far), far.wrapping_add(28));
         assert_eq!(shift.acknowledged(shift.to_server(far)), far);
+    }
+
+    #[test]
+    fn the_server_alone_moves_the_place() {
+        for stage in [Stage::Unplaced, Stage::Placed, Stage::Sent, Stage::Done] {
+            let mut shift = led(stage);
+            let at = shift.lead.at;
+            assert_eq!(shift.is_spent(at.wrapping_sub(1)), stage == Stage::Done);
+            assert!(!shift.is_spent(at));
+            shift.note_syn_ack(at);
+            assert_eq!(shift.lead.stage, if stage == Stage::Unplaced { Stage::Placed } else { stage });
+            shift.note_syn_ack(70);
+            assert_eq!((shift.lead.at, shift.lead.stage), (70, Stage::Placed));
+        }
     }
 
     #[test]

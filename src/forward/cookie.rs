@@ -8,8 +8,9 @@
 //! | 31 to 3 | keyed SipHash-2-4 of the tuple, the client's sequence number, the time slot, and the three bits below |
 //! | 2 to 0 | the largest of eight values that is not above the client's MSS |
 //!
-//! A slot lasts 64 s, and an answer counts in its slot and in the next: 64 s to 128 s. Who guesses succeeds with
-//! one answer in 2^28, and is not denied by a limit: at 100,000 guesses a second one SYN in 45 minutes comes to a server.
+//! A slot lasts 64 s, and an answer counts in its slot and in the next: 64 s to 128 s. Without a payload it may have two
+//! sequence numbers ([`Cookies::verify`]). So who guesses succeeds with four of 2^29 answers, one in 2^27, and is not denied by a
+//! limit: at 100,000 guesses a second one SYN in 22 minutes comes to a server. With a payload it is one in 2^28.
 //!
 //! # The timestamp
 //!
@@ -94,14 +95,14 @@ impl Cookies {
 
     /// What the client offered, if `segment` acknowledges a cookie. A client that has nothing to say, or asks for a larger
     /// window, repeats the last number that was acknowledged (RFC 9293 section 3.8.6.1, RFC 1122 section 4.2.3.6): that of the
-    /// SYN.
+    /// SYN. What carries something goes on from there.
     pub fn verify(&self, now: Instant, tuple: &Tuple, segment: &tcp::Header, echo: Option<u32>) -> Option<Offer> {
         let seq = segment.ack.wrapping_sub(1);
         let class = seq % MSS.len() as u32;
         let slots = [slot(now), slot(now).wrapping_sub(1)];
-        let isns = [segment.seq.wrapping_sub(1), segment.seq];
+        let isns = [Some(segment.seq.wrapping_sub(1)), (segment.seq_len == 0).then_some(segment.seq)];
         let is_right = |isn| slots.iter().any(|slot| number(self.hash(tuple, isn, *slot, class), class) == seq);
-        let isn = isns.into_iter().find(|isn| is_right(*isn))?;
+        let isn = isns.into_iter().flatten().find(|isn| is_right(*isn))?;
         Some(Offer { isn, cookie: Cookie { seq, time: echo.filter(|echo| *echo != 0) } })
     }
 
@@ -199,6 +200,10 @@ mod tests {
         assert!(!taken(&cookies, 128, &tuple(1), 1001, right), "old");
         assert!(!taken(&cookies, 0, &tuple(2), 1001, right), "another tuple's");
         assert!(!taken(&cookies, 0, &tuple(1), 1002, right), "for another SYN");
+        assert!(taken(&cookies, 0, &tuple(1), 1000, right));
+        let full = |seq| cookies.verify(NOW, &tuple(1), &tcp::Header { seq_len: 1, ..ack(seq, right) }, None).is_some();
+        assert!(full(1001));
+        assert!(!full(1000), "a byte that stands where the SYN does");
         assert!(!taken(&Cookies::new([1, 3]), 0, &tuple(1), 1001, right), "another secret's");
         for bit in 0..32 {
             assert!(!taken(&cookies, 0, &tuple(1), 1001, (cookie.seq ^ 1 << bit).wrapping_add(1)), "bit {bit}");

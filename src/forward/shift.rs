@@ -21,11 +21,14 @@ pub fn to_server(buf: &mut PacketBuf, view: &View, shift: &mut Shift, lead: &[u8
     let seq = match () {
         () if header.has(tcp::RST) => shift.reset_to_server(header.seq),
         () if header.has(tcp::SYN) => {
+            if shift.is_spent(header.seq) {
+                return Err(DropReason::TooEarly);
+            }
             if shift.lead.len > 0 {
-                note(buf, view, shift, |shift| shift.note_syn(header.seq));
                 strip(buf, view)?;
             }
-            shift.to_server(header.seq)
+            // It begins a connection, or it is not taken: no lead stands before it.
+            header.seq
         }
         () if shift.lead.len == 0 => header.seq,
         () if shift.lead.stage == LeadStage::Unplaced || shift.is_across(header.seq, header.seq_end()) => {
@@ -139,8 +142,16 @@ fn put_in_front(buf: &mut PacketBuf, view: &View, lead: &[u8]) -> Result<(), Dro
 }
 
 fn set_payload(buf: &mut PacketBuf, view: &View, payload: &[u8]) -> Result<(), DropReason> {
-    let can_be = view.fragment.is_none() && segment::has_right_sum(buf, view);
-    if can_be && segment::set_payload(buf, view, payload) { Ok(()) } else { Err(DropReason::Unreadable) }
+    if can_be_changed(buf, view) && segment::set_payload(buf, view, payload) {
+        Ok(())
+    } else {
+        Err(DropReason::Unreadable)
+    }
+}
+
+/// Whether what a segment carries can be replaced: it is whole, and its checksum right.
+pub fn can_be_changed(buf: &PacketBuf, view: &View) -> bool {
+    view.fragment.is_none() && segment::has_right_sum(buf, view)
 }
 
 fn long(bytes: &[u8], at: usize) -> Option<u32> {

@@ -200,14 +200,69 @@ fn versioned(net: Net, version: ProxyProtocol) -> Vec<Row> {
             DropReason::TooEarly,
         )
         .after(ends.handshake()),
-        Row::drop(
+        row(
             "nor choose its place by another SYN",
+            vec![ends.client(SYN, 900, 0)],
+            data.clone(),
+            ends.to_server(&data).payload(with(b"GET /")),
+        ),
+        row(
+            "a forged SYN does not end a connection",
+            vec![ack.clone(), acked.clone(), ends.client(SYN, 0x7000_0000, 0)],
+            data.clone(),
+            ends.to_server(&data).seq(1001 + len, 5001),
+        ),
+        row(
+            "nor one that is being closed",
+            vec![
+                ack.clone(),
+                ends.server(FIN | ACK, 5001, 1001 + len),
+                ends.client(SYN, 0x7000_0000, 0),
+                ends.server(ACK, 5002, 1001 + len),
+            ],
+            data.clone(),
+            ends.to_server(&data).seq(1001 + len, 5001),
+        ),
+        row(
+            "a SYN stands where the client says",
+            vec![ack.clone(), acked.clone()],
+            ends.client(SYN, 2000, 0),
+            ends.to_server(&ends.client(SYN, 2000, 0)),
+        ),
+        row(
+            "a server that has lost the connection gets the header of the next one",
+            vec![ack.clone(), acked.clone(), ends.client(SYN, 2000, 0), ends.server(SYN | ACK, 70_000, 2001)],
+            ends.client(PSH | ACK, 2001, 70_001).payload(b"GET /"),
+            ends.to_server(&ends.client(PSH | ACK, 2001, 70_001).payload(with(b"GET /"))),
+        ),
+        row(
+            "also where its bytes would be those of the last one",
+            vec![ack.clone(), ends.client(SYN, 2000, 0), ends.server(SYN | ACK, 70_000, 2001)],
+            ends.client(PSH | ACK, 2001, 70_001).payload(b"GET /"),
+            ends.to_server(&ends.client(PSH | ACK, 2001, 70_001).payload(with(b"GET /"))),
+        ),
+        Row::drop(
+            "but none at the place of the last one",
             spec(net, version),
-            ends.client(PSH | ACK, 1001, 5001).payload(with(b"GET /")),
+            ends.client(SYN, 1000, 0),
             DropReason::TooEarly,
         )
         .after(ends.handshake())
-        .after([ends.client(SYN, 900, 0)]),
+        .after([ack.clone(), acked.clone()]),
+        Row::drop(
+            "nor when that one is being closed",
+            spec(net, version),
+            ends.client(SYN, 1000, 0),
+            DropReason::TooEarly,
+        )
+        .after(ends.handshake())
+        .after([ack.clone(), ends.server(FIN | ACK, 5001, 1001 + len)]),
+        Row::drop(
+            "a SYN whose bytes cannot be left out",
+            spec(net, version),
+            broken(&fast_open),
+            DropReason::Unreadable,
+        ),
         row(
             "a SYN that comes twice changes nothing",
             vec![ends.client(SYN, 1000, 0)],
@@ -342,6 +397,20 @@ fn a_server_that_is_gone_and_its_client_are_told_in_their_own_numbers() {
             .collect();
         let to_server = (net.rs(1, 0).ip(), true, 1006 + lead.len() as u32);
         assert_eq!(sent, [to_server, (net.client(0).ip(), true, 5001)]);
+    }
+}
+
+/// A flow without a packet for its server would be one that a stranger gets for nothing.
+#[test]
+fn a_syn_that_goes_nowhere_begins_no_flow() {
+    for (net, method) in Net::BOTH.into_iter().flat_map(|net| [(net, Method::Nat), (net, Method::Fullnat)]) {
+        let mut spec = spec(net, ProxyProtocol::V1);
+        spec.services[0].method = method;
+        spec.services[0].pool.addresses = vec![net.pool(0).ip().into()];
+        let mut engine = world::engine(Snapshot::build(spec, None).expect("valid").into(), 64);
+        let mut buf = broken(&Ends(net).client(SYN, 1000, 0).payload(b"GET /"));
+        assert_eq!(engine.handle_packet(Instant::ZERO, &mut buf), Verdict::Drop(DropReason::Unreadable));
+        assert_eq!(engine.stats().flows_created, 0);
     }
 }
 

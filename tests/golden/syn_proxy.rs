@@ -68,9 +68,12 @@ pub fn rows(net: &Net) -> Vec<Row> {
     let mut rows = Vec::new();
     let always = || spec(net, SynProxy::Always);
     let mss = if net.is_v4() { 1460 } else { 1440 };
-    for (name, offered) in
-        [("all options", FULL), ("no timestamps", Options { timestamps: None, ..FULL }), ("none", PLAIN)]
-    {
+    for (name, offered) in [
+        ("all options", FULL),
+        ("a smaller MSS", Options { mss: Some(536), ..FULL }),
+        ("no timestamps", Options { timestamps: None, ..FULL }),
+        ("none", PLAIN),
+    ] {
         let baked = cookie(Instant::ZERO, net, client, &offered);
         let syn = with(tcp(client, vip).syn().seq(N, 0), &offered);
         let has_room = offered.timestamps.is_some();
@@ -89,7 +92,7 @@ pub fn rows(net: &Net) -> Vec<Row> {
             &baked.time.map_or(Options::default(), |time| times(5007, time)),
         );
         let asked = Options {
-            mss: Some(mss),
+            mss: offered.mss.map(|offered| offered.min(mss)),
             scale: offered.scale.filter(|_| has_room),
             sack: has_room,
             timestamps: has_room.then_some((5007, 0)),
@@ -131,6 +134,14 @@ pub fn rows(net: &Net) -> Vec<Row> {
     rows.extend([
         Row::refuse("an ACK of no cookie", always(), ack(N + 1, wrong), DropReason::NoFlow, reset(wrong)).after([&syn]),
         Row::refuse("for another SYN", always(), ack(N + 3, right), DropReason::NoFlow, reset(right)).after([&syn]),
+        Row::refuse(
+            "with data where the SYN stood",
+            always(),
+            ack(N, right).payload("GET"),
+            DropReason::NoFlow,
+            reset(right),
+        )
+        .after([&syn]),
         Row::refuse("where nobody was sent one", always(), ack(N + 1, right), DropReason::NoFlow, reset(right)),
         Row::drop(
             "what comes before the server's answer",
