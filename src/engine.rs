@@ -171,9 +171,11 @@ impl Engine {
 
     fn handle_once(&mut self, now: Instant, buf: &mut PacketBuf, view: &View) -> Verdict {
         buf.truncate(view.len);
+        let was_turned = buf.is_turned;
         let decided = self.decide(now, buf, view);
         let verdict = match decided {
             Verdict::Pass => self.pass(now, buf, view),
+            Verdict::Refuse(reason) if was_turned => self.turn_refusal(buf, reason),
             verdict => verdict,
         };
         self.stats.count(verdict);

@@ -4,6 +4,7 @@
 #[path = "../fuzz/harness/mod.rs"]
 mod harness;
 
+use gatun::verdict::DropReason;
 use harness::ops::{Bytes, Op, Shape};
 use harness::world::World;
 use proptest::collection::vec;
@@ -53,6 +54,25 @@ proptest! {
     fn any_bytes_are_a_sequence(data in vec(any::<u8>(), 0..600)) {
         harness::engine::run(&data);
     }
+}
+
+/// A server is sent its own packets through a tunnel: none gets there, and each keeps the flow alive.
+#[test]
+fn what_cannot_go_on_is_of_its_flow() {
+    let mut world = World::new(5 << 5);
+    let itself = Shape { client: 7, vip: 12, flags: 0xca, len: 21, ttl: 64, ..Shape::default() };
+    for op in [
+        Op::Client(itself),
+        // The engine is not told of the time.
+        Op::Wait { mantissa: 8, exponent: 0x80 | 60 },
+        Op::Client(itself),
+        Op::Wait { mantissa: 0, exponent: 0 },
+    ] {
+        world.step(&op);
+    }
+    assert_eq!(world.engine.occupancy().0, 1);
+    assert_eq!(world.engine.stats().drops(DropReason::TunnelLoop), 2);
+    world.finish();
 }
 
 fn op() -> impl Strategy<Value = Op> {

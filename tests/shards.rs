@@ -84,7 +84,21 @@ impl Net {
             pool: PoolSpec { addresses: vec![addr(&self.text(1, 102))], ..PoolSpec::default() },
             ..MasqueradeSpec::default()
         };
-        SnapshotSpec { services: services.collect(), masquerades: vec![lan], ..SnapshotSpec::default() }
+        // To one of the servers.
+        let forward = ForwardSpec {
+            name: "dns".into(),
+            address: addr(&self.text(1, 102)),
+            ports: PortRange::single(53),
+            protocols: Protocols::Udp,
+            to: addr(&self.text(2, 12)),
+            to_port: None,
+        };
+        SnapshotSpec {
+            services: services.collect(),
+            masquerades: vec![lan],
+            forwards: vec![forward],
+            ..SnapshotSpec::default()
+        }
     }
 }
 
@@ -109,6 +123,8 @@ enum Kind {
     Out,
     /// From there to the mapping.
     Back,
+    /// From the inside host, about what came to it.
+    ErrorInside,
     /// From one inside host to the next one's mapping.
     Hairpin,
 }
@@ -121,6 +137,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Kind::ErrorHere),
         3 => Just(Kind::Out),
         3 => Just(Kind::Back),
+        1 => Just(Kind::ErrorInside),
         2 => Just(Kind::Hairpin)
     ];
     let order = Just([0, 1, 2, 3]).prop_shuffle();
@@ -136,6 +153,8 @@ struct World {
     gateway: Gateway,
     /// By inside host: what it last sent to the outside, as that was seen there.
     sent_out: Vec<Option<Vec<u8>>>,
+    /// By inside host: what came to it last from there.
+    come_in: Vec<Option<Vec<u8>>>,
     /// By client and service: the packet that the server got last, and the one that the client got.
     asked: Vec<Option<Vec<u8>>>,
     answered: Vec<Option<Vec<u8>>>,
@@ -151,9 +170,22 @@ enum Seen {
 
 impl World {
     fn new(net: Net, shards: usize) -> World {
-        let snapshot = Snapshot::build(net.spec(), None).expect("valid");
+        World::with(net, net.spec(), shards)
+    }
+
+    fn with(net: Net, spec: SnapshotSpec, shards: usize) -> World {
+        let snapshot = Snapshot::build(spec, None).expect("valid");
         let gateway = Gateway::new(Arc::new(snapshot), shards, 1 << 10, [7, 11]);
-        World { net, gateway, sent_out: vec![None; 8], asked: vec![None; 24], answered: vec![None; 24], id: 0 }
+        let (by_host, by_service) = (|| vec![None; 8], || vec![None; 24]);
+        World {
+            net,
+            gateway,
+            sent_out: by_host(),
+            come_in: by_host(),
+            asked: by_service(),
+            answered: by_service(),
+            id: 0,
+        }
     }
 
     fn step(&mut self, step: &Step) -> Option<Seen> {
@@ -173,13 +205,14 @@ impl World {
             Kind::Out => udp(self.net.inside(step.client), self.net.end(0, 200, 7000 + u16::from(step.service)))
                 .payload(vec![step.client; 302]),
             Kind::Back => reversed(self.sent_out[usize::from(step.client)].as_ref()?).payload(vec![step.client; 303]),
+            Kind::ErrorInside => error(self.come_in[usize::from(step.client)].as_ref()?),
             Kind::Hairpin => {
                 let next = reversed(self.sent_out[usize::from(step.client + 1) % 8].as_ref()?);
                 udp(self.net.inside(step.client), next.dst).payload(vec![step.client; 304])
             }
         };
-        let (sent, verdict) =
-            self.send(&packet, step.order.filter(|_| !matches!(step.kind, Kind::ErrorHere | Kind::ErrorThere)));
+        let is_error = matches!(step.kind, Kind::ErrorHere | Kind::ErrorThere | Kind::ErrorInside);
+        let (sent, verdict) = self.send(&packet, step.order.filter(|_| !is_error));
         if sent.is_empty() {
             return Some(Seen::Nothing(verdict));
         }
@@ -192,6 +225,7 @@ impl World {
             Kind::Ask => self.asked[at] = Some(whole),
             Kind::Answer => self.answered[at] = Some(whole),
             Kind::Out => self.sent_out[usize::from(step.client)] = Some(whole),
+            Kind::Back => self.come_in[usize::from(step.client)] = Some(whole),
             _ => {}
         }
         // Only the port of a pool is chosen by chance; which address, by another chance.
@@ -299,6 +333,33 @@ fn it_is_explained_by_the_shard_of_the_inside_host() {
     }
 }
 
+/// Servers that are inside hosts as well, one of them with a forwarded port: as clients of the cluster, and of the outside.
+#[test]
+fn servers_ask_too() {
+    use Kind::{Answer, Ask, Back, ErrorHere, ErrorInside, ErrorThere, Out};
+    for net in NETS {
+        for shards in 1..7 {
+            let mut world = World::new(net, shards);
+            // Servers are taken in turn: so it is another one each time.
+            world.step(&Step { kind: Ask, client: 7, service: 1, order: None });
+            for (client, kind) in
+                (0..2).flat_map(|n| [Ask, Answer, ErrorHere, ErrorThere, Out, Back, ErrorInside].map(|kind| (n, kind)))
+            {
+                let host = net.client(client).ip();
+                let seen = world.step(&Step { kind, client, service: 1, order: None });
+                let Some(Seen::Packets { src, dst, .. }) = seen else { panic!("{client} {kind:?}: {seen:?}") };
+                let (vip, remote) = (net.service(1).ip(), net.end(0, 200, 0).ip());
+                match kind {
+                    Answer | ErrorThere => assert_eq!((src, dst), (vip, host), "{client} {kind:?}"),
+                    Back => assert_eq!((src, dst), (remote, host), "{client} {kind:?}"),
+                    Out | ErrorInside => assert_eq!((src, dst), (net.end(1, 100, 0).ip(), remote), "{client} {kind:?}"),
+                    _ => assert_eq!(src, host, "{client} {kind:?}"),
+                }
+            }
+        }
+    }
+}
+
 /// One of the shards has no port but forwarded ones, which an explanation knows as well before anybody has asked for one.
 #[test]
 fn a_shard_without_a_port_is_explained_as_it_is() {
@@ -330,5 +391,27 @@ fn a_shard_without_a_port_is_explained_as_it_is() {
             refused += usize::from(is_refused);
         }
         assert!((1..8).contains(&refused), "{refused}");
+    }
+}
+
+/// The sender's shard and that of the mapping that it sends to are two: what the other one has to say comes back.
+#[test]
+fn who_is_refused_is_told() {
+    for net in NETS {
+        for shards in 1..7 {
+            let mut world = World::with(net, SnapshotSpec { is_hop: true, ..net.spec() }, shards);
+            for client in 0..8 {
+                let out = Step { kind: Kind::Out, client, service: 0, order: None };
+                assert!(matches!(world.step(&out), Some(Seen::Packets { .. })));
+                let seen =
+                    oracle::decode(world.sent_out[usize::from(client)].as_ref().expect("sent")).expect("a packet");
+                let mapping = (seen.src, seen.ports.expect("UDP").0);
+                let host = net.inside(2 + (client + 1) % 6);
+                let (sent, verdict) = world.send(&udp(host, mapping).ttl(2), None);
+                assert_eq!(verdict, Verdict::Forward);
+                let told = oracle::decode(&sent[0]).expect("a packet");
+                assert_eq!((told.src, told.dst, told.ports), (mapping.0, host.ip(), None));
+            }
+        }
     }
 }

@@ -117,8 +117,12 @@ impl World {
                 let output = oracle::decode(buf.packet()).expect("a refusal is a packet");
                 assert_eq!(output.dst, input.src);
                 self.dropped(input, tuple, reason);
+                self.stopped(tuple, reason);
             }
-            (Some(input), Verdict::Drop(reason)) => self.dropped(input, tuple, reason),
+            (Some(input), Verdict::Drop(reason)) => {
+                self.dropped(input, tuple, reason);
+                self.stopped(tuple, reason);
+            }
             (Some(_), Verdict::Elsewhere(_)) => panic!("handed over, but there is one shard"),
             (Some(_), Verdict::Deliver) => panic!("delivered, but nobody probes here"),
             (Some(input), Verdict::Held) => {
@@ -270,6 +274,16 @@ impl World {
         }
         let known = self.model.translation(&tuple).is_some();
         assert!(!known || reason == R::TtlExceeded, "a packet of a flow was dropped: {reason:?}");
+    }
+
+    /// A packet that its flow's method cannot take to the server is of the flow all the same, and keeps it alive.
+    fn stopped(&mut self, tuple: Option<Tuple>, reason: DropReason) {
+        use DropReason as R;
+        let is_of_flow =
+            matches!(reason, R::TooBig | R::TunnelLoop | R::NoTunnelSource | R::ServerUnreachable | R::BadOffload);
+        if let Some(tuple) = tuple.filter(|_| is_of_flow && self.believed) {
+            self.model.seen(self.now, &tuple);
+        }
     }
 
     fn drain_events(&mut self, cause: Cause) {

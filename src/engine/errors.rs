@@ -34,6 +34,10 @@ impl Engine {
             Err(reason) => return unknown(reason),
         };
         let Some((id, sender)) = self.table.lookup(&quoted.reversed()) else {
+            // An inside host that is a server as well: what it says may be about a flow of its own (RFC 5508 REQ-5).
+            if let Some(home) = self.home_of(&self.snapshot, &quoted.reversed()) {
+                return Verdict::Elsewhere(home);
+            }
             let translated = self.translate_error_alone(buf, view, &quoted);
             return translated.unwrap_or_else(|| unknown(DropReason::IcmpNoFlow));
         };

@@ -23,7 +23,7 @@
 
 use super::admit::next_random;
 use super::rates::outside as outside_host;
-use super::{Engine, Refusal, Sharding, place_of_port, shard_of};
+use super::{Engine, Refusal, Sharding, place_of, place_of_port, shard_of};
 use crate::command::FlowChange;
 use crate::flow::{Flow, FlowId, InsertError, Marks, Owner, Sender, TcpState, track};
 use crate::forward::helper;
@@ -78,7 +78,8 @@ impl Engine {
     /// The shard of the inside host that a packet without a flow comes from, if that is another one: this one was asked first,
     /// since the host is a server as well.
     pub(super) fn home_of(&self, snapshot: &Snapshot, tuple: &Tuple) -> Option<u16> {
-        let is_inside = masquerade_of(snapshot, tuple).is_some() || snapshot.pools.is_forwarded_to(tuple.src);
+        let is_forwarded = snapshot.pools.is_forwarded_to(tuple.src) && !stays(snapshot, tuple);
+        let is_inside = is_forwarded || masquerade_of(snapshot, tuple).is_some();
         let sharding = Sharding { seed: self.config.seed, shards: self.config.shards };
         let home = shard_of(tuple.src, sharding);
         (is_inside && self.config.shards > 1 && home != self.config.shard).then_some(home)
@@ -270,8 +271,17 @@ impl Engine {
             let (reason, refusal) = (DropReason::NoMapping, Refusal::PortUnreachable);
             if let Verdict::Refuse(_) = self.refuse(now, &mut packet, &view, reason, refusal, tuple.dst) {
                 self.stats.refused += 1;
-                self.released.push_back(packet);
+                match self.place_of_refusal(&packet) {
+                    Some(shard) => {
+                        packet.is_turned = true;
+                        self.handed_over.push_back((shard, packet));
+                    }
+                    None => self.released.push_back(packet),
+                }
             }
+        }
+        if !self.handed_over.is_empty() {
+            self.take_back(now);
         }
     }
 
@@ -383,6 +393,22 @@ impl Engine {
         Verdict::Elsewhere(shard)
     }
 
+    /// A packet that was turned is refused: what its sender is told goes to an outside endpoint, and so comes in again as well.
+    pub(super) fn turn_refusal(&mut self, buf: &mut PacketBuf, reason: DropReason) -> Verdict {
+        let refused = Verdict::Refuse(reason);
+        let Some(shard) = self.place_of_refusal(buf) else { return refused };
+        self.stats.count(refused);
+        buf.is_turned = true;
+        Verdict::Elsewhere(shard)
+    }
+
+    /// The shard of whom a refusal is for; `None`: it leaves.
+    fn place_of_refusal(&self, refusal: &PacketBuf) -> Option<u16> {
+        let view = View::parse(refusal.packet()).ok()?;
+        let sharding = Sharding { seed: self.config.seed, shards: self.config.shards };
+        self.snapshot.pools.is_mapped(view.dst).then(|| place_of(&self.snapshot, refusal, &view, sharding))
+    }
+
     /// Panics when flows and mappings contradict each other; for tests.
     pub(super) fn check_mappings(&self) {
         let mut uses = std::collections::BTreeMap::new();
@@ -420,10 +446,15 @@ pub(super) fn is_masqueraded(flow: &Flow) -> bool {
 /// for an inside host behind the same address does.
 pub(super) fn masquerade_of<'a>(snapshot: &'a Snapshot, tuple: &Tuple) -> Option<&'a Masquerade> {
     let masquerade = snapshot.pools.masquerade_for(tuple.src, tuple.dst)?;
+    let has_pool = masquerade.spec.prefix.is_none();
+    (has_pool && !stays(snapshot, tuple)).then_some(masquerade)
+}
+
+/// Whether a packet is for a service, or for the gateway's host, for all that its destination tells.
+fn stays(snapshot: &Snapshot, tuple: &Tuple) -> bool {
     let is_own =
         snapshot.is_vip(tuple.dst) || snapshot.is_local(tuple.dst) || snapshot.spec.own_addresses.contains(&tuple.dst);
-    let has_pool = masquerade.spec.prefix.is_none();
-    (has_pool && (!is_own || snapshot.pools.leads_inside(tuple))).then_some(masquerade)
+    is_own && !snapshot.pools.leads_inside(tuple)
 }
 
 /// An address of the gateway's that an inside host can be answered from: one of the pool's, if there is one.

@@ -69,8 +69,8 @@ impl Engine {
             return Some(Verdict::Drop(DropReason::UnsupportedIcmp));
         }
         if view.ttl <= 1 {
-            let refusal = Refusal::TimeExceeded;
-            return Some(self.refuse(now, buf, view, DropReason::TtlExceeded, refusal, view.dst));
+            let (refusal, from) = (Refusal::TimeExceeded, self.own_address_towards(view));
+            return Some(self.refuse(now, buf, view, DropReason::TtlExceeded, refusal, from));
         }
         write(buf.packet_mut(), mapped);
         if let Some(inner) = buf.packet_mut().get_mut(view.l4 + icmp::LEN..) {
@@ -136,7 +136,18 @@ impl Engine {
             Unmapped::Subnet => Refusal::HostUnreachable,
             Unmapped::Identifier => Refusal::ParameterProblem { pointer: unmappable.at as u8 },
         };
-        self.refuse(now, buf, view, DropReason::NoPrefixMapping, refusal, view.dst)
+        let from = self.own_address_towards(view);
+        self.refuse(now, buf, view, DropReason::NoPrefixMapping, refusal, from)
+    }
+
+    /// Whom the sender of a packet is answered from: the gateway (RFC 4443 section 2.2), by an address on the sender's side of
+    /// the translation, since nobody outside is to see an inside one. Where it has none the packet's destination has to do.
+    fn own_address_towards(&self, view: &View) -> Addr {
+        let pools = &self.snapshot.pools;
+        let is_inside = pools.is_inside(view.src);
+        let is_global = |addr: &Addr| !addr.is_v4() && !matches!(addr.octets(), [0xfe, 0x80..=0xbf, ..]);
+        let fits = |addr: &&Addr| is_global(addr) && pools.is_inside(**addr) == is_inside;
+        self.snapshot.spec.own_addresses.iter().find(fits).copied().unwrap_or(view.dst)
     }
 }
 

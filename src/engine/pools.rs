@@ -16,6 +16,9 @@ use crate::wire::{Protocol, Tuple};
 /// Ports whose quarantine is over that are released when another one is taken.
 const RELEASED: usize = 2;
 
+/// Flows that are asked for their port at most. It is more than one only after a reload that changes a pool's range.
+const RECLAIMED: usize = 64;
+
 /// A port that is taken: the number of its lane, and the reply tuple of its flow.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Grant {
@@ -81,7 +84,8 @@ impl Engine {
         self.random = next_random(self.random);
         let random = next_random(self.random);
         let snapshot = self.snapshot.clone();
-        let pools = || pools_of(&snapshot, service, server, self.random);
+        let first = self.random;
+        let pools = || pools_of(&snapshot, service, server, first);
         // Time may have passed without the engine being told.
         for budget in [RELEASED, SWEEP] {
             if self.lanes.expire(now, quarantine, budget) == 0 && budget == SWEEP {
@@ -94,22 +98,37 @@ impl Engine {
                 }
             }
         }
-        let lanes = pools().map(|pool| Lane::to(server, to, pool.address));
-        let found = lanes.clone().find_map(|lane| self.reclaimable(now, &lane));
-        let Some((lane, id)) = found else { return Err(DropReason::PoolExhausted) };
-        let flow = self.take_out(now, id);
-        self.stats.ports_reclaimed += 1;
-        // What it has waited for is the quarantine.
-        Ok(Grant { lane, reply: flow.reply() })
+        for pool in pools() {
+            let lane = Lane::to(server, to, pool.address);
+            for _ in 0..RECLAIMED {
+                let Some((lane, id)) = self.reclaimable(now, &lane).next() else { break };
+                if !self.is_of_range(pool, id) {
+                    self.end(now, id);
+                    continue;
+                }
+                let flow = self.take_out(now, id);
+                self.stats.ports_reclaimed += 1;
+                // What it has waited for is the quarantine.
+                return Ok(Grant { lane, reply: flow.reply() });
+            }
+        }
+        Err(DropReason::PoolExhausted)
     }
 
-    /// The flow of this lane that gives up its port, if there is one that nobody would miss and that has been silent for the
-    /// quarantine.
-    fn reclaimable(&self, now: Instant, lane: &Lane) -> Option<(u32, FlowId)> {
+    /// The flows of this lane that give up their ports, the first to do so in front: those that nobody would miss and that have
+    /// been silent for the quarantine.
+    fn reclaimable(&self, now: Instant, lane: &Lane) -> impl Iterator<Item = (u32, FlowId)> {
         let quarantine = self.snapshot.spec.quarantine;
-        let is_silent = |id: &FlowId| self.table.flow(*id).seen + quarantine <= now;
-        let oldest = |(number, flow): (u32, u32)| Some((number, self.table.at(flow as usize).filter(is_silent)?));
-        self.lanes.dispensable(lane).find_map(oldest)
+        let is_silent = move |id: &FlowId| self.table.flow(*id).seen + quarantine <= now;
+        self.lanes.dispensable(lane).flat_map(move |(number, flows)| {
+            let flows = flows.filter_map(|flow| self.table.at(flow as usize));
+            flows.take_while(is_silent).map(move |id| (number, id))
+        })
+    }
+
+    /// Whether the pool still gives away the port of this flow: a reload may have changed its range.
+    fn is_of_range(&self, pool: &Pool, id: FlowId) -> bool {
+        pool.ports.contains(self.table.flow(id).reply().dport)
     }
 
     /// The reply tuple that the next flow to `server` would have.
@@ -126,7 +145,12 @@ impl Engine {
         let lane = |pool: &Pool| Lane::to(server, to, pool.address);
         let pools = || pools_of(&self.snapshot, service, server, first);
         let free = |pool: &Arc<Pool>| Some(lane(pool).reply(self.lanes.foresee(&lane(pool), pool, random)?));
-        let reclaimed = |pool: &Arc<Pool>| Some(self.table.flow(self.reclaimable(now, &lane(pool))?.1).reply());
+        let reclaimed = |pool: &Arc<Pool>| {
+            let lane = lane(pool);
+            let mut flows = self.reclaimable(now, &lane).take(RECLAIMED);
+            let (_, id) = flows.find(|(_, id)| self.is_of_range(pool, *id))?;
+            Some(self.table.flow(id).reply())
+        };
         pools().find_map(free).or_else(|| pools().find_map(reclaimed)).ok_or(DropReason::PoolExhausted)
     }
 

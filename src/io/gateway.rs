@@ -151,6 +151,19 @@ impl Gateway {
             let Some(mut packet) = next else { break };
             self.send(&mut packet);
         }
+        loop {
+            let next = shard.lock().poll_handover();
+            let Some((place, mut packet)) = next else { break };
+            let (mut released, mut handed_over) = (Vec::new(), Vec::new());
+            let aside = (&mut released, &mut handed_over);
+            if self.follow(self.now(), usize::from(place), &mut packet, None, aside).sends() {
+                released.push(packet);
+            }
+            released.iter_mut().for_each(|packet| self.send(packet));
+            for _ in handed_over {
+                self.count_drop(DropReason::NotOurs);
+            }
+        }
     }
 
     /// Admits the flow of a probe. Returns its shard, which stays the same as long as the flow lives, and where answers come.

@@ -1,5 +1,7 @@
 //! Inside hosts that talk to each other, and to themselves, by the addresses of a pool.
 
+use std::net::SocketAddr;
+
 use crate::masquerade::{World, ends, spec, with};
 use crate::support::packet::{ACK, PSH, SYN, tcp, udp};
 use crate::{Net, oracle};
@@ -105,6 +107,35 @@ fn filtering_holds_for_inside_hosts_too() {
         // They punch holes: each has sent to the other.
         assert_eq!(world.send(udp(theirs, net.pool(40000))), (net.pool(50000), ours));
         assert_eq!(world.send(udp(ours, net.pool(50000))), (net.pool(40000), theirs));
+    }
+}
+
+/// An error that tells an inside host of its own packet, as that host sent it.
+fn tells(error: &[u8], ours: SocketAddr, theirs: SocketAddr) {
+    assert!(oracle::checksums_are_right(error));
+    let error = oracle::decode(error).expect("an error");
+    assert_eq!((error.src, error.dst), (theirs.ip(), ours.ip()));
+    let quoted = oracle::decode(&error.payload).expect("the packet that it is about");
+    assert_eq!((quoted.src, quoted.dst, quoted.ports), (ours.ip(), theirs.ip(), Some((ours.port(), theirs.port()))));
+}
+
+#[test]
+fn whose_packet_is_refused_is_told() {
+    for net in Net::BOTH {
+        let mut world = World::new(SnapshotSpec { is_hop: true, ..spec(net) });
+        let (ours, theirs) = (net.inside(1, 40000), net.inside(2, 50000));
+        world.send(udp(theirs, net.client(3478)));
+        // It gets as far as the gateway's other side.
+        let (verdict, error) = world.give(udp(ours, net.pool(50000)).ttl(2));
+        assert_eq!(verdict, Verdict::Forward);
+        tells(&error, ours, net.pool(50000));
+        assert_eq!(world.engine.stats().drops(DropReason::TtlExceeded), 1);
+        assert_eq!(world.send(udp(ours, net.pool(50000)).ttl(3)), (net.pool(40000), theirs));
+        // RFC 5382 REQ-4.
+        assert_eq!(world.lose(tcp(ours, net.pool(50000)).syn()), DropReason::NoMapping);
+        world.wait(6);
+        let [error] = &world.sent()[..] else { panic!("one is told") };
+        tells(error, ours, net.pool(50000));
     }
 }
 

@@ -89,6 +89,7 @@ pub fn rows(net: &Net) -> Vec<Row> {
     rows.extend(errors(net));
     rows.extend(left_alone(net));
     rows.extend(unmapped(net));
+    rows.extend(refused_by_itself(net));
     let hop = SnapshotSpec { is_hop: true, ..spec() };
     let (inside, outside) = (|port| end(INSIDE[0].0, port), |port| end(INSIDE[0].1, port));
     let packet = udp(inside(5000), remote(53)).payload("?");
@@ -233,6 +234,25 @@ fn unmapped(net: Net) -> Vec<Row> {
             udp(remote, end("2001:db8:99:6::", 5)),
             IcmpError::Raw(4, 0, [0, 0, 0, 24]),
         ),
+    ]
+}
+
+/// Who is refused is told by the gateway itself, if it has an address on that side.
+fn refused_by_itself(net: Net) -> Vec<Row> {
+    let own = ["10.20.0.2", "fe80::2", "fd20::2", "2001:db8:5::2"].map(addr).to_vec();
+    let hop = || SnapshotSpec { is_hop: true, own_addresses: own.clone(), ..spec(net) };
+    let (inside, outside, remote) = (end(INSIDE[0].0, 5000), end(INSIDE[0].1, 5000), end(REMOTE, 53));
+    let told = |own: &str, packet: &Build, error| {
+        crate::refusal::answer(icmp_error(end(own, 0), packet.src, error, &packet.bytes()))
+    };
+    let (out, back) = (udp(inside, remote).ttl(1), udp(remote, outside).ttl(1));
+    let nowhere = udp(remote, end("2001:db8:77:ffff::1", 5));
+    let (exceeded, unreachable) = (IcmpError::TimeExceeded, IcmpError::Raw(1, 3, [0; 4]));
+    let refuse = |name, packet: &Build, reason, answer| Row::refuse(name, hop(), packet, reason, answer);
+    vec![
+        refuse("the last hop out", &out, DropReason::TtlExceeded, told("fd20::2", &out, exceeded)),
+        refuse("the last hop in", &back, DropReason::TtlExceeded, told("2001:db8:5::2", &back, exceeded)),
+        refuse("to nowhere", &nowhere, DropReason::NoPrefixMapping, told("2001:db8:5::2", &nowhere, unreachable)),
     ]
 }
 

@@ -100,6 +100,27 @@ fn ports_of_another_range_are_given_away_after_a_reload() {
 }
 
 #[test]
+fn no_port_of_a_former_range_is_given_away() {
+    let net = Net::V4;
+    let mut gateway = by_fullnat(net, 2000, 2001);
+    let syn = |n| tcp(net.other(n, 1), net.vip(53)).syn();
+    assert!((0..2).all(|n| gateway.send(&syn(n)).is_ok()));
+    set_pool(&mut gateway, &[0], 3000, 3000);
+    assert!(gateway.send(&syn(2)).is_ok());
+    // All are half-open, and have been silent for longer than a quarantine takes.
+    gateway.wait(Duration::from_secs(10));
+    let packet = tuple(net.other(3, 1), net.vip(53));
+    let Explained::Admitted { translated, .. } = explain(&gateway.engine, gateway.now, &packet, SYN).outcome else {
+        panic!("a port is given up")
+    };
+    assert_eq!(translated.sport, 3000);
+    assert!(gateway.send(&syn(3)).is_ok());
+    assert_eq!(replies(&gateway).iter().map(|reply| reply.dport).collect::<Vec<_>>(), [3000]);
+    assert_eq!(ports(&gateway), (1, 2, 1));
+    assert_eq!(gateway.send(&syn(4)), EXHAUSTED);
+}
+
+#[test]
 fn a_vip_may_be_the_address_of_a_pool() {
     for net in Net::BOTH {
         let mut gateway = Gateway::new(net, |all| {

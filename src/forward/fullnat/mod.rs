@@ -232,11 +232,12 @@ impl Lanes {
         self.queues.place(&mut used.ends, flow.number(), queue);
     }
 
-    /// The number of a lane and of its flows that nobody would miss, the one to be asked first in front.
-    pub fn dispensable(&self, lane: &Lane) -> impl Iterator<Item = (u32, u32)> + use<> {
+    /// The number of a lane and those of its flows that nobody would miss, by kind, whom to ask first in front.
+    pub fn dispensable(&self, lane: &Lane) -> impl Iterator<Item = (u32, impl Iterator<Item = u32>)> {
         let number = self.numbers.get(lane).copied();
-        let heads = self.used(lane).map(|used| [Queue::Finished, Queue::HalfOpen].map(|q| Queues::head(&used.ends, q)));
-        heads.into_iter().flatten().flatten().filter_map(move |flow| Some((number?, flow)))
+        let listed = |used| [Queue::Finished, Queue::HalfOpen].map(|queue| self.queues.list(used, queue));
+        let listed = self.used(lane).map(|used| listed(&used.ends));
+        listed.into_iter().flatten().filter_map(move |flows| Some((number?, flows)))
     }
 
     /// Releases ports whose quarantine is over, no more than `budget`. Returns how many.

@@ -75,7 +75,7 @@ impl Queues {
         ends[queue as usize][HEAD].checked_sub(1)
     }
 
-    /// All flows of a queue, for tests and checks.
+    /// All flows of a queue, the oldest first.
     pub fn list(&self, ends: &Ends, queue: Queue) -> impl Iterator<Item = u32> + '_ {
         let next = |flow: &u32| self.links[*flow as usize][NEXT].checked_sub(1);
         std::iter::successors(Queues::head(ends, queue), next)
