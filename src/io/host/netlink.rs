@@ -1,5 +1,6 @@
 //! The kernel's side: rtnetlink requests for what a [`Change`](super::change::Change) needs, and questions.
 
+mod own;
 mod replies;
 
 use std::net::IpAddr;
@@ -17,7 +18,8 @@ use netlink_packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::packet_core::Nla;
 use rtnetlink::{Error, Handle, IpVersion, LinkUnspec};
 
-use super::change::{ANCHOR, Action, Family, LinkProperty, PROTOCOL, Ports, Rule, TABLE_LOCAL, TABLE_MAIN};
+use super::change::{ANCHOR, Action, Family, LinkProperty, PROTOCOL, Ports, Rule, TABLE_MAIN};
+pub use own::OwnTable;
 
 /// A connection to rtnetlink, and the links as they were when it was made.
 pub struct Net {
@@ -29,32 +31,6 @@ pub struct Net {
 impl Drop for Net {
     fn drop(&mut self) {
         self.connection.abort();
-    }
-}
-
-/// The routes of the table `local`.
-#[derive(Debug, Default)]
-pub struct OwnTable(Vec<OwnRoute>);
-
-#[derive(Debug)]
-struct OwnRoute {
-    destination: IpNet,
-    kind: RouteType,
-    device: Option<String>,
-}
-
-impl OwnTable {
-    /// `None` where the address is one of other hosts.
-    pub fn lookup(&self, address: IpAddr) -> Option<Found> {
-        let all = self.0.iter().filter(|route| route.destination.contains(&address));
-        let route = all.max_by_key(|route| route.destination.prefix_len())?;
-        let kinds = [RouteType::Local, RouteType::Broadcast, RouteType::Multicast, RouteType::Anycast];
-        kinds.contains(&route.kind).then(|| Found {
-            kind: route.kind,
-            device: route.device.clone(),
-            source: Some(address),
-            gateway: false,
-        })
     }
 }
 
@@ -273,25 +249,6 @@ impl Net {
         let mut routes = self.dump_routes(filter).await?;
         routes.retain(|route| route.header.kind == RouteType::Unicast && table_of(route) == TABLE_MAIN);
         Ok(routes)
-    }
-
-    /// What the host's own table says of addresses: which are its own, and which are nobody's alone. Rules have no say in it,
-    /// those of gateways among them.
-    pub async fn own_table(&self) -> Result<OwnTable, Error> {
-        let mut table = OwnTable::default();
-        for family in Family::BOTH {
-            let mut filter = RouteMessage::default();
-            filter.header.address_family = address_family(family);
-            filter.attributes.push(RouteAttribute::Table(TABLE_LOCAL));
-            let routes = self.dump_routes(filter).await?;
-            let own = routes.iter().filter(|route| table_of(route) == TABLE_LOCAL);
-            table.0.extend(own.map(|route| OwnRoute {
-                destination: destination(family, route),
-                kind: route.header.kind,
-                device: oif(route).and_then(|index| self.name(index)),
-            }));
-        }
-        Ok(table)
     }
 
     fn devices_of(&self, route: &RouteMessage) -> Vec<String> {
