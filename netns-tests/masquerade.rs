@@ -181,6 +181,20 @@ fn behind_the_gateways_own_address_and_by_a_prefix() {
         ping(lab, "in2", address("out1")[1])?;
         ensure!(gateway.flows(&["--dst", address("out1")[1]])?.is_empty(), "the prefix keeps flows");
 
+        // A second and a third look at the host find what the first one did.
+        let running = snapshot(lab)?;
+        lab.sh("out1", &format!("head -c 2M /dev/urandom >{}", lab.path("big").display()))?;
+        let url = format!("http://{outside}/slow/big");
+        let download = lab.start("in1", &["curl", "-sSf", "--max-time", "10", "-o", "/dev/null", &url])?;
+        let begun = || gateway.flows(&["--state", "ESTABLISHED"]).is_ok_and(|flows| !flows.is_empty());
+        eventually("the download begins", PATIENCE, begun)?;
+        for _ in 0..2 {
+            gateway.reload(lab, &config)?;
+            ensure_same(&running, &snapshot(lab)?)?;
+            echoes(lab, "in2", address("in2")[0], "198.51.100.2:7000")?;
+        }
+        download.finish(PATIENCE)?.success().context("the download over reloads")?;
+
         // Ports that the host uses itself are worth a word.
         gateway.reload(lab, &config.replace("10000-32767", "8081-65535"))?;
         let log = gateway.log_text();

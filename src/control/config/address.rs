@@ -39,6 +39,13 @@ fn bracketed(addr: Addr) -> String {
     if addr.is_v4() { addr.to_string() } else { format!("[{addr}]") }
 }
 
+const NO_ADDRESS: &str = r#"is no IP address; write "203.0.113.10:80" or "[2001:db8::1]:80""#;
+
+const NO_ADDRESS_BEFORE: &str = r#"has no address; write "203.0.113.10:80" or "[2001:db8::1]:80""#;
+
+/// Where no port belongs.
+const NO_ADDRESS_ALONE: &str = r#"is no IP address; write for example "203.0.113.10" or "2001:db8::1""#;
+
 const NO_BRACKETS: &str = r#"is an IPv6 address without brackets; write "[2001:db8::1]:80""#;
 
 pub(super) const NO_NAMES: &str = "is no IP address; names are not looked up";
@@ -71,10 +78,13 @@ pub fn parse_server(text: &str) -> Result<ServerAddress, String> {
 
 /// An address without a port; `unfit` is what to say of one that is no single host's. Brackets are allowed.
 pub(super) fn parse_plain(text: &str, unfit: &str) -> Result<Addr, String> {
-    match split(text)? {
-        (address, None) => parse_address(address, unfit),
-        (_, Some(_)) => Err("has a port; write the address alone".to_owned()),
-    }
+    let found = split(text).and_then(|(address, port)| match port {
+        None => parse_address(address, unfit),
+        Some(_) => Err("has a port; write the address alone".to_owned()),
+    });
+    // What these ask for has a port.
+    let has_port = |wrong: &String| [NO_ADDRESS, NO_ADDRESS_BEFORE, NO_BRACKETS].contains(&wrong.as_str());
+    found.map_err(|wrong| if has_port(&wrong) { NO_ADDRESS_ALONE.to_owned() } else { wrong })
 }
 
 /// Splits address from ports, without the brackets of an IPv6 address. One without brackets has no port: its last group
@@ -93,7 +103,7 @@ fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     }
     match text.split_once(':') {
         Some((_, behind)) if behind.contains(':') => Err(NO_BRACKETS.to_owned()),
-        Some(("", _)) => Err(r#"has no address; write "203.0.113.10:80" or "[2001:db8::1]:80""#.to_owned()),
+        Some(("", _)) => Err(NO_ADDRESS_BEFORE.to_owned()),
         Some((address, ports)) => Ok((address, Some(ports))),
         None => Ok((text, None)),
     }
@@ -104,7 +114,7 @@ pub(super) fn parse_address(text: &str, unfit: &str) -> Result<Addr, String> {
         return Err(match text.contains('%') {
             true => "has a zone; gatun forwards to addresses that mean the same on every interface".to_owned(),
             false if text.contains(|c: char| c.is_ascii_alphabetic()) && !text.contains(':') => NO_NAMES.to_owned(),
-            false => r#"is no IP address; write "203.0.113.10:80" or "[2001:db8::1]:80""#.to_owned(),
+            false => NO_ADDRESS.to_owned(),
         });
     };
     let addr = Addr::from(ip);

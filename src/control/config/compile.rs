@@ -38,10 +38,17 @@ pub fn compile(config: &Config) -> Result<SnapshotSpec, ConfigErrors> {
 /// Translates, and reports at its place whatever a snapshot would refuse.
 pub(super) fn report_faults(config: &Config, problems: &Problems) -> SnapshotSpec {
     let spec = translate(config);
-    for fault in spec.faults() {
-        problems.report(place(config, &fault).unwrap_or(0..0), fault.error.to_string());
+    for fault in spec.faults().iter().filter(|fault| !follows(config, fault)) {
+        problems.report(place(config, fault).unwrap_or(0..0), fault.error.to_string());
     }
     spec
+}
+
+/// Whether something that was refused before is the reason for it, and enough to mend.
+fn follows(config: &Config, fault: &Fault) -> bool {
+    let (FaultPlace::Service(at), SnapshotError::NoPool { .. }) = (fault.place, &fault.error) else { return false };
+    let nat = config.services.get(at).map(|service| &service.nat);
+    nat.is_some_and(|nat| nat.is_pool_refused || (nat.pool.is_none() && config.nat.is_pool_refused))
 }
 
 pub(super) fn translate(config: &Config) -> SnapshotSpec {

@@ -3,7 +3,7 @@
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -11,9 +11,10 @@ use caps::{CapSet, Capability};
 
 use super::check::wants;
 use super::{
-    Config, GatewayConfig, Listen, RealServerConfig, ServerConfig, ServiceConfig, compile, local_pools, narrow_pools,
+    Config, GatewayConfig, Listen, MasqueradeConfig, RealServerConfig, ServerConfig, ServiceConfig, compile,
+    local_pools, narrow_pools,
 };
-use crate::service::{Method, PortRange};
+use crate::service::{Method, Network, PortRange};
 use crate::wire::Addr;
 
 /// Bytes of memory that a flow may take.
@@ -66,6 +67,7 @@ impl Host {
         }
         if gateway.routes && gateway.tap.is_none() {
             warnings.extend(self.forwarding_fixed(config));
+            warnings.extend(self.prefixes_taken(config));
             warnings.extend(local_pools::warnings(&compile::translate(config), is_own, &self.proc));
         }
         warnings.extend(narrow_pools::warnings(&compile::translate(config), gateway.queues.count()));
@@ -79,6 +81,7 @@ impl Host {
         }
         warnings.extend(wants::warnings(config));
         warnings.extend(config.services.iter().filter_map(helpless));
+        warnings.extend(config.services.iter().filter_map(poolless));
         if config.services.is_empty() && config.masquerades.is_empty() && config.forwards.is_empty() {
             warnings.push("the file has no [[service]] and no [[masquerade]]; nothing will be forwarded".to_owned());
         }
@@ -131,6 +134,22 @@ impl Host {
             off_and_fixed(name, &value, OpenOptions::new().write(true).open(&path).map(drop))
         };
         families.into_iter().filter(|(wanted, _)| *wanted).filter_map(|(_, name)| sysctl(name)).collect()
+    }
+
+    /// Outside prefixes that are networks of this host already.
+    fn prefixes_taken(&self, config: &Config) -> Vec<String> {
+        let routes = std::fs::read_to_string(self.proc.join("net/ipv6_route")).unwrap_or_default();
+        let taken = |masquerade: &MasqueradeConfig| {
+            let prefix = masquerade.prefix.as_ref()?.value;
+            let mut found = routes.lines().filter_map(route6).filter(|(network, _)| *network == prefix);
+            let (network, device) = found.find(|(_, device)| *device != config.gateway.device)?;
+            Some(format!(
+                "masquerade {:?}: prefix {network} is a network of {device} already, and gatun will not start; it needs an outside \
+                 prefix of its own, to which routers outside have a route by this host",
+                masquerade.name.value
+            ))
+        };
+        config.masquerades.iter().filter_map(taken).collect()
     }
 
     fn device_taken(&self, table: &str, device: &str) -> Option<String> {
@@ -195,6 +214,27 @@ fn memory_total(meminfo: &Path) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+/// The network and the device of a line of `/proc/net/ipv6_route` (rt6_info_route, net/ipv6/route.c), but for routes that
+/// refuse.
+fn route6(line: &str) -> Option<(Network, &str)> {
+    const REJECT: u32 = 0x0200; // RTF_REJECT (include/uapi/linux/route.h)
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [destination, len, _, _, _, _, _, _, flags, device] = words[..] else { return None };
+    let address = Addr::from(IpAddr::from(u128::from_str_radix(destination, 16).ok()?.to_be_bytes()));
+    let is_way = u32::from_str_radix(flags, 16).ok()? & REJECT == 0;
+    is_way.then_some((Network { address, len: u8::from_str_radix(len, 16).ok()? }, device))
+}
+
+/// Keys of a pool that no server's flows come from.
+fn poolless(service: &ServiceConfig) -> Option<String> {
+    let own = service.servers.iter().map(|server| server.method.unwrap_or(service.method));
+    let is_used = own.chain([service.method]).any(|method| method == Method::Fullnat);
+    let keys = [("pool", service.nat.pool.is_some()), ("pool_ports", service.nat.ports.is_some())];
+    let (key, _) = keys.into_iter().find(|(_, is_there)| *is_there && !is_used)?;
+    let (name, method) = (&service.name.value, service.method.word());
+    Some(format!("service {name:?}: {key} does nothing with method {method:?}; it is for \"fullnat\""))
 }
 
 /// What a helper does not do where the server answers by itself.
@@ -290,6 +330,48 @@ server = [{ address = "10.20.0.11" }]
         assert_eq!(warnings(&host, &with("nat")), [""; 0]);
         let found = warnings(&host, &with("direct"));
         assert!(matches!(&found[..], [one] if one.contains("helper \"ftp\" does nothing")), "{found:?}");
+    }
+
+    #[test]
+    fn keys_of_a_pool_without_use_are_named() {
+        let (_root, host) = host();
+        let with = |keys: &str| warnings(&host, &format!("{CONFIG}{keys}\n"));
+        assert_eq!(
+            with("pool = [\"10.20.0.200\"]"),
+            ["service \"web\": pool does nothing with method \"nat\"; it is for \"fullnat\""]
+        );
+        assert_eq!(with("pool_ports = \"1024-2047\"").len(), 1);
+        assert_eq!(with("pool = [\"10.20.0.200\"]\nmethod = \"fullnat\""), [""; 0]);
+        let by_one =
+            CONFIG.replace("10.20.0.11\"", "10.20.0.11\", method = \"fullnat\"") + "pool = [\"10.20.0.200\"]\n";
+        assert_eq!(warnings(&host, &by_one), [""; 0]);
+    }
+
+    #[test]
+    fn a_prefix_that_the_host_has_is_named() {
+        let (root, host) = host();
+        let text =
+            format!("{CONFIG}[[masquerade]]\nname = \"six\"\nfrom = [\"fd40::/64\"]\nprefix = \"2001:db8:1::/64\"\n");
+        assert_eq!(warnings(&host, &text), [""; 0]);
+        let route = |flags: &str, device: &str| {
+            let zero = "0".repeat(32);
+            let line = format!(
+                "20010db8000100000000000000000000 40 {zero} 00 {zero} 00000100 00000001 00000000 {flags} {device:>8}\n"
+            );
+            fs::create_dir_all(root.path().join("proc/net")).expect("a directory of our own");
+            fs::write(root.path().join("proc/net/ipv6_route"), line).expect("a file of our own");
+        };
+        route("00000001", "eth0");
+        let found = warnings(&host, &text);
+        assert!(
+            matches!(&found[..], [one] if one.contains("2001:db8:1::/64 is a network of eth0 already")),
+            "{found:?}"
+        );
+        assert_eq!(warnings(&host, &text.replace("2001:db8:1::", "2001:db8:2::")), [""; 0]);
+        for (flags, device) in [("00000001", "gatun0"), ("00200200", "lo")] {
+            route(flags, device);
+            assert_eq!(warnings(&host, &text), [""; 0], "{device}");
+        }
     }
 
     #[test]

@@ -198,10 +198,21 @@ pub(super) static ALL: [&Keys; 15] = [
     &REAL_SERVER,
 ];
 
+/// What is called otherwise elsewhere: the table, the name there that is none here, the name here.
+const OTHERWISE: [(&str, &str, &str); 3] =
+    [("[[masquerade]]", "pool", "to"), ("[[masquerade]]", "pool_ports", "ports"), ("[nat]", "pool_ports", "ports")];
+
+fn otherwise(key: &str, keys: &Keys) -> Option<&'static str> {
+    OTHERWISE.iter().find(|(table, wrong, _)| *table == keys.header && *wrong == key).map(|(.., right)| *right)
+}
+
 /// What is wrong with `key` in a table of `keys`.
 pub(super) fn unknown(key: &str, keys: &Keys) -> String {
     if keys.later.contains(&key) {
         return format!("{key:?} is not supported by this version yet");
+    }
+    if let Some(right) = otherwise(key, keys) {
+        return format!("unknown key {key:?}; it is called {right:?} here");
     }
     let elsewhere = ALL.iter().find(|other| other.known.contains(&key) || other.later.contains(&key));
     let hint = match (nearest(key, keys.known.iter().chain(keys.later).copied()), elsewhere) {
@@ -214,7 +225,8 @@ pub(super) fn unknown(key: &str, keys: &Keys) -> String {
 
 /// Whether the unknown key `found` was most likely meant to be `key`.
 pub(super) fn misspells(found: &str, key: &str, keys: &Keys) -> bool {
-    !keys.known.contains(&found) && nearest(found, keys.known.iter().copied()) == Some(key)
+    let meant = || otherwise(found, keys).or_else(|| nearest(found, keys.known.iter().copied()));
+    !keys.known.contains(&found) && meant() == Some(key)
 }
 
 /// What is wrong with `text` where one of `words` should stand, as the end of a sentence that begins with the text.

@@ -19,13 +19,20 @@ use crate::wire::Addr;
 #[derive(Clone, Debug)]
 pub struct NatConfig {
     pub pool: Vec<Located<Addr>>,
+    /// There is one in the file, and what is wrong with it has been said.
+    pub is_pool_refused: bool,
     pub ports: PortRange,
     pub quarantine: Duration,
 }
 
 impl Default for NatConfig {
     fn default() -> NatConfig {
-        NatConfig { pool: Vec::new(), ports: PoolSpec::PORTS, quarantine: Duration::from_secs(5) }
+        NatConfig {
+            pool: Vec::new(),
+            is_pool_refused: false,
+            ports: PoolSpec::PORTS,
+            quarantine: Duration::from_secs(5),
+        }
     }
 }
 
@@ -33,6 +40,8 @@ impl Default for NatConfig {
 #[derive(Clone, Debug, Default)]
 pub struct ServiceNat {
     pub pool: Option<Vec<Located<Addr>>>,
+    /// There is one in the file, and what is wrong with it has been said.
+    pub is_pool_refused: bool,
     pub ports: Option<PortRange>,
     pub proxy_protocol: Option<ProxyProtocol>,
     pub syn_proxy: SynProxy,
@@ -112,8 +121,10 @@ impl ServiceNat {
 
 pub(super) fn read(section: &Section<'_>) -> NatConfig {
     let default = NatConfig::default();
+    let pool = addresses(section, "pool");
     NatConfig {
-        pool: addresses(section, "pool").unwrap_or_default(),
+        is_pool_refused: pool.is_none() && section.has_or_misspells("pool"),
+        pool: pool.unwrap_or_default(),
         ports: ports(section, "ports").unwrap_or(default.ports),
         quarantine: section
             .duration("quarantine", Duration::ZERO..=Duration::from_secs(600))
@@ -124,8 +135,10 @@ pub(super) fn read(section: &Section<'_>) -> NatConfig {
 pub(super) fn read_of_service(section: &Section<'_>) -> ServiceNat {
     let versions = ProxyProtocol::ALL.map(|version| (version.word(), version));
     let ways = SynProxy::ALL.map(|way| (way.word(), way));
+    let pool = addresses(section, "pool");
     ServiceNat {
-        pool: addresses(section, "pool"),
+        is_pool_refused: pool.is_none() && section.has_or_misspells("pool"),
+        pool,
         ports: ports(section, "pool_ports"),
         proxy_protocol: section.word("proxy_protocol", &versions, &[]),
         syn_proxy: section.word("syn_proxy", &ways, &[]).unwrap_or_default(),
@@ -233,9 +246,12 @@ fn ordinary_network(text: &str) -> Result<Network, String> {
 }
 
 fn addresses(section: &Section<'_>, key: &str) -> Option<Vec<Located<Addr>>> {
-    let parse = |text: &str| match text.contains('/') {
-        true => Err("is a network; name the addresses of the pool one by one".to_owned()),
-        false => parse_plain(text, "is no address for a pool"),
+    let one_by_one = |what: &str| Err(format!("is a {what}; name the addresses of the pool one by one"));
+    let is_address = |text: &str| text.parse::<std::net::IpAddr>().is_ok();
+    let parse = |text: &str| match text.split_once('-') {
+        _ if text.contains('/') => one_by_one("network"),
+        Some((first, _)) if is_address(first.trim()) => one_by_one("range"),
+        _ => parse_plain(text, "is no address for a pool"),
     };
     let found = list(section, key, r#"["203.0.113.100"]"#, parse)?;
     let mut known = HashSet::new();

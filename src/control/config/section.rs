@@ -65,6 +65,11 @@ impl<'a> Section<'a> {
         self.table.contains_key(key)
     }
 
+    /// Whether a key is there, perhaps under a wrong name.
+    pub(super) fn has_or_misspells(&self, key: &str) -> bool {
+        self.has(key) || self.table.keys().any(|found| keys::misspells(found.get_ref(), key, self.keys))
+    }
+
     /// Where the value of a key stands; where it does not, the table's own place.
     pub(super) fn span_of(&self, key: &str) -> Range<usize> {
         self.table.get(key).map_or(self.span.clone(), Spanned::span)
@@ -72,8 +77,7 @@ impl<'a> Section<'a> {
 
     /// Reports that a key without a default is not there, unless it is there misspelt, which has been reported.
     pub(super) fn require(&self, key: &str, example: &str) {
-        let misspelt = || self.table.keys().any(|found| keys::misspells(found.get_ref(), key, self.keys));
-        if !self.has(key) && !misspelt() {
+        if !self.has_or_misspells(key) {
             self.refuse(self.span.clone(), format!("\"{key}\" is missing; add for example {example}"));
         }
     }

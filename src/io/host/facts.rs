@@ -8,7 +8,7 @@ use netlink_packet_route::route::RouteType;
 
 use super::HostError;
 use super::change::{Action, Change, Family};
-use super::netlink::{KernelRule, Net, absent_family};
+use super::netlink::{Found, KernelRule, Net, OwnTable, absent_family};
 use super::plan::{
     Facts, HostPlan, MOVED_LOCAL, SLOTS, Uplink, Way, ZONE_A, ZONE_B, Zone, at, needs_slot, table, uses,
 };
@@ -90,8 +90,9 @@ pub async fn gather(net: &Net, plan: &HostPlan, slot: Option<u8>, done: &[Change
         ..Facts::default()
     };
 
+    let own = net.own_table().await.map_err(|error| HostError::netlink("read the table of own addresses", error))?;
     uplinks(net, plan, &mut facts).await?;
-    vips(net, plan, &mut facts).await?;
+    vips(net, plan, &own, &mut facts).await?;
     let peers = plan.vips.iter().flat_map(|vip| &vip.peers);
     let nets: BTreeSet<IpNet> =
         plan.returns.iter().map(|path| &path.from).chain(&plan.one_way).chain(peers).copied().collect();
@@ -100,8 +101,8 @@ pub async fn gather(net: &Net, plan: &HostPlan, slot: Option<u8>, done: &[Change
     prefixes(plan, &main)?;
     for peer in nets {
         let way = match peer.prefix_len() == peer.max_prefix_len() {
-            true => way(net, peer.addr()).await?,
-            false => way_to_network(net, peer, &main, &plan.device).await?,
+            true => way(net, &own, peer.addr()).await?,
+            false => way_to_network(net, &own, peer, (&main, &plan.device)).await?,
         };
         facts.ways.insert(peer, way);
     }
@@ -174,14 +175,10 @@ async fn connected(net: &Net, plan: &HostPlan, family: Family) -> Result<BTreeSe
         .collect())
 }
 
-async fn vips(net: &Net, plan: &HostPlan, facts: &mut Facts) -> Result<(), HostError> {
+async fn vips(net: &Net, plan: &HostPlan, own: &OwnTable, facts: &mut Facts) -> Result<(), HostError> {
     let addresses = net.addresses().await.map_err(|error| HostError::netlink("read the addresses", error))?;
     for vip in &plan.vips {
-        let found = net
-            .lookup(vip.address)
-            .await
-            .map_err(|error| HostError::netlink(format!("look up {}", vip.address), error))?;
-        match found.map(|found| found.kind) {
+        match look_up(net, own, vip.address).await?.map(|found| found.kind) {
             Some(RouteType::Local) => {
                 let holder = addresses.iter().find(|(address, _)| *address == vip.address);
                 let holder = holder.map(|(_, name)| name.clone()).filter(|name| {
@@ -221,9 +218,17 @@ fn prefixes(plan: &HostPlan, main: &[(IpNet, String)]) -> Result<(), HostError> 
     Ok(())
 }
 
-async fn way(net: &Net, address: IpAddr) -> Result<Way, HostError> {
-    let found = net.lookup(address).await.map_err(|error| HostError::netlink(format!("look up {address}"), error))?;
-    Ok(found.map_or_else(Way::default, |found| Way {
+/// Asked without a protocol the kernel looks for the way of a UDP packet (`inet_rtm_getroute`, net/ipv4/route.c), and one to
+/// an own address may belong to a gateway already. So the host's own table has the first word on what it is.
+async fn look_up(net: &Net, own: &OwnTable, address: IpAddr) -> Result<Option<Found>, HostError> {
+    match own.lookup(address) {
+        Some(found) => Ok(Some(found)),
+        None => net.lookup(address).await.map_err(|error| HostError::netlink(format!("look up {address}"), error)),
+    }
+}
+
+async fn way(net: &Net, own: &OwnTable, address: IpAddr) -> Result<Way, HostError> {
+    Ok(look_up(net, own, address).await?.map_or_else(Way::default, |found| Way {
         local: found.kind == RouteType::Local,
         resolves: found.device.as_deref().and_then(|name| net.link(name)).is_some_and(|link| link.resolves),
         device: found.device,
@@ -234,11 +239,16 @@ async fn way(net: &Net, address: IpAddr) -> Result<Way, HostError> {
 
 /// Where the routes to its parts lead, and the one that what is of none of these goes by; without any part, where the network as
 /// a whole is.
-async fn way_to_network(net: &Net, network: IpNet, main: &[(IpNet, String)], own: &str) -> Result<Way, HostError> {
-    let mut devices = towards(network, main, own);
+async fn way_to_network(
+    net: &Net,
+    own: &OwnTable,
+    network: IpNet,
+    (main, gateway): (&[(IpNet, String)], &str),
+) -> Result<Way, HostError> {
+    let mut devices = towards(network, main, gateway);
     if devices.is_empty() {
         // An address of the network may be the host's own, which says nothing of the rest.
-        return Ok(Way { local: false, source: None, ..way(net, network.network()).await? });
+        return Ok(Way { local: false, source: None, ..way(net, own, network.network()).await? });
     }
     let device = devices.remove(0);
     let resolves = net.link(&device).is_some_and(|link| link.resolves);
@@ -258,7 +268,8 @@ fn towards(network: IpNet, main: &[(IpNet, String)], own: &str) -> Vec<String> {
 
 /// Which of the links to servers that answer under the VIP take only what they would also send back.
 fn strict(plan: &HostPlan, done: &[Change], facts: &mut Facts) {
-    let links = plan.one_way.iter().filter_map(|net| facts.ways.get(net)?.device.clone());
+    let ways = plan.one_way.iter().filter_map(|net| facts.ways.get(net)).filter(|way| !way.local);
+    let links = ways.filter_map(|way| way.device.clone());
     for name in links.filter(|name| *name != plan.device).collect::<BTreeSet<_>>() {
         let path = format!("net/ipv4/conf/{name}/rp_filter");
         let value = sysctl::read(&path).ok().and_then(|value| value.parse::<u8>().ok()).unwrap_or(0);

@@ -58,11 +58,15 @@ pub async fn clean_marks(net: &Net, device: &str) -> Result<(), HostError> {
 async fn clean_proxies(net: &Net, blocks: &BTreeSet<(Zone, u8, String)>) -> Result<usize, HostError> {
     let failed = |error| HostError::netlink("clean up after a gateway that was killed", error);
     let mut removed = 0;
+    let own = net.own_table().await.map_err(failed)?;
     for (address, link, ours) in net.proxies().await.map_err(failed)? {
         if !ours {
             continue;
         }
-        let found = net.lookup(address).await.map_err(failed)?.unwrap_or_default();
+        let found = match own.lookup(address) {
+            Some(found) => found,
+            None => net.lookup(address).await.map_err(failed)?.unwrap_or_default(),
+        };
         let local = found.kind == RouteType::Local;
         let in_use = if local {
             blocks.iter().any(|(.., name)| net.link(name).is_some())

@@ -1,5 +1,6 @@
 //! The kernel's side: rtnetlink requests for what a [`Change`](super::change::Change) needs, and questions.
 
+mod own;
 mod replies;
 
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use rtnetlink::packet_core::Nla;
 use rtnetlink::{Error, Handle, IpVersion, LinkUnspec};
 
 use super::change::{ANCHOR, Action, Family, LinkProperty, PROTOCOL, Ports, Rule, TABLE_MAIN};
+pub use own::OwnTable;
 
 /// A connection to rtnetlink, and the links as they were when it was made.
 pub struct Net {

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use super::super::Config;
+use super::super::{Config, ServerConfig, ServiceConfig};
 use super::check_of;
 use crate::control::health::Prepared;
 use crate::control::health::spec::{CheckSpec, Command, ProbeSpec, Via};
@@ -29,6 +29,12 @@ pub(in super::super) fn warnings(config: &Config) -> Vec<String> {
                  via = \"path\" asks them through the gateway"
             ));
         }
+        if let Some(server) = service.servers.iter().find(|server| is_without_header(service, server)) {
+            warnings.push(format!(
+                "service {name:?}: server {:?} expects the header of proxy_protocol at the port where its check asks without one, and                  will go down; let the check have via = \"path\", or a port that expects none",
+                server.name.value
+            ));
+        }
         let of_checks = checks.iter().filter_map(|check| match &check.probe {
             ProbeSpec::Exec(exec) => Some(&exec.command),
             _ => None,
@@ -43,6 +49,22 @@ pub(in super::super) fn warnings(config: &Config) -> Vec<String> {
 
 fn is_by_host(check: &CheckSpec) -> bool {
     check.via == Via::Host && !matches!(check.probe, ProbeSpec::Exec(_))
+}
+
+/// Whether a server is asked for something by the host, at a port where it waits for a header first. Who only connects is
+/// let in.
+fn is_without_header(service: &ServiceConfig, server: &ServerConfig) -> bool {
+    let Some(check) = check_of(service, server).filter(|_| service.nat.proxy_protocol.is_some()) else { return false };
+    let asks_by_tcp = match &check.value.probe {
+        ProbeSpec::Http(_) | ProbeSpec::Smtp(_) | ProbeSpec::Ftp(_) | ProbeSpec::Nntp(_) => true,
+        ProbeSpec::Dns(dns) => dns.over_tcp,
+        ProbeSpec::Tcp | ProbeSpec::Ping | ProbeSpec::Udp(_) | ProbeSpec::Exec(_) => false,
+    };
+    let ports = service.listen.value.ports;
+    let first = server.address.value.port.unwrap_or(ports.first);
+    let port = check.value.port.unwrap_or(first);
+    let is_served = port >= first && port - first <= ports.last - ports.first;
+    asks_by_tcp && is_by_host(&check.value) && is_served
 }
 
 fn not_executable(command: &Command) -> Option<String> {
@@ -81,6 +103,27 @@ mod tests {
         let expected = "service \"a\": /nonexistent/c cannot be executed: No such file or directory (os error 2)";
         assert_eq!(found, [expected, "service \"a\": /etc cannot be executed"]);
         assert_eq!(warned(&service("check = { type = \"exec\", command = \"true\" }")), [""; 0]);
+    }
+
+    #[test]
+    fn a_check_without_the_header_that_a_server_expects() {
+        let with = |check: &str| warned(&service(&format!("proxy_protocol = \"v2\"\ncheck = {{ {check} }}")));
+        let found = with("type = \"http\"");
+        assert!(
+            matches!(&found[..], [one] if one.contains("server \"10.0.0.1:80\" expects the header of proxy_protocol")),
+            "{found:?}"
+        );
+        assert_eq!(with("type = \"dns\", transport = \"tcp\", port = 80").len(), 1);
+        for fine in
+            ["type = \"http\", port = 8080", "type = \"http\", via = \"path\"", "type = \"tcp\"", "type = \"ping\""]
+        {
+            assert_eq!(with(fine), [""; 0], "{fine}");
+        }
+        assert_eq!(warned(&service("check = { type = \"http\" }")), [""; 0]);
+        let range = service("proxy_protocol = \"v1\"\ncheck = { type = \"http\", port = 89 }")
+            .replace(":80\"\nserver", ":80-90\"\nserver");
+        assert_eq!(warned(&range).len(), 1);
+        assert_eq!(warned(&range.replace("port = 89", "port = 91")), [""; 0]);
     }
 
     #[test]

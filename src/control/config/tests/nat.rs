@@ -53,6 +53,29 @@ fn pools_of_services() {
         ],
     );
     is_good(&["[nat]\npool = [\"10.20.0.200\"]\n", &service("method = \"fullnat\"")]);
+    let alone = "is no IP address; write for example \"203.0.113.10\" or \"2001:db8::1\"";
+    let one_by_one = "name the addresses of the pool one by one";
+    for (wrong, why) in [
+        ("10.20.0.300", alone),
+        ("2001:db8::zz", alone),
+        ("10.20.0.200:80", "has a port; write the address alone"),
+        ("10.20.0.200-10.20.0.210", &format!("is a range; {one_by_one}")),
+        ("10.20.0.200-210", &format!("is a range; {one_by_one}")),
+        ("10.20.0.0/24", &format!("is a network; {one_by_one}")),
+    ] {
+        let keys = format!("method = \"fullnat\"\npool = [\"{wrong}\"]");
+        says(&[&service(&keys)], &[&format!("5:9: [[service]] \"web\": pool {wrong:?} {why}")]);
+        let nat = format!("[nat]\npool = [\"{wrong}\"]\n");
+        says(&[&nat, &service("method = \"fullnat\"")], &[&format!("2:9: [nat]: pool {wrong:?} {why}")]);
+    }
+    says(
+        &[&service("method = \"fullnat\"\npools = [\"10.20.0.200\"]")],
+        &["5:1: [[service]] \"web\": unknown key \"pools\"; did you mean \"pool\"?"],
+    );
+    says(
+        &[&lan("").replace("to =", "pool =")],
+        &["4:1: [[masquerade]] \"lan\": unknown key \"pool\"; it is called \"to\" here"],
+    );
     // At the VIP, beside its ports.
     is_good(&[&service("method = \"fullnat\"\npool = [\"203.0.113.10\"]\npool_ports = \"1024-65535\"")]);
     says(

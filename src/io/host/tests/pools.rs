@@ -9,6 +9,8 @@ use super::support::{
 };
 use crate::io::host::{Host, HostError, HostPlan, Listener, Ports, ReturnPath, VipPlan};
 
+const UDP: u8 = 17;
+
 /// A routed pool that servers answer to, a local one with an inside network, and a prefix.
 fn pools() -> HostPlan {
     let mut plan = plan("gatun0", &LOCAL);
@@ -136,5 +138,45 @@ fn a_prefix_that_is_somewhere_else_is_refused() {
         let refused = host.apply(&plan).await.expect_err("it is on the uplink");
         assert!(matches!(refused, HostError::PrefixTaken { .. }), "{refused}");
         host.undo().await;
+    });
+}
+
+/// The kernel looks for the way of a UDP packet when it is asked for that to an address, and UDP to this one belongs to the
+/// gateway by then: that must not make it somebody else's.
+#[test]
+fn an_own_address_stays_one_when_its_udp_is_the_gateways() {
+    in_namespace("an_own_address_stays_one_when_its_udp_is_the_gateways", async |directory| {
+        host_with_two_links();
+        // Of a network of the host's own, every address is.
+        sh("ip route add local 192.0.2.0/24 dev lo; ip -6 route add local 2001:db8:2::/64 dev lo");
+        let _device = tun("gatun0");
+        let before = settled().await;
+        let mut host = Host::claim("gatun0", directory).await.unwrap();
+        let mut plan = plan("gatun0", &[]);
+        let own = ["198.51.100.1", "2001:db8:1::1", "10.20.0.1", "fd20::1", "192.0.2.7", "2001:db8:2::7"];
+        plan.vips = own
+            .map(|own| VipPlan {
+                address: ip(own),
+                listeners: [TCP, UDP]
+                    .map(|protocol| Listener { protocol, ports: Some(Ports { first: 1024, last: 32767 }) })
+                    .into(),
+                peers: vec![IpNet::from(ip(if own.contains(':') { "fd20::11" } else { "10.20.0.11" }))],
+            })
+            .into();
+        // Servers may have it as well, and what is inside may be part of its network.
+        plan.returns = ["10.20.0.1/32", "10.20.0.0/30", "fd20::1/128", "fd20::/126", "0.0.0.0/0", "::/0"]
+            .map(|net| ReturnPath { from: net.parse().unwrap(), protocol: None, ports: None })
+            .into();
+        plan.one_way = plan.returns.iter().map(|path| path.from).take(1).collect();
+        host.apply(&plan).await.unwrap();
+        let udp = route_get("198.51.100.1");
+        assert!(udp.contains("dev gatun0"), "the test shows nothing: {udp}");
+        let applied = settled().await;
+        for _ in 0..2 {
+            host.apply(&plan).await.unwrap();
+            assert_same(&applied, &settled().await);
+        }
+        host.undo().await;
+        assert_same(&before, &settled().await);
     });
 }
