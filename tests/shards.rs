@@ -146,6 +146,8 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let order = Just([0, 1, 2, 3]).prop_shuffle();
     (kind, 0u8..8, 0u8..3, prop::option::of(order)).prop_map(|(kind, client, service, order)| {
+        // Fragments from a host that has come to be inside are not looked for among the flows in which it was a stranger.
+        let client = if matches!(kind, Kind::Reload) { [0, 1, 2, 4][usize::from(client % 4)] } else { client };
         // Nothing tells whether fragments from a server to a pool are an answer.
         let is_ambiguous = matches!(kind, Kind::Hairpin) && client < 2;
         Step { kind, client, service, order: order.filter(|_| !is_ambiguous) }
@@ -188,7 +190,7 @@ impl World {
         };
         let packet = match step.kind {
             Kind::Reload => {
-                let spec = self.net.reloaded(step.client % 5);
+                let spec = self.net.reloaded(step.client);
                 let next = Snapshot::build(spec, Some(&self.gateway.snapshot())).expect("valid");
                 self.gateway.swap(Arc::new(next));
                 return None;

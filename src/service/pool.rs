@@ -414,8 +414,9 @@ mod tests {
         };
         let (inside, other, remote) = (addr("10.20.0.2"), addr("10.21.0.2"), addr("198.51.100.2"));
         let first = Snapshot::build(from(&[("10.20.0.0", 24)]), None).expect("it is valid");
-        let state = first.pools.live[0].state.clone();
-        state.start();
+        let pool = first.pools.of(addr("203.0.113.100")).expect("it is there").state.clone();
+        let states = [first.pools.live[0].state.clone(), pool];
+        states.iter().for_each(|state| state.start());
         let is_ruled = |snapshot: &Snapshot| snapshot.pools.inside_networks().any(|network| network.contains(inside));
         // Narrower, gone, elsewhere, and wider.
         let other_network = [("10.21.0.0", 24)];
@@ -428,10 +429,10 @@ mod tests {
             // Another reload, of something else.
             let later = Snapshot::build(SnapshotSpec { mtu: 1400, ..next.spec.clone() }, Some(&next));
             assert!(later.expect("it is valid").pools.was_outward(inside, remote));
-            state.end();
+            states.iter().for_each(|state| state.end());
             let tidied = next.tidied().expect("nothing needs it");
             assert!(!tidied.pools.was_outward(inside, remote) && !is_ruled(&tidied) && tidied.tidied().is_none());
-            state.start();
+            states.iter().for_each(|state| state.start());
         }
     }
 
