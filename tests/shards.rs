@@ -77,10 +77,7 @@ impl Net {
         });
         let lan = MasqueradeSpec {
             name: "lan".into(),
-            from: vec![Network {
-                address: addr(&self.text(2, 0)),
-                len: if self.prefix[2].contains(':') { 64 } else { 24 },
-            }],
+            from: vec![Network { address: addr(&self.text(2, 0)), len: if self.is_v4() { 24 } else { 64 } }],
             pool: PoolSpec { addresses: vec![addr(&self.text(1, 102))], ..PoolSpec::default() },
             ..MasqueradeSpec::default()
         };
@@ -99,6 +96,28 @@ impl Net {
             forwards: vec![forward],
             ..SnapshotSpec::default()
         }
+    }
+
+    /// As [`Net::spec`], after a reload: as before, some hosts are not inside any more, none is, or one of the outside is as well;
+    /// or they have another name.
+    fn reloaded(self, which: u8) -> SnapshotSpec {
+        let mut spec = self.spec();
+        let host = |which, number| Network {
+            address: addr(&self.text(which, number)),
+            len: if self.is_v4() { 32 } else { 128 },
+        };
+        match which {
+            0 => {}
+            1 => spec.masquerades[0].from = [12, 16, 17].map(|number| host(2, number)).to_vec(),
+            2 => spec.masquerades.clear(),
+            3 => spec.masquerades[0].from.push(host(0, 200)),
+            _ => spec.masquerades[0].name.push_str("-new"),
+        }
+        spec
+    }
+
+    fn is_v4(self) -> bool {
+        !self.prefix[2].contains(':')
     }
 }
 
@@ -127,6 +146,8 @@ enum Kind {
     ErrorInside,
     /// From one inside host to the next one's mapping.
     Hairpin,
+    /// To a configuration that the number of the client tells.
+    Reload,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -138,10 +159,13 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Kind::Out),
         3 => Just(Kind::Back),
         1 => Just(Kind::ErrorInside),
-        2 => Just(Kind::Hairpin)
+        2 => Just(Kind::Hairpin),
+        1 => Just(Kind::Reload)
     ];
     let order = Just([0, 1, 2, 3]).prop_shuffle();
     (kind, 0u8..8, 0u8..3, prop::option::of(order)).prop_map(|(kind, client, service, order)| {
+        // Fragments from a host that has come to be inside are not looked for among the flows in which it was a stranger.
+        let client = if matches!(kind, Kind::Reload) { [0, 1, 2, 4][usize::from(client % 4)] } else { client };
         // Nothing tells whether fragments from a server to a pool are an answer.
         let is_ambiguous = matches!(kind, Kind::Hairpin) && client < 2;
         Step { kind, client, service, order: order.filter(|_| !is_ambiguous) }
@@ -198,6 +222,12 @@ impl World {
             udp((seen.dst, dport), (seen.src, sport))
         };
         let packet = match step.kind {
+            Kind::Reload => {
+                let spec = self.net.reloaded(step.client);
+                let next = Snapshot::build(spec, Some(&self.gateway.snapshot())).expect("valid");
+                self.gateway.swap(Arc::new(next));
+                return None;
+            }
             Kind::Ask => udp(client, vip).payload(vec![step.client; 300]),
             Kind::Answer => reversed(self.asked[at].as_ref()?).payload(vec![step.client; 301]),
             Kind::ErrorThere => error(self.asked[at].as_ref()?),
@@ -269,6 +299,38 @@ impl World {
 fn error(packet: &[u8]) -> Build {
     let seen = oracle::decode(packet).expect("a packet");
     icmp_error((seen.dst, 0), (seen.src, 0), IcmpError::PortUnreachable, packet)
+}
+
+/// Flows with the outside, both ways, over reloads after which their ends are not inside, or both are.
+#[test]
+fn flows_outlive_reloads_in_any_number_of_shards() {
+    for net in NETS {
+        for (shards, which) in (1..7).flat_map(|shards| [1, 2, 3, 4].map(|which| (shards, which))) {
+            let mut world = World::new(net, shards);
+            let step = |kind, client| Step { kind, client, service: 0, order: None };
+            for client in 0..8 {
+                assert!(matches!(world.step(&step(Kind::Out, client)), Some(Seen::Packets { .. })));
+            }
+            let sent = world.sent_out.clone();
+            world.step(&step(Kind::Reload, which));
+            for client in 0..8 {
+                let what = format!("{which} with {shards} shards: {client}");
+                world.step(&step(Kind::Out, client));
+                let (now, then) =
+                    [&world.sent_out, &sent].map(|sent| sent[usize::from(client)].clone().map(|p| ends(&p))).into();
+                assert_eq!(now, then, "{what}");
+                let back = world.step(&step(Kind::Back, client));
+                let is_it = |seen: &Seen| matches!(seen, Seen::Packets { dst, .. } if *dst == net.inside(client).ip());
+                assert!(back.as_ref().is_some_and(is_it), "{what}: {back:?}");
+            }
+        }
+    }
+}
+
+/// Addresses and ports.
+fn ends(packet: &[u8]) -> (IpAddr, IpAddr, Option<(u16, u16)>) {
+    let seen = oracle::decode(packet).expect("a packet");
+    (seen.src, seen.dst, seen.ports)
 }
 
 proptest! {

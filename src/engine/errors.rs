@@ -91,7 +91,10 @@ impl Engine {
     /// inside hosts give are none: nobody could ask them.
     pub(super) fn is_query(&self, kind: icmp::Kind, tuple: &Tuple) -> bool {
         match kind {
-            icmp::Kind::EchoRequest { .. } | icmp::Kind::Query { .. } => self.leaves_by_pool(tuple.src, tuple.dst),
+            // Also one that began before a reload.
+            icmp::Kind::EchoRequest { .. } | icmp::Kind::Query { .. } => {
+                self.leaves_by_pool(tuple.src, tuple.dst) || self.table.lookup(tuple).is_some()
+            }
             icmp::Kind::EchoReply { .. } | icmp::Kind::Answer { .. } => {
                 self.snapshot.pools.of(tuple.dst).is_some_and(|pool| pool.usage != PoolUse::Fullnat)
             }

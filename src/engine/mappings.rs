@@ -30,10 +30,17 @@ pub struct ForeseenMapping {
     pub is_hairpin: bool,
 }
 
+/// What the flows of a mapping tell of it.
+#[derive(Clone, Copy, Default)]
+struct Life {
+    remaining: Duration,
+    masquerade: Option<ServiceId>,
+}
+
 impl Engine {
     /// A slice of the mappings: at most `max` from `cursor` on (0 to start), and where to go on, `None` at the end. Those that
-    /// have flows come first, then the forwarded ports and ranges of this shard. What `remaining` says is looked for among the
-    /// flows, where these are not too many; else it is zero.
+    /// have flows come first, then the forwarded ports and ranges of this shard. What `remaining` says, and which masquerade
+    /// they began by, is looked for among the flows, where these are not too many; else it is zero, and what has the address now.
     pub fn mappings(&self, now: Instant, cursor: usize, max: usize) -> (Vec<MappingRecord>, Option<usize>) {
         let mut records = Vec::new();
         let mut cursor = cursor;
@@ -43,8 +50,8 @@ impl Engine {
                 numbers.push(number);
                 cursor = next;
             }
-            let remaining = self.remaining(now, &numbers);
-            records.extend(numbers.iter().map(|number| self.mapping_record(*number, &remaining)));
+            let lives = self.lives(now, &numbers);
+            records.extend(numbers.iter().map(|number| self.mapping_record(*number, &lives)));
             if self.mappings.next_from(cursor).is_some() {
                 return (records, Some(cursor));
             }
@@ -139,18 +146,20 @@ impl Engine {
         }))
     }
 
-    fn mapping_record(&self, number: MappingId, remaining: &HashMap<MappingId, Duration>) -> MappingRecord {
+    fn mapping_record(&self, number: MappingId, lives: &HashMap<MappingId, Life>) -> MappingRecord {
         let known = self.mappings.known(number);
+        let life = lives.get(&number).copied().unwrap_or_default();
+        let of_flows = life.masquerade.filter(|_| !known.is_forward);
         MappingRecord {
             shard: self.config.shard,
-            masquerade: self.masquerade_at(known.outside.0),
+            masquerade: of_flows.unwrap_or_else(|| self.masquerade_at(known.outside.0)),
             protocol: known.protocol,
             inside: known.inside,
             outside: known.outside,
             ports: 1,
             flows: known.flows,
             is_forward: known.is_forward,
-            remaining: remaining.get(&number).copied().unwrap_or_default(),
+            remaining: life.remaining,
         }
     }
 
@@ -161,23 +170,28 @@ impl Engine {
         }
     }
 
-    fn remaining(&self, now: Instant, numbers: &[MappingId]) -> HashMap<MappingId, Duration> {
-        let mut longest: HashMap<MappingId, Duration> =
-            numbers.iter().map(|number| (*number, Duration::ZERO)).collect();
+    fn lives(&self, now: Instant, numbers: &[MappingId]) -> HashMap<MappingId, Life> {
+        let mut lives: HashMap<MappingId, Life> = numbers.iter().map(|number| (*number, Life::default())).collect();
         if self.table.len() > MAX_FLOWS_LOOKED_AT {
-            return longest;
+            return lives;
         }
         let mut cursor = 0;
         while let Some((id, next)) = self.table.next_from(cursor) {
             let flow = self.table.flow(id);
             if is_masqueraded(flow)
-                && let Some(longest) = longest.get_mut(&flow.mapping)
+                && let Some(life) = lives.get_mut(&flow.mapping)
             {
-                *longest = (*longest).max((flow.seen + flow.timeout(&self.snapshot.spec.timeouts)) - now);
+                let remaining = (flow.seen + flow.timeout(&self.snapshot.spec.timeouts)) - now;
+                life.remaining = life.remaining.max(remaining);
+                // Where flows from before a reload share it with later ones, it is of what has the address now.
+                let (of, now) = (ServiceId(flow.owner.service), self.masquerade_at(flow.reply().dst));
+                if life.masquerade != Some(now) {
+                    life.masquerade = Some(of);
+                }
             }
             cursor = next;
         }
-        longest
+        lives
     }
 
     /// The forward number `at`, counted by protocol, if it is of this shard and no flow tells of it, and where to go on. A `*`

@@ -23,6 +23,7 @@
 
 use super::admit::next_random;
 use super::rates::outside as outside_host;
+use super::shard::place_of_former;
 use super::{Engine, Refusal, Sharding, place_of, place_of_port, shard_of};
 use crate::command::FlowChange;
 use crate::flow::{Flow, FlowId, InsertError, Marks, Owner, Sender, TcpState, track};
@@ -56,7 +57,7 @@ impl Engine {
         }
         let kind = Kind::of(tuple.protocol)?;
         let snapshot = self.snapshot.clone();
-        if let Some(home) = self.home_of(&snapshot, tuple) {
+        if let Some(home) = self.home_of(&snapshot, tuple).or_else(|| self.home_after(&snapshot, tuple)) {
             return Some(Err(Verdict::Elsewhere(home)));
         }
         if let Some(masquerade) = masquerade_of(&snapshot, tuple) {
@@ -83,6 +84,17 @@ impl Engine {
         let sharding = Sharding { seed: self.config.seed, shards: self.config.shards };
         let home = shard_of(tuple.src, sharding);
         (is_inside && self.config.shards > 1 && home != self.config.shard).then_some(home)
+    }
+
+    /// The shard of a packet without a flow whose sender was inside before a reload, if that is another one: this one was asked
+    /// first, for flows that live since then.
+    fn home_after(&self, snapshot: &Snapshot, tuple: &Tuple) -> Option<u16> {
+        if masquerade_of(snapshot, tuple).is_some() || snapshot.pools.is_forwarded_to(tuple.src) {
+            return None;
+        }
+        let sharding = Sharding { seed: self.config.seed, shards: self.config.shards };
+        let home = place_of_former(snapshot, tuple, sharding)?;
+        (self.config.shards > 1 && home != self.config.shard).then_some(home)
     }
 
     /// An inside host begins a flow.

@@ -8,6 +8,8 @@
 //! * To an address of a pool: that which owns the port ([`owner_of_port`]), since it gave it away.
 //! * Any other: an answer of a server, so its destination's.
 //!
+//! * Who was inside before a reload is so for the flows that live since then: these are asked for first.
+//!
 //! * A fragment to a pool, whose later ones have no port: that of its source. There the first one tells whose they all are, and
 //!   they are handed over.
 //!
@@ -17,7 +19,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::service::{Snapshot, owner_of_port};
 use crate::wire::outer::parse_quoted_outer;
-use crate::wire::{Addr, PacketBuf, Protocol, Transport, View, icmp};
+use crate::wire::{Addr, PacketBuf, Protocol, Transport, Tuple, View, icmp};
 
 /// How shards are told apart: by what secret, and how many there are.
 #[derive(Clone, Copy, Debug)]
@@ -56,14 +58,14 @@ pub fn place_of_port(
     sharding: Sharding,
 ) -> u16 {
     match snapshot.pools.forward_to((dst, port), protocol) {
-        Some((inside, _)) if !is_outbound(snapshot, src, dst) => shard_of(inside, sharding),
+        Some((inside, _)) if comes_in(snapshot, src, dst) => shard_of(inside, sharding),
         _ => place_between(snapshot, (src, dst), Some(port), sharding),
     }
 }
 
 /// As [`place_of`], of a packet between these addresses to this port, or with this identifier of an ICMP query.
 pub fn place_between(snapshot: &Snapshot, (src, dst): (Addr, Addr), dport: Option<u16>, sharding: Sharding) -> u16 {
-    if let Some(port) = dport.filter(|port| is_of_pool(snapshot, (src, dst), *port)) {
+    if let Some(port) = dport.filter(|port| is_in_use(snapshot, dst, *port) && comes_in(snapshot, src, dst)) {
         return owner_of_port(port, sharding.shards);
     }
     shard_of(client_between(snapshot, src, dst), sharding)
@@ -72,8 +74,32 @@ pub fn place_between(snapshot: &Snapshot, (src, dst): (Addr, Addr), dport: Optio
 /// Whether what comes from `src` for `port` of `dst` is for a flow of a pool as it is. At a VIP that is a pool's address as well
 /// some ports are those of services; and what an inside host sends is to be translated first.
 pub(super) fn is_of_pool(snapshot: &Snapshot, (src, dst): (Addr, Addr), port: u16) -> bool {
-    let is_in_use = snapshot.pools.of(dst).is_some_and(|pool| pool.has(port) || !snapshot.is_vip(dst));
-    is_in_use && !is_outbound(snapshot, src, dst)
+    is_in_use(snapshot, dst, port) && !is_outbound(snapshot, src, dst)
+}
+
+fn is_in_use(snapshot: &Snapshot, dst: Addr, port: u16) -> bool {
+    snapshot.pools.of(dst).is_some_and(|pool| pool.has(port) || !snapshot.is_vip(dst))
+}
+
+/// Whether a packet from `src` to `dst` is one from outside. Of a host that has come to be inside by a reload it may be of a flow
+/// from before: that shard is asked first, and hands over what it does not know.
+fn comes_in(snapshot: &Snapshot, src: Addr, dst: Addr) -> bool {
+    !is_outbound(snapshot, src, dst) || snapshot.pools.is_newly_outward(src, dst)
+}
+
+/// The shard that is asked second about a packet of a host that was inside before some reload, and is not now.
+pub(super) fn place_of_former(snapshot: &Snapshot, tuple: &Tuple, sharding: Sharding) -> Option<u16> {
+    let pools = &snapshot.pools;
+    if !pools.was_outward(tuple.src, tuple.dst) || snapshot.is_vip(tuple.dst) {
+        return None;
+    }
+    // To an address that leads inside it has come as that of its own flows; it is one from outside now.
+    match pools.forward_to((tuple.dst, tuple.dport), tuple.protocol) {
+        Some((inside, _)) => Some(shard_of(inside, sharding)),
+        None if pools.of(tuple.dst).is_some() => Some(owner_of_port(tuple.dport, sharding.shards)),
+        // A server's has come as an answer.
+        None => Some(shard_of(tuple.src, sharding)),
+    }
 }
 
 /// The far endpoint of a packet from `src` to `dst`: whose flow it is.
@@ -93,7 +119,7 @@ pub fn client_between(snapshot: &Snapshot, src: Addr, dst: Addr) -> Addr {
 /// client, but not to an address that is no client's.
 fn is_outbound(snapshot: &Snapshot, src: Addr, dst: Addr) -> bool {
     let pools = &snapshot.pools;
-    (pools.masquerade_for(src, dst).is_some() || pools.is_forwarded_to(src))
+    (pools.masquerade_for(src, dst).is_some() || pools.was_outward(src, dst) || pools.is_forwarded_to(src))
         && (!snapshot.is_server(src) || pools.is_mapped(dst))
 }
 

@@ -17,6 +17,7 @@
 //!   depends on whether its destination is a VIP, and that answer must not change under a live flow.
 
 mod faults;
+mod former;
 mod npt;
 mod path;
 pub mod persistence;

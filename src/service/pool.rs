@@ -5,13 +5,14 @@
 //! A [`Pool`] is one address: where its ports lead to is decided by shards, each for its own part of the ports
 //! ([`owner_of_port`]). It has a [`PoolId`] for as long as a flow uses one of its ports, also when no configuration names it
 //! any more; then it is *retired*: what comes for it still finds its flows, and none begins. The same holds for a
-//! [`Masquerade`] and its [`ServiceId`]. Shards count what they use in the state that both carry from snapshot to snapshot.
+//! [`Masquerade`] and its [`ServiceId`], and for who was inside before a reload ([`Former`]). Shards count what they use in the state that both carry from snapshot to snapshot.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ForwardSpec, Map, MasqueradeSpec, Npt, PortRange, ServiceId, SnapshotSpec};
+use super::former::{self, Former};
+use super::{ForwardSpec, Map, MasqueradeSpec, Network, Npt, PortRange, ServiceId, SnapshotSpec};
 use crate::service::Method;
 use crate::wire::{Addr, Protocol, Tuple};
 
@@ -108,6 +109,7 @@ pub struct Pools {
     pub live: Vec<Arc<Masquerade>>,
     /// By the number in their ids; `None` where one is free.
     masquerades: Vec<Option<Arc<Masquerade>>>,
+    pub(super) former: Former,
     has_npt: bool,
     pub forwards: Vec<ForwardSpec>,
     /// Which of them concern an outside address, and which an inside one.
@@ -126,6 +128,7 @@ impl Pools {
         for masquerade in &spec.masquerades {
             pools.admit_masquerade(masquerade, previous);
         }
+        pools.former = previous.map(|previous| Former::after(previous, &pools.live)).unwrap_or_default();
         for service in &spec.services {
             let methods = service.all_methods();
             if methods.contains(&Method::Fullnat) {
@@ -178,6 +181,7 @@ impl Pools {
         let is_live = |masquerade: &Arc<Masquerade>| self.live.iter().any(|live| live.id == masquerade.id);
         self.iter().any(|pool| pool.is_idle())
             || self.masquerades().any(|masquerade| !is_live(masquerade) && masquerade.state.count() == 0)
+            || self.former.has_idle()
     }
 
     /// The masquerade of this number, retired ones included; `None` also for a service's.
@@ -188,15 +192,26 @@ impl Pools {
     /// The masquerade that a packet from `src` to `dst` goes out by, as long as no service takes it: the narrowest network.
     #[inline]
     pub fn masquerade_for(&self, src: Addr, dst: Addr) -> Option<&Arc<Masquerade>> {
-        if self.live.is_empty() || self.is_inside(dst) {
-            return None;
-        }
-        let width = |masquerade: &Masquerade| {
-            masquerade.spec.from.iter().filter(|net| net.contains(src)).map(|net| net.len).max()
-        };
-        let found = self.live.iter().filter_map(|masquerade| Some((width(masquerade)?, masquerade)));
-        let (_, masquerade) = found.max_by_key(|(width, _)| *width)?;
-        (!masquerade.spec.except.iter().any(|net| net.contains(dst))).then_some(masquerade)
+        former::outward(&self.live, src, dst)
+    }
+
+    /// Whether a packet from `src` to `dst` went out by a masquerade before some reload, so that it may be of a flow that lives
+    /// since then.
+    #[inline]
+    pub fn was_outward(&self, src: Addr, dst: Addr) -> bool {
+        self.former.was_outward(src, dst)
+    }
+
+    /// Whether a packet from `src` to `dst` goes out by a masquerade that did not before some reload, so that it may be of a flow
+    /// that lives since then, and in which `src` is a stranger.
+    #[inline]
+    pub fn is_newly_outward(&self, src: Addr, dst: Addr) -> bool {
+        !self.former.is_empty() && !self.was_outward(src, dst) && self.masquerade_for(src, dst).is_some()
+    }
+
+    /// All networks that are inside, or that flows live of which were.
+    pub fn inside_networks(&self) -> impl Iterator<Item = Network> {
+        self.masquerades().chain(self.former.iter()).flat_map(|masquerade| masquerade.spec.from.iter().copied())
     }
 
     /// Whether some prefix is translated.
@@ -213,7 +228,7 @@ impl Pools {
 
     /// Whether `addr` is of an inside network.
     pub fn is_inside(&self, addr: Addr) -> bool {
-        self.live.iter().any(|masquerade| masquerade.spec.from.iter().any(|net| net.contains(addr)))
+        former::is_inside(&self.live, addr)
     }
 
     /// Whether there is an address that something is translated to.
@@ -387,6 +402,52 @@ mod tests {
         let third = Snapshot::build(lan(&["203.0.113.100", "203.0.113.102"]), Some(&second)).expect("it is valid");
         assert!(third.pools.of(addr("203.0.113.101")).is_none());
         assert_eq!(third.pools.of(addr("203.0.113.102")).map(|pool| pool.id), Some(used.id), "the id is free");
+    }
+
+    #[test]
+    fn who_was_inside_is_known_while_flows_live() {
+        let from = |texts: &[(&str, u8)]| {
+            let mut spec = lan(&["203.0.113.100"]);
+            spec.masquerades[0].from =
+                texts.iter().map(|(text, len)| Network { address: addr(text), len: *len }).collect();
+            spec
+        };
+        let (inside, other, remote) = (addr("10.20.0.2"), addr("10.21.0.2"), addr("198.51.100.2"));
+        let first = Snapshot::build(from(&[("10.20.0.0", 24)]), None).expect("it is valid");
+        let pool = first.pools.of(addr("203.0.113.100")).expect("it is there").state.clone();
+        let states = [first.pools.live[0].state.clone(), pool];
+        states.iter().for_each(|state| state.start());
+        let is_ruled = |snapshot: &Snapshot| snapshot.pools.inside_networks().any(|network| network.contains(inside));
+        // Narrower, gone, elsewhere, and wider.
+        let other_network = [("10.21.0.0", 24)];
+        for spec in [from(&[("10.20.0.3", 32)]), SnapshotSpec::default(), from(&other_network)] {
+            let next = Snapshot::build(spec, Some(&first)).expect("it is valid");
+            assert!(next.pools.masquerade_for(inside, remote).is_none() && next.pools.was_outward(inside, remote));
+            assert!(is_ruled(&next) && next.tidied().is_none(), "{:?}", next.spec);
+            assert_eq!(next.pools.is_newly_outward(other, remote), next.pools.masquerade_for(other, remote).is_some());
+            assert!(!next.pools.was_outward(inside, addr("10.20.0.9")), "they were both inside");
+            // Another reload, of something else.
+            let later = Snapshot::build(SnapshotSpec { mtu: 1400, ..next.spec.clone() }, Some(&next));
+            assert!(later.expect("it is valid").pools.was_outward(inside, remote));
+            states.iter().for_each(|state| state.end());
+            let tidied = next.tidied().expect("nothing needs it");
+            assert!(!tidied.pools.was_outward(inside, remote) && !is_ruled(&tidied) && tidied.tidied().is_none());
+            states.iter().for_each(|state| state.start());
+        }
+    }
+
+    #[test]
+    fn reloads_are_known_up_to_a_bound() {
+        let mut snapshot = Snapshot::build(lan(&["203.0.113.100"]), None).expect("it is valid");
+        snapshot.pools.live[0].state.start();
+        for n in 1..40 {
+            let mut spec = lan(&["203.0.113.100"]);
+            spec.masquerades[0].from[0].address = addr(&format!("10.{}.0.0", n + 20));
+            snapshot = Snapshot::build(spec, Some(&snapshot)).expect("it is valid");
+        }
+        let remote = addr("198.51.100.2");
+        let known = (0..40).filter(|n| snapshot.pools.was_outward(addr(&format!("10.{}.0.2", n + 20)), remote));
+        assert_eq!(known.collect::<Vec<_>>(), (23..39).collect::<Vec<_>>());
     }
 
     #[test]

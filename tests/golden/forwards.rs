@@ -12,7 +12,7 @@ use gatun::service::{Filtering, ForwardSpec, PortRange, Protocols, ServiceId, Sn
 use gatun::verdict::{DropReason, Verdict};
 
 impl World {
-    fn reload(&mut self, spec: SnapshotSpec) {
+    pub fn reload(&mut self, spec: SnapshotSpec) {
         let next = Snapshot::build(spec, Some(self.engine.snapshot())).expect("it is valid");
         assert_eq!(self.engine.apply(self.now, Command::Swap(next.into())), Outcome::Done);
         self.engine.check_invariants();

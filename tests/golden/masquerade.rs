@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::refusal::{answer, error, without_window};
-use crate::support::packet::{ACK, FIN, IcmpError, PSH, RST, SYN, tcp, udp};
+use crate::support::packet::{ACK, FIN, IcmpError, PSH, RST, SYN, echo, tcp, udp};
 use crate::support::world::{self, addr};
 use crate::{Net, Packet, Row};
 use gatun::engine::Engine;
@@ -261,6 +261,39 @@ fn a_mapping_lives_as_long_as_inside_talks() {
             let dropped = Verdict::Drop(if n < 11 { DropReason::Unanswered } else { DropReason::NoMapping });
             assert_eq!(again, if n < 7 { Verdict::Forward } else { dropped }, "after {n} * 50 s");
             assert_eq!(new, if n < 6 { Verdict::Forward } else { dropped }, "after {n} * 50 s");
+        }
+    }
+}
+
+/// Flows go on as they began; what begins after the reload goes by that.
+#[test]
+fn a_reload_changes_nothing_for_flows() {
+    for net in Net::BOTH {
+        let mut world = World::new(spec(net));
+        let (inside, outside, remote) = (net.inside(1, 40000), net.pool(40000), net.client(53));
+        assert_eq!(world.send(udp(inside, remote)).0, outside);
+        let lan = world.engine.snapshot().pools.live[0].id;
+        // Another name: lists say of the mapping what they say of its flows, until it has one of the new masquerade's.
+        world.reload(with(net, |lan| lan.name = "lan-new".into()));
+        let now = world.engine.snapshot().pools.live[0].id;
+        let owners = |world: &World| {
+            let flows = world.engine.flows(world.now, 0, 9).0;
+            let mappings = world.engine.mappings(world.now, 0, 9).0;
+            (flows.iter().map(|flow| flow.service).collect::<Vec<_>>(), mappings[0].masquerade, mappings.len())
+        };
+        assert_eq!(owners(&world), (vec![lan], lan, 1));
+        assert_eq!(world.send(udp(inside, net.client(54))).0, outside);
+        assert_eq!((owners(&world).1, owners(&world).2), (now, 1));
+        // Not inside any more.
+        let ping = echo(net.inside(1, 0), net.client(0), 4711, 1);
+        assert_eq!(world.give(&ping).0, Verdict::Forward);
+        let len = if net == Net::V4 { 32 } else { 128 };
+        world.reload(with(net, |lan| lan.from = vec![Network { address: net.inside(2, 0).ip().into(), len }]));
+        assert_eq!(world.send(udp(inside, remote)).0, outside);
+        assert_eq!(world.send(udp(remote, outside)).1, inside);
+        assert_eq!(world.give(&ping).0, Verdict::Forward);
+        for other in [&udp(inside, net.client(55)), &echo(net.inside(1, 0), net.client(0), 4712, 1)] {
+            assert_eq!(world.give(other).0, Verdict::Pass);
         }
     }
 }

@@ -126,8 +126,8 @@ fn returns(snapshot: &Snapshot) -> Vec<ReturnPath> {
         }
     }
     // What stays among the inside networks comes as well: the engine passes it, and the main table has the rest of its way.
-    let inside = snapshot.pools.masquerades().flat_map(|masquerade| &masquerade.spec.from);
-    paths.extend(inside.filter_map(|network| Some(ReturnPath { from: net(*network)?, protocol: None, ports: None })));
+    let inside = snapshot.pools.inside_networks();
+    paths.extend(inside.filter_map(|network| Some(ReturnPath { from: net(network)?, protocol: None, ports: None })));
     paths.extend(forwarded(snapshot));
     paths.into_iter().collect()
 }
