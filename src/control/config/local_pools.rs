@@ -33,7 +33,7 @@ pub(in crate::control) fn warnings(spec: &SnapshotSpec, is_local: impl Fn(Addr) 
     let own = range(&read("sys/net/ipv4/ip_local_port_range"));
     let reserved: Vec<PortRange> = read("sys/net/ipv4/ip_local_reserved_ports").split(',').filter_map(range).collect();
     let is_reserved = |port: u16| reserved.iter().any(|range| range.contains(port));
-    let [tcp, udp] = ["tcp", "udp"].map(|protocol| sockets(protocol, &read));
+    let [tcp, udp] = ["tcp", "udp"].map(|protocol| sockets(protocol, read));
     let mut warnings = Vec::new();
     for (of, address) in local.iter().flat_map(|(of, addresses)| addresses.iter().map(move |address| (of, *address))) {
         let Ports { subject, ports, is_forward, .. } = of;
@@ -103,7 +103,7 @@ struct Socket {
 impl Socket {
     /// Whether it is at this address, or at all addresses. One of IPv6 at all of them takes IPv4 as well.
     fn is_at(&self, address: Addr) -> bool {
-        let is_any = self.bytes.iter().all(|byte| *byte == 0) && !(self.is_v4 && !address.is_v4());
+        let is_any = (address.is_v4() || !self.is_v4) && self.bytes.iter().all(|byte| *byte == 0);
         is_any || self.bytes == address.wire()
     }
 }
