@@ -55,6 +55,7 @@ main_masquerade() {
     for node in 10.40.0.2 10.40.0.3 fd40::2 fd40::3; do
         grep -F "$node" <<<"$answers" | tail -n 2 || failed=1
     done
+    # shellcheck disable=SC2034 # read by conclude, of scripts/demo
     for pid in "${slow[@]}"; do wait "$pid" || failed=1; done
     conclude "in1 curl http://${OUTSIDE[0]}/client"
 }
