@@ -8,7 +8,8 @@
 //! * `apply` carries out a [`Command`];
 //! * the others read.
 //!
-//! Read [`Engine::handle_packet`] and the four functions below it, and you know the data path.
+//! Read [`Engine::handle_packet`] and what stands below it, down to `admit`, and you know the data path: `decide` tells what a
+//! packet is, `forward` looks for its flow, `carry` replays that flow's action, `begin` and `admit` have a new one.
 
 mod admit;
 mod errors;
@@ -237,7 +238,8 @@ impl Engine {
         }
     }
 
-    /// A TCP or UDP packet, or an ICMP query or answer to one: the flow's translation is replayed; without a flow, one is admitted first.
+    /// A TCP or UDP packet, or an ICMP query or answer to one: the flow's translation is replayed; without a flow, one is
+    /// admitted first.
     fn forward(&mut self, now: Instant, buf: &mut PacketBuf, view: &View, tuple: &Tuple) -> Verdict {
         let found = self.table.lookup(tuple);
         if let Some((id, sender)) = found
